@@ -1,0 +1,62 @@
+"""What a user sees: NormLab's sentences and bars on the terminal, the libraries' chatter in a log file."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+class Console:
+    """The terminal, once the noise is gone.
+
+    From construction on, whatever this process writes to stdout and stderr (C++ code and subprocesses
+    included) goes to `log_file`; only `say`, `fail` and `bar` reach the terminal's stderr. A rank other than
+    0 is made `silent`. An uncaught exception is named in one line, with its traceback in the log.
+    """
+
+    def __init__(self, log_file: Path, silent: bool = False) -> None:
+        self.log_file = log_file
+        self.silent = silent
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.terminal: TextIO = os.fdopen(os.dup(2), "w", buffering=1)
+        log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        sys.excepthook = self._crashed
+
+    def say(self, text: str) -> None:
+        """Print a line, above a bar if one is running."""
+        if not self.silent:
+            tqdm.write(text, file=self.terminal)
+            self.terminal.flush()
+
+    def bar(self, title: str, **options: Any) -> tqdm:
+        """A tqdm bar on the terminal; in a file or a pipe it is a line now and then."""
+        interval = 0.2 if self.terminal.isatty() else 5.0
+        options = {"unit_scale": True, "dynamic_ncols": True, "mininterval": interval} | options
+        return tqdm(desc=title, file=self.terminal, disable=self.silent, **options)
+
+    def fail(self, sentence: object) -> int:
+        """Say one sentence about what the user gave; returns the exit status for it."""
+        self.say(f"error: {sentence}")
+        return 2
+
+    def _crashed(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        traceback.print_exception(kind, error, trace)
+        what = str(error).strip().splitlines()
+        self.silent = False
+        self.say(f"{kind.__name__}: {what[0] if what else ''} (traceback in {self.log_file})")
+
+
+def fail(sentence: object) -> int:
+    """`Console.fail` before there is a run folder to log to. Only rank 0 speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {sentence}", file=sys.stderr)
+    return 2

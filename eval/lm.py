@@ -1,0 +1,133 @@
+"""Our GPT as a model of lm-eval, with the log-likelihoods that its `hf` backend gives the same weights."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from data import EOT, gpt2_encoding
+from model import GPT
+
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
+"""Padded input tokens a forward pass, by device: on a CPU larger batches only add padding."""
+POSITIONS_PER_HEAD_CALL = 2048
+"""Scored positions whose logits are in memory at once: 0.4 GB in fp32 at GPT-2's vocabulary."""
+
+
+class NormLabLM(TemplateLM):
+    """Scores continuations and documents with a GPT where it lies, in the precision it has.
+
+    Requests are sorted by length and padded on the right, which causal attention with absolute positions does
+    not see, and the head reads only the scored positions. Padded rows of the embedding stay in the softmax:
+    training had them there, and a Hugging Face export keeps them.
+
+    One process; with several, `evaluate` deals documents by `rank` and `world_size`, which have to be set.
+
+    Args:
+        gpt: the model; put into evaluation mode.
+        bar: makes a progress bar from tqdm's `total` and `unit`.
+    """
+
+    def __init__(self, gpt: GPT, bar: Callable[..., tqdm] = tqdm) -> None:
+        super().__init__()
+        self.gpt = gpt.eval()
+        self.bar = bar
+        self.encoding = gpt2_encoding()
+        self._device = next(gpt.parameters()).device
+        self.tokens_per_batch = TOKENS_PER_BATCH["cpu" if self._device.type == "cpu" else "cuda"]
+
+    @property
+    def eot_token_id(self) -> int:
+        """<|endoftext|>, which also stands in for an empty context."""
+        return EOT
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids of a text; nothing in it is read as a special token."""
+        return self.encoding.encode_ordinary(string)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        return self._score([(context, answer) for _, context, answer in requests], unit=" requests")
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood in nats of each document, every token predicted once, in windows of block_size.
+
+        A window's first token sees one token of context; the last window is moved left to be full.
+        """
+        windows = [
+            [make_disjoint_window(window) for window in get_rolling_token_windows(
+                self.tok_encode(text), self.prefix_token_id, self.gpt.config.block_size, context_len=1)]
+            for (text,) in (request.args for request in requests)
+        ]
+        scores = iter(self._score([window for document in windows for window in document], unit=" windows"))
+        return [sum(next(scores)[0] for _ in document) for document in windows]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Raises NotImplementedError: none of the tasks here generates text."""
+        raise NotImplementedError("NormLab scores text and generates none: choose tasks of log-likelihoods")
+
+    @torch.inference_mode()
+    def _score(self, pairs: list[tuple[list[int], list[int]]], unit: str) -> list[tuple[float, bool]]:
+        """Score continuations, each context cut from the left to what block_size leaves.
+
+        Args:
+            pairs: (context, continuation) token ids, neither of them empty.
+            unit: what the bar counts.
+
+        Returns:
+            For each pair the continuation's log-likelihood in nats, and whether greedy decoding gives it.
+
+        Raises ValueError for a continuation that is longer than block_size.
+        """
+        block_size = self.gpt.config.block_size
+        if (longest := max((len(continuation) for _, continuation in pairs), default=0)) > block_size:
+            raise ValueError(f"a text to score has {longest} tokens, more than model.block_size {block_size}")
+        sequences = [(context + continuation)[-(block_size + 1):] for context, continuation in pairs]
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+        with self.bar(total=len(pairs), unit=unit) as bar:
+            for batch in self._batches(sequences):
+                of_batch = self._score_batch([sequences[i] for i in batch], [len(pairs[i][1]) for i in batch])
+                for i, score in zip(batch, of_batch, strict=True):
+                    scores[i] = score
+                bar.update(len(batch))
+        return scores
+
+    def _batches(self, sequences: list[list[int]]) -> Iterator[list[int]]:
+        """Indices into `sequences`, the longest first, so that memory runs out at the start or not at all."""
+        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        start = 0
+        while start < len(order):
+            size = max(1, self.tokens_per_batch // (len(sequences[order[start]]) - 1))
+            yield order[start:start + size]
+            start += size
+
+    def _score_batch(self, sequences: list[list[int]], lengths: list[int]) -> list[tuple[float, bool]]:
+        """Score the last `lengths[i]` tokens of each sequence in one forward pass."""
+        width = max(len(sequence) for sequence in sequences) - 1
+        inputs = torch.tensor([s[:-1] + [EOT] * (width + 1 - len(s)) for s in sequences], device=self._device)
+        rows: list[int] = []
+        columns: list[int] = []
+        target_ids: list[int] = []
+        for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
+            rows += [row] * length
+            columns += range(len(sequence) - 1 - length, len(sequence) - 1)
+            target_ids += sequence[-length:]
+        targets = torch.tensor(target_ids, device=self._device)
+        hidden = self.gpt.hidden(inputs)[rows, columns]
+        losses, greedy = [], []
+        for some, their_targets in zip(
+            hidden.split(POSITIONS_PER_HEAD_CALL), targets.split(POSITIONS_PER_HEAD_CALL), strict=True
+        ):
+            logits = self.gpt.lm_head(some).float()
+            losses.append(F.cross_entropy(logits, their_targets, reduction="none"))
+            greedy.append(logits.argmax(dim=-1) == their_targets)
+        # Summed in double: a document of a thousand tokens would lose the fourth decimal in fp32.
+        loss_of = torch.cat(losses).double().cpu().split(lengths)
+        greedy_of = torch.cat(greedy).cpu().split(lengths)
+        return [(-loss.sum().item(), bool(hit.all())) for loss, hit in zip(loss_of, greedy_of, strict=True)]

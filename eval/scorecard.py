@@ -1,0 +1,198 @@
+"""The scorecard: which variant has the lower validation loss, by how much, and is that more than noise.
+
+    python -m eval.scorecard runs/vanilla_s1 runs/vanilla_s2 runs/rmsnorm_s1 runs/rmsnorm_s2
+
+Runs are grouped by variant; several numeric modes or model sizes get a row each. Differences are taken
+between runs with the same seeds and setting only.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from console import fail
+from eval.comparison import METRICS, Metric, Scorecard, build_scorecard
+from eval.results import Run, load_run
+from eval.verdicts import describe_sample, format_interval
+
+NOTES = (
+    "val loss is in nats a token, the mean over the finished runs of a variant, with their standard "
+    "deviation (seed sd) where there are several; lower is better.",
+    "An interval over seeds holds seed-to-seed and evaluation noise. One over documents or items holds "
+    "evaluation noise only: another seed may move the difference further than the interval is wide.",
+    "Accuracy is lm-eval's acc (no length normalisation), ± its standard error over the items; WikiText-2 "
+    "and sample document perplexity is per word.",
+)
+
+
+def score_table(card: Scorecard) -> pd.DataFrame:
+    """The protocol's table as text: a row a variant, a column a metric that any run has."""
+    table = pd.DataFrame(
+        {"variant": row_titles(card), "mode": card.rows["precision"], "seeds": card.rows["seeds"].astype(str)}
+    )
+    for metric in METRICS:
+        scores = _of_metric(card, metric)
+        if scores["value"].notna().any():
+            table[metric.title] = [_format_score(score, metric) for _, score in scores.iterrows()]
+        if metric.name == "val_loss" and scores["seed_sd"].notna().any():
+            table["seed sd"] = scores["seed_sd"].map("{:.4f}".format, na_action="ignore")
+    return table.astype(object).fillna("-")
+
+
+def difference_table(card: Scorecard) -> pd.DataFrame:
+    """Differences in validation loss to the baseline as text, nats a token; empty without any."""
+    scores = _of_metric(card, METRICS[0])
+    table = pd.DataFrame({"variant": row_titles(card)})
+    table["difference"] = scores["difference"].map("{:+.4f}".format, na_action="ignore")
+    table["95 % interval"] = scores.apply(format_interval, axis=1, digits=4).where(scores["low"].notna())
+    table["over"] = scores.apply(describe_sample, axis=1).where(scores["low"].notna())
+    return table[scores["difference"].notna()].astype(object).fillna("-")
+
+
+def item_difference_table(card: Scorecard) -> pd.DataFrame:
+    """Differences in accuracy to the baseline as text, points with intervals; empty without any."""
+    table = pd.DataFrame({"variant": row_titles(card)})
+    for metric in METRICS[1:]:
+        scores = _of_metric(card, metric)
+        if scores["difference"].notna().any():
+            text = scores["difference"].map("{:+.2f} ".format) + scores.apply(
+                format_interval, axis=1, digits=2
+            )
+            table[metric.title.removesuffix(" %")] = text.where(scores["difference"].notna())
+    return table.dropna(thresh=2).astype(object).fillna("-")
+
+
+def run_table(card: Scorecard) -> pd.DataFrame:
+    """How each variant was run, as text."""
+    table = card.rows[
+        ["precision", "model", "parameters", "steps", "tokens", "skipped_steps", "status"]
+    ].copy()
+    for column in ("parameters", "steps", "tokens", "skipped_steps"):
+        table[column] = table[column].map("{:,.0f}".format, na_action="ignore")
+    table.insert(0, "variant", row_titles(card))
+    titles = {"precision": "mode", "skipped_steps": "skipped steps"}
+    return table.astype(object).fillna("-").rename(columns=titles)
+
+
+def row_titles(card: Scorecard) -> pd.Series:
+    """The rows' names, the baseline marked."""
+    return card.rows["name"] + card.rows["baseline"].map({True: " (baseline)", False: ""})
+
+
+def verdict_lines(card: Scorecard) -> list[str]:
+    """One sentence for every row but the baseline."""
+    return [f"{row.name}: {row.verdict}." for row in card.rows.itertuples() if not row.baseline]
+
+
+def floor_line(card: Scorecard) -> str:
+    """What a loss has to beat before it means anything."""
+    known = ", ".join(f"{name} {loss:.3f}" for name, loss in card.floors.items())
+    return f"Floors in nats a token: {known} (uniform knows nothing, unigram the token frequencies only)."
+
+
+def to_markdown(card: Scorecard) -> str:
+    """Text for a terminal or an issue: the headline, the tables, the verdicts, problems and notes."""
+    scores = score_table(card)
+    accuracies = scores[["variant", *(column for column in scores if column.endswith("%"))]]
+    tables = {
+        "Scores": scores.drop(columns=accuracies.columns[1:]),
+        "Accuracy (± standard error)": accuracies if accuracies.shape[1] > 1 else accuracies.head(0),
+        f"Validation loss against {card.baseline} (nats a token, negative is better)": difference_table(card),
+        f"Accuracy against {card.baseline} (points, 95 % interval over the items)": item_difference_table(
+            card
+        ),
+        "Runs": run_table(card),
+    }
+    lists = {"Verdicts": verdict_lines(card), "Problems": card.problems, "Notes": [floor_line(card), *NOTES]}
+    parts = [card.headline]
+    for title, table in tables.items():
+        if len(table):
+            cells = table.map(lambda cell: cell.replace("|", "\\|").replace("\n", " "))
+            alignment = ["left", *["right"] * (table.shape[1] - 1)]
+            text = cells.to_markdown(index=False, disable_numparse=True, colalign=alignment)
+            parts.append(f"**{title}**\n\n{text}")
+    parts += [
+        f"**{title}**\n\n" + "\n".join(f"- {line}" for line in lines)
+        for title, lines in lists.items()
+        if lines
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_csv(card: Scorecard) -> str:
+    """Tidy: one line a variant and metric, in full precision; a variant without a score still has a line."""
+    rows = card.rows.drop(columns="val_loss").rename(columns={"seeds": "finished_runs"})
+    units = card.scores["metric"].map({metric.name: metric.unit for metric in METRICS})
+    scores = card.scores.rename(columns={"seeds": "paired_seeds"}).assign(unit=units)
+    return rows.merge(scores, on="name", how="left").to_csv(index=False)
+
+
+def to_json(card: Scorecard) -> str:
+    """Everything, nested: rows with their scores by metric, floors, headline, problems; null for unknown."""
+    rows = _records(card.rows.drop(columns="val_loss").rename(columns={"seeds": "finished_runs"}))
+    for row in rows:
+        scores = card.scores[card.scores["name"] == row["name"]].drop(columns="name")
+        row["scores"] = {
+            record.pop("metric"): record
+            for record in _records(scores.rename(columns={"seeds": "paired_seeds"}))
+        }
+    content = {
+        "headline": card.headline,
+        "baseline": card.baseline,
+        "floors": card.floors,
+        "rows": rows,
+        "problems": card.problems,
+    }
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _of_metric(card: Scorecard, metric: Metric) -> pd.DataFrame:
+    scores = card.scores[card.scores["metric"] == metric.name].set_index("name")
+    return scores.reindex(card.rows["name"]).reset_index()
+
+
+def _format_score(score: pd.Series, metric: Metric) -> str:
+    if pd.isna(score["value"]):
+        return "-"
+    text = f"{score['value']:.4f}" if metric.name == "val_loss" else f"{score['value']:.2f}"
+    has_error = metric.unit == "percent" and pd.notna(score["standard_error"])
+    return f"{text} ± {score['standard_error']:.2f}" if has_error else text
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(key): None if pd.isna(value) else value for key, value in record.items()}
+        for record in table.to_dict("records")
+    ]
+
+
+def load_runs(run_dirs: Sequence[str | Path]) -> list[Run]:
+    """The runs in the order given, a folder given twice only once."""
+    return [load_run(folder) for folder in dict.fromkeys(Path(run_dir) for run_dir in run_dirs)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m eval.scorecard", description="Compare finished runs.")
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="variant to compare with (default: vanilla)"
+    )
+    parser.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
+    options = parser.parse_args(arguments)
+    try:
+        card = build_scorecard(load_runs(options.run_dirs), options.baseline)
+        text = {"markdown": to_markdown, "csv": to_csv, "json": to_json}[options.format](card)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The tasks by name, on the hub's data, on local files, or on the embedded sample.
+
+The protocol's six tasks and arc_challenge are lm-eval's own, read from the Hugging Face hub. With
+`--eval_data DIR` the same tasks, under the same names, read local files with the hub's fields, one folder a
+data set, plain or gzipped (`.gz`):
+
+    DIR/wikitext2/test_document_level.jsonl            page
+    DIR/lambada_openai/lambada_test.jsonl              text
+    DIR/arc_easy/test.jsonl                            question, choices, answerKey
+    DIR/arc_challenge/test.jsonl                       question, choices, answerKey
+    DIR/hellaswag/validation.jsonl                     activity_label, ctx_a, ctx_b, endings, label
+    DIR/piqa/validation.jsonl                          goal, sol1, sol2, label
+    DIR/winogrande/winogrande_xl_validation.jsonl      sentence, option1, option2, answer
+
+Two more need neither hub nor folder; they read the held-out documents of the embedded sample (`data.sample`):
+`sample_documents` is their perplexity, `sample_lastword` the last word of a passage, as in LAMBADA.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """Where a public task's definition and its local data lie."""
+
+    definition: str
+    """lm-eval's own YAML file, below lm_eval/tasks."""
+    file: str
+    """The data, below `--eval_data`."""
+    split: str
+    """The split that is scored."""
+
+
+TASK_SETS = {
+    "wikitext": TaskSet("wikitext/wikitext.yaml", "wikitext2/test_document_level.jsonl", "test"),
+    "lambada_openai": TaskSet("lambada/lambada_openai.yaml", "lambada_openai/lambada_test.jsonl", "test"),
+    "arc_easy": TaskSet("arc/arc_easy.yaml", "arc_easy/test.jsonl", "test"),
+    "hellaswag": TaskSet("hellaswag/hellaswag.yaml", "hellaswag/validation.jsonl", "validation"),
+    "piqa": TaskSet("piqa/piqa.yaml", "piqa/validation.jsonl", "validation"),
+    "winogrande": TaskSet(
+        "winogrande/default.yaml", "winogrande/winogrande_xl_validation.jsonl", "validation"),
+    "arc_challenge": TaskSet("arc/arc_challenge.yaml", "arc_challenge/test.jsonl", "test"),
+}
+PROTOCOL_TASKS = ("wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande")
+KNOWN_TASKS = (*TASK_SETS, "sample_documents", "sample_lastword")
+
+_DOCUMENT_PERPLEXITY = {
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    # The column's name, not a template: lm-eval would evaluate a rendered "[...]" as Python.
+    "doc_to_target": "text",
+    "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+    "metadata": {"version": 1.0},
+}
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ValueError, naming the nearest task and all of them, where a name is not in KNOWN_TASKS."""
+    for name in names:
+        if name not in KNOWN_TASKS:
+            close = difflib.get_close_matches(name, KNOWN_TASKS, n=1, cutoff=0.5)
+            guess = f" (did you mean '{close[0]}'?)" if close else ""
+            raise ValueError(f"there is no task '{name}'{guess}; known are {', '.join(KNOWN_TASKS)}")
+
+
+def local_file(name: str, data_dir: str | Path) -> Path:
+    """The file that a public task reads below `data_dir`. Raises FileNotFoundError where it is missing."""
+    if not Path(data_dir).is_dir():
+        raise FileNotFoundError(f"there is no folder {data_dir} to read evaluation sets from")
+    plain = Path(data_dir, TASK_SETS[name].file)
+    for file in (plain, plain.with_name(plain.name + ".gz")):
+        if file.is_file():
+            return file.resolve()
+    raise FileNotFoundError(f"task '{name}' reads {plain} (or {plain.name}.gz), which does not exist")
+
+
+def check_tasks(names: Iterable[str], data_dir: str | Path | None) -> None:
+    """What can be said about a choice of tasks without reading data: the names, and the files of `data_dir`.
+
+    Raises ValueError and FileNotFoundError.
+    """
+    names = tuple(names)
+    check_names(names)
+    for name in names:
+        if data_dir is not None and name in TASK_SETS:
+            local_file(name, data_dir)
+
+
+def load_tasks(names: Iterable[str], data_dir: str | Path | None) -> "dict[str, Task]":
+    """lm-eval's task objects with their data read, in the order of `names`.
+
+    Raises ValueError for an unknown name or a file that cannot be read, FileNotFoundError for a missing file,
+    ConnectionError where the hub is needed and cannot be reached.
+    """
+    # Imported here: the recipe is checked against the names above without lm-eval's seconds of imports.
+    from datasets.exceptions import DatasetGenerationError
+    from lm_eval.tasks import TaskManager
+
+    check_tasks(names := tuple(names), data_dir)
+    # Without lm-eval's index of all its tasks, which takes seconds to build.
+    manager = TaskManager(include_defaults=False)
+    tasks: dict[str, Task] = {}
+    for name in names:
+        config = _task_config(name, data_dir)
+        files = config.get("dataset_kwargs", {}).get("data_files", {})
+        try:
+            tasks |= manager.load([config])["tasks"]
+        except DatasetGenerationError as error:
+            where = ", ".join(files.values()) or "the hub's data"
+            raise ValueError(f"task '{name}' cannot read {where}: {_first_line(error)}") from error
+        except OSError as error:
+            if files:
+                raise
+            raise ConnectionError(
+                f"task '{name}' cannot be had from the Hugging Face hub ({_first_line(error)}): "
+                "--eval_data DIR reads local evaluation sets"
+            ) from error
+    return tasks
+
+
+def _task_config(name: str, data_dir: str | Path | None) -> dict[str, Any]:
+    if name in TASK_SETS:
+        task_set = TASK_SETS[name]
+        definition = _definition(task_set.definition)
+        return definition if data_dir is None else definition | _read_from(
+            task_set.split, local_file(name, data_dir))
+
+    from data.sample import SAMPLE_DIR, build_sample
+
+    sample = build_sample(SAMPLE_DIR)
+    if name == "sample_documents":
+        source = _read_from("test", sample / "validation.parquet")
+        return {"task": name, "num_fewshot": 0} | _DOCUMENT_PERPLEXITY | source
+    lambada = _definition(TASK_SETS["lambada_openai"].definition)
+    return lambada | {"task": name} | _read_from("test", sample / "lastword.jsonl")
+
+
+def _definition(file: str) -> dict[str, Any]:
+    import lm_eval.tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return load_yaml(Path(lm_eval.tasks.__file__).parent / file) | {"num_fewshot": 0}
+
+
+def _read_from(split: str, file: Path) -> dict[str, Any]:
+    """The keys of a task's definition that make it read one local file as its only split."""
+    splits = dict.fromkeys(("training_split", "validation_split", "test_split")) | {f"{split}_split": split}
+    return splits | {
+        "dataset_path": "parquet" if file.suffix == ".parquet" else "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(file)}},
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,106 @@
+"""A run before it starts: the recipe's sections, and what the command line makes of them."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data import DataConfig
+from eval.config import EvalConfig
+from model import PRESETS, VARIANTS, GPTConfig, variant_name
+from model.designs import block_class, norm_class
+from training.accelerator import rank_from_environment, world_size_from_environment
+from training.config import parse_command
+from training.ds_config import load_ds_config
+from training.run_folder import RunFolder
+from training.schedule import ScheduleConfig
+from training.tracking import TrackingConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run: how long, from which initial weights, and what is saved when.
+
+    Attributes:
+        steps: optimizer steps
+        init_seed: draws the initial weights (and dropout); data.seed orders the documents
+        val_every: steps between validations; one always follows the last step
+        checkpoint_every: steps between checkpoints; one always follows the last step
+        keep_checkpoints: how many of the newest stay, beside the one with the best validation loss
+        max_skipped_steps: so many steps in a row with gradients that are not finite end the run as diverged
+    """
+
+    steps: int = 200
+    init_seed: int = 1
+    val_every: int = 50
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 2
+    max_skipped_steps: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "val_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run but for the engine, which the DeepSpeed JSON describes."""
+
+    model: GPTConfig
+    data: DataConfig
+    train: TrainConfig
+    schedule: ScheduleConfig
+    eval: EvalConfig
+    tracking: TrackingConfig
+
+    @property
+    def variant(self) -> str:
+        """The name that this recipe's results carry."""
+        return variant_name(self.model.norm, self.model.block)
+
+
+SECTIONS: dict[str, type] = {
+    "model": GPTConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "schedule": ScheduleConfig,
+    "eval": EvalConfig,
+    "tracking": TrackingConfig,
+}
+SHORTHANDS = {
+    name: {choice: {f"model.{key}": value for key, value in keys.items()} for choice, keys in choices.items()}
+    for name, choices in (("model.preset", PRESETS), ("model.variant", VARIANTS))
+}
+# What may change when a run goes on: none of it enters a step's numbers.
+FREE_TO_CHANGE = {
+    "train.steps",
+    "train.val_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.max_skipped_steps",
+    "eval",
+    "tracking",
+}
+
+
+def resolve(argv: list[str]) -> tuple[Recipe, dict[str, Any], RunFolder]:
+    """Recipe, DeepSpeed config and run folder from the command line; nothing is built or written.
+
+    Raises ValueError or OSError, one sentence each.
+    """
+    command = parse_command(
+        argv,
+        SECTIONS,
+        SHORTHANDS,
+        description="Train one GPT-2 variant and score it on the fixed validation set.",
+    )
+    recipe = Recipe(**command.recipe)
+    if recipe.schedule.steps is None:
+        recipe = replace(recipe, schedule=replace(recipe.schedule, steps=recipe.train.steps))
+    block_class(recipe.model.block, norm_class(recipe.model.norm))
+    ds_config = load_ds_config(command.deepspeed_config, command.ds_overrides, world_size_from_environment())
+    name = f"{command.recipe_file.stem}_{recipe.variant}_seed{recipe.train.init_seed}"
+    run = RunFolder(command.run_dir or Path("runs", re.sub(r"[^\w.+-]", "-", name)), rank_from_environment())
+    run.check_same_run(vars(recipe), ds_config, FREE_TO_CHANGE)
+    return recipe, ds_config, run

