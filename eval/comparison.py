@@ -223,7 +223,8 @@ def compare_items(pairs: pd.DataFrame, metric: Metric) -> Interval | None:
             return None
         differences.append(_item_values(ours, metric) - _item_values(theirs, metric))
     points = 100 * pd.concat(differences, axis=1).mean(axis=1, skipna=False).dropna()
-    return paired_interval(points) if len(points) >= 2 else None
+    # Items all answered alike have no spread to put an interval on, and [0, 0] would claim certainty.
+    return paired_interval(points) if len(points) >= 2 and points.any() else None
 
 
 def _item_values(run: Run, metric: Metric) -> pd.Series:

@@ -159,7 +159,7 @@ def _of_metric(card: Scorecard, metric: Metric) -> pd.DataFrame:
 def _format_score(score: pd.Series, metric: Metric) -> str:
     if pd.isna(score["value"]):
         return "-"
-    text = f"{score['value']:.4f}" if metric.name == "val_loss" else f"{score['value']:.2f}"
+    text = f"{score['value']:.4f}" if metric.name == "val_loss" else f"{score['value']:,.2f}"
     has_error = metric.unit == "percent" and pd.notna(score["standard_error"])
     return f"{text} ± {score['standard_error']:.2f}" if has_error else text
 

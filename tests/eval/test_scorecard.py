@@ -153,6 +153,13 @@ def test_accuracies_are_compared_item_by_item(make_run: MakeRun) -> None:
     assert f"{score['value']:.2f} ± 2.00" in to_markdown(card)
 
 
+def test_items_answered_alike_claim_no_certainty(make_run: MakeRun) -> None:
+    items = pd.DataFrame({"task": "piqa", "doc_id": range(30), "metric": "acc", "value": 0.0})
+    tasks = {"piqa": {"acc": 0.0, "acc_stderr": 0.0}}
+    card = card_of(*(make_run(name, tasks=tasks, items=items) for name in ("vanilla", "rmsnorm")))
+    assert pd.isna(score_of(card, "rmsnorm", "piqa_acc")["low"])
+
+
 def test_strings_among_the_results_are_left_out(make_run: MakeRun) -> None:
     tasks = {"wikitext": {"word_perplexity": 44.75, "word_perplexity_stderr": "N/A", "other": math.nan}}
     run = load_run(make_run(tasks=tasks))
