@@ -18,6 +18,10 @@ import deepspeed.comm.config
 import deepspeed.runtime.precision_config
 import deepspeed.runtime.zero.config
 
+# This op only serves inference. Building it takes a minute, and a build that is killed leaves a lock behind on
+# which every later start waits for ever.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 __all__ = ["deepspeed", "join_ranks", "rank_from_environment", "world_size_from_environment"]
 
 
@@ -62,7 +66,7 @@ def join_ranks() -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to reuse large tensors' memory; else the kernel maps and zeroes the logits anew every step."""
+    """Have glibc reuse large tensors' memory; else the kernel maps and zeroes the logits every step."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         trim_threshold, mmap_max = -1, -4  # malloc.h

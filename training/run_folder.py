@@ -73,7 +73,7 @@ class RunFolder:
         for key, now in fingerprints.items():
             if (before := self.summary.get(key)) not in (None, now):
                 raise ValueError(
-                    f"{self.path} began on other data than its recipe finds now ({key} was {before[:12]} and is "
+                    f"{self.path} began on other data than its recipe finds now ({key} was {before[:12]}, is "
                     f"{now[:12]}): choose another --run_dir, or bring the first data back"
                 )
         self.summary |= fingerprints

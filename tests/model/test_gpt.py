@@ -1,0 +1,125 @@
+"""The GPT against Hugging Face's GPT-2 and against its own description."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from model import GPT, PRESETS, GPTConfig, from_hf, to_hf
+
+TINY = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 512}
+
+
+@pytest.fixture
+def theirs() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=4, n_embd=64, n_positions=48, vocab_size=512))
+    for parameter in model.parameters():  # biases and gains start at 0 and 1, where mistakes would not show
+        nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def test_logits_equal_hugging_face_gpt2(theirs: GPT2LMHeadModel) -> None:
+    idx = torch.randint(0, 512, (2, 48))
+    logits, loss = from_hf(theirs).eval()(idx)
+    torch.testing.assert_close(logits, theirs(idx).logits, atol=1e-5, rtol=1e-5)
+    assert loss is None
+
+
+def test_loss_and_gradients_equal_hugging_face_gpt2(theirs: GPT2LMHeadModel) -> None:
+    idx = torch.randint(0, 512, (2, 48))
+    ours = from_hf(theirs).eval()
+    _, loss = ours(idx[:, :-1], idx[:, 1:])
+    reference = theirs(idx, labels=idx).loss  # shifts by one itself
+    torch.testing.assert_close(loss, reference)
+    loss.backward()
+    reference.backward()
+    torch.testing.assert_close(ours.lm_head.weight.grad, theirs.lm_head.weight.grad)
+    block, their_block = ours.transformer.h[1], theirs.transformer.h[1]
+    torch.testing.assert_close(block.mlp.c_fc.weight.grad, their_block.mlp.c_fc.weight.grad.t())
+    torch.testing.assert_close(block.ln_1.weight.grad, their_block.ln_1.weight.grad)
+
+
+def test_export_loads_in_hugging_face_with_the_same_logits(theirs: GPT2LMHeadModel, tmp_path) -> None:
+    ours = from_hf(theirs)
+    reloaded = GPT2LMHeadModel.from_pretrained(to_hf(ours, tmp_path / "hf")).eval()
+    idx = torch.randint(0, 512, (1, 20))
+    torch.testing.assert_close(reloaded(idx).logits, theirs(idx).logits)
+
+
+def test_only_vanilla_is_exported(tmp_path) -> None:
+    with pytest.raises(ValueError, match="variant 'rmsnorm' .* only 'vanilla'"):
+        to_hf(GPT(GPTConfig(**TINY, norm="rmsnorm")), tmp_path)
+
+
+def test_a_position_sees_no_later_one() -> None:
+    for norm, block in (("layernorm", "pre"), ("rmsnorm", "post"), ("rmsnorm", "parallel")):
+        gpt = GPT(GPTConfig(**TINY, norm=norm, block=block)).eval()
+        idx = torch.randint(0, 512, (1, 30))
+        changed = idx.clone()
+        changed[0, 20:] = (changed[0, 20:] + 1) % 512
+        assert torch.equal(gpt(idx)[0][:, :20], gpt(changed)[0][:, :20])
+        assert not torch.equal(gpt(idx)[0][:, 20:], gpt(changed)[0][:, 20:])
+
+
+def test_presets_have_gpt2s_parameter_counts() -> None:
+    published = {"gpt2_small": 124_439_808, "gpt2_medium": 354_823_168, "gpt2_large": 774_030_080,
+                 "gpt2_xl": 1_557_611_200}  # fmt: skip
+    for name, count in published.items():
+        with torch.device("meta"):
+            assert GPT(GPTConfig(**PRESETS[name], vocab_size=50257)).num_parameters() == count
+
+
+def test_initialisation_is_gpt2s() -> None:
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(n_layer=8, n_head=4, n_embd=256, block_size=64, vocab_size=1024))
+    mlp = gpt.transformer.h[0].mlp
+    assert mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert mlp.c_proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(16), rel=0.02)
+    assert mlp.c_fc.bias.abs().max() == 0
+    assert gpt.lm_head.weight is gpt.transformer.wte.weight
+    _, loss = gpt(torch.randint(0, 1024, (4, 64)), torch.randint(0, 1024, (4, 64)))
+    assert loss.item() == pytest.approx(math.log(1024), abs=0.1)
+
+
+def test_variants_start_from_the_same_weights() -> None:
+    torch.manual_seed(3)
+    vanilla = GPT(GPTConfig(**TINY)).state_dict()
+    torch.manual_seed(3)
+    rmsnorm = GPT(GPTConfig(**TINY, norm="rmsnorm", block="parallel")).state_dict()
+    shared = [name for name in rmsnorm if not name.endswith(("ln_1.bias", "ln_2.bias", "ln_f.bias"))]
+    assert len(shared) == len(rmsnorm)
+    assert all(torch.equal(vanilla[name], rmsnorm[name]) for name in shared)
+
+
+def test_losses_without_reduction_average_to_the_loss_and_skip_ignored_targets() -> None:
+    gpt = GPT(GPTConfig(**TINY))
+    idx, targets = torch.randint(0, 512, (2, 16)), torch.randint(0, 512, (2, 16))
+    targets[1, 8:] = -1
+    _, mean = gpt(idx, targets)
+    _, losses = gpt(idx, targets, reduction="none")
+    assert losses.shape == (2, 16) and losses[1, 8:].abs().max() == 0
+    torch.testing.assert_close(losses.sum() / 24, mean)
+
+
+def test_loss_of_a_bf16_model_is_fp32() -> None:
+    gpt = GPT(GPTConfig(**TINY)).bfloat16()
+    _, loss = gpt(torch.randint(0, 512, (1, 8)), torch.randint(0, 512, (1, 8)))
+    assert loss.dtype == torch.float32
+
+
+def test_a_sequence_longer_than_the_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="49 tokens is longer than model.block_size 48"):
+        GPT(GPTConfig(**TINY))(torch.zeros(1, 49, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [("n_layer", 0, "model.n_layer is 0"), ("n_head", 5, "model.n_head 5 does not divide"),
+     ("dropout", 1.0, "model.dropout is 1.0")],
+)  # fmt: skip
+def test_impossible_shapes_are_refused(field: str, value: float, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        GPTConfig(**{**TINY, field: value})
