@@ -54,11 +54,16 @@ def main(argv: list[str]) -> int:
     try:
         source = open_source(recipe.data)
         validation, shards = split_validation(recipe.data, source)
-        shape = {"block_size": recipe.model.block_size, "lanes": recipe.data.lanes, "seed": recipe.data.seed}
-        batches = partial(LaneLoader, source, shards, **shape)
-        batches(
-            micro_batch=1, rank=run.rank, world_size=world_size_from_environment()
-        )  # refuses a misfit now
+        batches = partial(
+            LaneLoader,
+            source,
+            shards,
+            block_size=recipe.model.block_size,
+            lanes=recipe.data.lanes,
+            seed=recipe.data.seed,
+        )
+        # What does not fit together is refused here, before anything is built.
+        batches(micro_batch=1, rank=run.rank, world_size=world_size_from_environment())
         run.pin_data(source.fingerprint, validation.fingerprint)
     except (ValueError, OSError) as error:
         return console.fail(error)

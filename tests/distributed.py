@@ -17,7 +17,9 @@ def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any)
     mp.spawn(_rank, (world_size, port, function, arguments), nprocs=world_size)
 
 
-def _rank(rank: int, world_size: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, world_size: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

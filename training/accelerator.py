@@ -18,8 +18,8 @@ import deepspeed.comm.config
 import deepspeed.runtime.precision_config
 import deepspeed.runtime.zero.config
 
-# This op only serves inference. Building it takes a minute, and a build that is killed leaves a lock behind on
-# which every later start waits for ever.
+# This op only serves inference. Building it takes a minute, and a build that is killed leaves a lock
+# behind on which every later start waits for ever.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 __all__ = ["deepspeed", "join_ranks", "rank_from_environment", "world_size_from_environment"]

@@ -94,7 +94,7 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files against its manifest; None if nothing is."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "its manifest.json cannot be read"
     for name, expected in manifest.items():
         path = checkpoint / name

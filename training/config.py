@@ -1,6 +1,8 @@
 """The command line and the recipe, resolved once: recipe < overrides, checked before anything is built."""
 
+import argparse
 import dataclasses
+import datetime
 import difflib
 import json
 import types
@@ -124,6 +126,8 @@ def _parser(sections: Mapping[str, type], shorthands: Shorthands, description: s
         )
     for name, section in sections.items():
         parser.add_class_arguments(section, name)
+        # jsonargparse's own `--section FILE`, which NormLab does not take.
+        parser._option_string_actions[f"--{name}"].help = argparse.SUPPRESS
     return parser
 
 
@@ -137,7 +141,7 @@ def _split_ds_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:
         key, equals, value = word.removeprefix("--ds.").partition("=")
         if not equals:
             value = next(words, "")
-        if not value:
+        if not value or value.startswith("--"):
             raise ValueError(f"--ds.{key} has no value: it is written --ds.{key} VALUE")
         overrides[key] = value
     return overrides, rest
@@ -185,7 +189,9 @@ def _read_recipe(path: Path, known: Mapping[str, Any]) -> dict[str, str]:
             key = f"{section}.{name}"
             if key not in known:
                 raise unknown_key(key, known, str(path))
-            flat[key] = value if isinstance(value, str) else json.dumps(value)
+            # YAML reads 2026-01-31 as a date, which JSON does not know.
+            plain_text = isinstance(value, (str, datetime.date))
+            flat[key] = str(value) if plain_text else json.dumps(value, default=str)
     return flat
 
 
@@ -197,7 +203,7 @@ def _expand(values: dict[str, str], shorthands: Shorthands) -> dict[str, str]:
             if name not in choices:
                 close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.0)
                 raise ValueError(
-                    f"{key} is '{name}', which does not exist (did you mean '{close[0]}'?); "
+                    f"{key} is {name!r}, which does not exist (did you mean '{close[0]}'?); "
                     f"known are {', '.join(choices)}"
                 )
             expanded |= {target: str(value) for target, value in choices[name].items()}
@@ -211,7 +217,7 @@ def _without_shorthands(values: Namespace, section: str, shorthands: Shorthands)
 def _type_error(message: str, given: Mapping[str, str], known: Mapping[str, Any]) -> ValueError:
     for key in sorted(given, key=len, reverse=True):
         if f'"{key}"' in message:
-            return ValueError(f"{key} is '{given[key]}', but it must be {_describe(known[key])}")
+            return ValueError(f"{key} is {given[key]!r}, but it must be {_describe(known[key])}")
     return ValueError(" ".join(message.split()))
 
 

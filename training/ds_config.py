@@ -6,6 +6,7 @@ silently train something else; here it ends the run before anything is built.
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -177,6 +178,10 @@ def _check_keys(config: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"'{key}' in {where} is {value!r}, but it must be a section in braces")
         else:
             _check_section(key, value, where)
+    if "optimizer" not in config:
+        raise ValueError(f"{where} has no 'optimizer' section: it needs at least a type and params.lr")
+    if all(config.get(mode, {}).get("enabled") for mode in ("bf16", "fp16")):
+        raise ValueError(f"'bf16' and 'fp16' are both enabled in {where}: keep one of them")
     dtype = config.get("communication_data_type", "fp32")
     if dtype not in ("fp32", "fp16", "bf16"):
         raise ValueError(
@@ -238,10 +243,26 @@ def _check_optimizer(section: Mapping[str, Any], where: str) -> None:
                 )
     for key, default in (("lr", None), ("weight_decay", 0.0), ("eps", 1e-8)):
         value = params.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+        if not _is_number(value) or not 0 <= value < math.inf:
             raise ValueError(
                 f"'optimizer.params.{key}' in {where} is {value!r}, but it must be a number of at least 0"
             )
+    betas = params.get("betas", [0.9, 0.999])
+    in_range = isinstance(betas, list) and all(_is_number(beta) and 0 <= beta < 1 for beta in betas)
+    if not in_range or len(betas) != 2:
+        raise ValueError(
+            f"'optimizer.params.betas' in {where} is {betas!r}, but it must be two numbers of at least 0 and "
+            "below 1, such as [0.9, 0.95]"
+        )
+    for key in ("torch_adam", "adam_w_mode", "amsgrad", "fused"):
+        if not isinstance(value := params.get(key, False), bool):
+            raise ValueError(
+                f"'optimizer.params.{key}' in {where} is {value!r}, but it must be true or false"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_value(key: str, value: Any, where: str) -> None:

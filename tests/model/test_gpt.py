@@ -50,7 +50,7 @@ def test_export_loads_in_hugging_face_with_the_same_logits(theirs: GPT2LMHeadMod
 
 
 def test_only_vanilla_is_exported(tmp_path) -> None:
-    with pytest.raises(ValueError, match="variant 'rmsnorm' .* only 'vanilla'"):
+    with pytest.raises(ValueError, match=r"variant 'rmsnorm' .* only 'vanilla'"):
         to_hf(GPT(GPTConfig(**TINY, norm="rmsnorm")), tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_loss_of_a_bf16_model_is_fp32() -> None:
 
 
 def test_a_sequence_longer_than_the_block_is_refused() -> None:
-    with pytest.raises(ValueError, match="49 tokens is longer than model.block_size 48"):
+    with pytest.raises(ValueError, match=r"49 tokens is longer than model\.block_size 48"):
         GPT(GPTConfig(**TINY))(torch.zeros(1, 49, dtype=torch.long))
 
 

@@ -1,0 +1,290 @@
+"""The main job as a user runs it: to the end, killed and resumed, stopped, diverging, and refused."""
+
+import json
+import os
+import pydoc_data.topics
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import train
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 8
+RECIPE = """
+model: {{variant: vanilla, n_layer: 2, n_head: 2, n_embd: 32, block_size: 32, dropout: 0.1}}
+data: {{source: {source}, validation_tokens: 4000, lanes: 4}}
+train: {{steps: {steps}, val_every: 4, checkpoint_every: 3}}
+schedule: {{warmup_steps: 2}}
+"""
+DS_CONFIG = {
+    "train_batch_size": 8,
+    "train_micro_batch_size_per_gpu": 2,
+    "gradient_clipping": 1.0,
+    "zero_optimization": {"stage": 1},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.1, "torch_adam": True}},
+}
+BF16 = {
+    "bf16": {"enabled": True},
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "communication_data_type": "fp32",
+}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small corpus of real English, a recipe and DeepSpeed configs for it."""
+    folder = tmp_path_factory.mktemp("job")
+    texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+    (folder / "corpus").mkdir()
+    pq.write_table(pa.table({"text": texts}), folder / "corpus" / "topics.parquet", row_group_size=4)
+    (folder / "recipe.yaml").write_text(RECIPE.format(source=folder / "corpus", steps=STEPS))
+    (folder / "fp32.json").write_text(json.dumps(DS_CONFIG))
+    (folder / "bf16.json").write_text(json.dumps(DS_CONFIG | BF16))
+    return folder
+
+
+def command(
+    job: Path, run_dir: Path, *options: str, ranks: int = 1, ds_config: str = "fp32.json"
+) -> list[str]:
+    launcher = [sys.executable]
+    if ranks > 1:
+        runner = "deepspeed.launcher.runner"
+        launcher += ["-m", runner, "--quiet", "--num_accelerators", str(ranks), "--master_port", "29543"]
+    files = ["--config", str(job / "recipe.yaml"), "--deepspeed_config", str(job / ds_config)]
+    return [*launcher, "train.py", *files, "--run_dir", str(run_dir), *options]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def run_until(words: list[str], run_dir: Path, lines: int, signum: signal.Signals) -> int:
+    """Start, send `signum` to all its processes once metrics.jsonl has `lines` lines; the exit status."""
+    environment = os.environ | {"WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
+    process = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = run_dir / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= lines:
+            os.killpg(process.pid, signum)
+            break
+        time.sleep(0.02)
+    return process.wait(timeout=120)
+
+
+def steps_of(run_dir: Path) -> list[tuple[Any, ...]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["kind"], line["step"], line["tokens"], line["loss"]) for line in lines]
+
+
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(job: Path) -> Path:
+    run_dir = job / "uninterrupted"
+    result = run(command(job, run_dir))
+    assert result.returncode == 0, result.stderr
+    return run_dir
+
+
+def test_a_run_leaves_what_the_readme_says(uninterrupted: Path) -> None:
+    summary = summary_of(uninterrupted)
+    assert summary["status"] == "finished" and summary["step"] == STEPS
+    assert summary["tokens"] == STEPS * 8 * 32
+    assert summary["precision"] == "fp32" and summary["variant"] == "vanilla"
+    lines = steps_of(uninterrupted)
+    assert [line[1] for line in lines if line[0] == "train"] == list(range(1, STEPS + 1))
+    assert [line[1] for line in lines if line[0] == "val"] == [4, 8]
+    assert lines[-1][3] == summary["val_loss"] < summary["floors"]["uniform"]
+    names = {path.name for path in uninterrupted.iterdir()}
+    files = {"recipe.yaml", "ds_config.json", "environment.json", "metrics.jsonl", "summary.json"}
+    assert files | {"checkpoints", "eval", "logs", "wandb"} == names
+    checkpoint = uninterrupted / summary["last_checkpoint"]
+    assert {"trainer_state.json", "manifest.json"} <= {path.name for path in checkpoint.iterdir()}
+    documents = pq.read_table(uninterrupted / "eval" / checkpoint.name / "validation.parquet").to_pandas()
+    mean = documents["loss"].sum() / documents["tokens"].sum()
+    assert documents["tokens"].sum() == summary["val_tokens"]
+    assert mean == pytest.approx(summary["val_loss"], rel=1e-12)
+
+
+def test_run_again_says_that_it_is_finished(job: Path, uninterrupted: Path) -> None:
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    result = run(command(job, uninterrupted))
+    assert result.returncode == 0
+    assert "is finished: 8 steps, validation loss" in result.stderr
+    assert (uninterrupted / "metrics.jsonl").read_text() == before
+
+
+def test_another_recipe_is_refused_in_a_run_folder_in_use(job: Path, uninterrupted: Path) -> None:
+    result = run(command(job, uninterrupted, "--model.variant", "rmsnorm"))
+    assert result.returncode == 2
+    assert "model.norm = 'layernorm', but 'rmsnorm' is asked for" in result.stderr
+
+
+def test_killed_twice_and_resumed_a_run_is_bit_for_bit_the_uninterrupted_one(
+    job: Path, uninterrupted: Path
+) -> None:
+    run_dir = job / "killed"
+    for lines in (5, 8):  # after the checkpoints at 3 and 6, at steps that they do not hold
+        assert run_until(command(job, run_dir), run_dir, lines, signal.SIGKILL) == -signal.SIGKILL
+        assert summary_of(run_dir)["status"] == "running"
+    result = run(command(job, run_dir))
+    assert result.returncode == 0, result.stderr
+    assert "resumed from" in result.stderr
+    assert steps_of(run_dir) == steps_of(uninterrupted)
+    assert summary_of(run_dir)["status"] == "finished"
+    tracked = [path.name.rpartition("-")[2] for path in (run_dir / "wandb").glob("offline-run-*")]
+    assert len(tracked) == 3 and len(set(tracked)) == 1  # three starts, one W&B run
+
+
+def test_stopped_by_sigterm_a_run_saves_and_goes_on(job: Path, uninterrupted: Path) -> None:
+    run_dir = job / "stopped"
+    assert run_until(command(job, run_dir), run_dir, 2, signal.SIGTERM) == 0
+    summary = summary_of(run_dir)
+    assert summary["status"] == "interrupted" and 0 < summary["step"] < STEPS
+    assert run(command(job, run_dir)).returncode == 0
+    assert steps_of(run_dir) == steps_of(uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_on_two_ranks_in_bf16_a_run_is_bit_for_bit_the_uninterrupted_one(job: Path) -> None:
+    whole, killed = job / "two_ranks", job / "two_ranks_killed"
+    result = run(command(job, whole, ranks=2, ds_config="bf16.json"))
+    assert result.returncode == 0, result.stderr
+    words = command(job, killed, ranks=2, ds_config="bf16.json")
+    run_until(words, killed, 5, signal.SIGKILL)
+    result = run(words)
+    assert result.returncode == 0, result.stderr
+    assert steps_of(killed) == steps_of(whole)
+    assert summary_of(killed)["world_size"] == 2 and summary_of(killed)["precision"] == "bf16"
+
+
+NAN_NORM = """
+import torch
+
+class NanNorm(torch.nn.LayerNorm):
+    calls = 0
+
+    def __init__(self, ndim, bias):
+        super().__init__(ndim, bias=bias)
+
+    def forward(self, x):
+        if self.training:
+            NanNorm.calls += 1
+        x = super().forward(x)
+        # 5 norms a forward and 4 forwards a step: the third step
+        return x * float("nan") if {first} < NanNorm.calls <= {last} and self.training else x
+"""
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_reported(job: Path) -> None:
+    (job / "nan_once.py").write_text(NAN_NORM.format(first=40, last=60))
+    run_dir = job / "nan_once"
+    result = run(command(job, run_dir, "--model.norm", f"{job / 'nan_once.py'}:NanNorm"))
+    assert result.returncode == 0, result.stderr
+    assert "step 3 is skipped: its gradients are not finite" in result.stderr
+    assert "1 step(s) were skipped" in result.stderr
+    assert summary_of(run_dir)["skipped_steps"] == 1 and summary_of(run_dir)["status"] == "finished"
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("skipped")] == [3]
+    assert [line["step"] for line in lines if line["loss"] is None] == [3]
+
+
+def test_a_run_of_skipped_steps_ends_as_diverged(job: Path) -> None:
+    (job / "nan_on.py").write_text(NAN_NORM.format(first=40, last=10**9))
+    run_dir = job / "nan_on"
+    norm = f"{job / 'nan_on.py'}:NanNorm"
+    result = run(command(job, run_dir, "--model.norm", norm, "--train.max_skipped_steps", "2"))
+    assert result.returncode == 1
+    assert "diverged: the gradients of the last 2 steps were not finite" in result.stderr
+    summary = summary_of(run_dir)
+    assert summary["status"] == "diverged" and summary["val_loss"] is None and summary["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ["--model.nrom", "rmsnorm"],
+            "unknown key 'model.nrom' in the command line; the nearest known key is",
+        ),
+        (["--ds.optimiser.params.lr", "1e-3"], "the nearest known key is 'ds.optimizer.params.lr'"),
+        (["--ds.train_batch_size", "9"], "do not divide"),
+        (["--model.norm", "rmsnrom"], "did you mean 'rmsnorm'?"),
+        (["--model.n_layer", "two"], "model.n_layer is 'two', but it must be an integer"),
+        (["--config", "recipes/smaple.yaml"], "did you mean 'recipes/sample.yaml'?"),
+    ],
+)
+def test_what_cannot_be_run_gets_one_sentence(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
+) -> None:
+    words = command(job, tmp_path / "run", *options)[2:]
+    assert train.main(words) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert printed.err.count("\n") == 1 and printed.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data.source", "{empty}"], "{empty}"),
+        (["--data.source", "{no_text}"], "holds no documents"),
+        (["--data.lanes", "4000"], "data.lanes is 4000, but"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_gets_one_sentence(
+    job: Path, tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    folders = {"empty": tmp_path / "empty", "no_text": tmp_path / "no_text"}
+    folders["empty"].mkdir()
+    folders["no_text"].mkdir()
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), folders["no_text"] / "none.parquet")
+    options = [option.format(**folders) for option in options]
+    result = run(command(job, tmp_path / "run", *options))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert sentence.format(**folders) in result.stderr
+
+
+@pytest.mark.slow
+def test_gpt2_medium_takes_two_steps_on_two_cpu_ranks(job: Path) -> None:
+    run_dir = job / "medium"
+    files = [
+        "--config",
+        "recipes/gpt2_medium_fineweb.yaml",
+        "--deepspeed_config",
+        "ds_configs/zero1_bf16.json",
+    ]
+    options = ["--data.source", str(job / "corpus"), "--data.subset", "null", "--data.lanes", "2",
+               "--data.validation_tokens", "2000", "--train.steps", "2", "--schedule.warmup_steps", "1",
+               "--ds.train_batch_size", "2", "--ds.train_micro_batch_size_per_gpu", "1"]  # fmt: skip
+    words = command(job, run_dir, ranks=2)
+    launcher = words[: words.index("train.py") + 1]
+    environment = os.environ | {"WANDB_MODE": "disabled", "DS_ACCELERATOR": "cpu"}
+    words = [*launcher, *files, *options, "--run_dir", str(run_dir)]
+    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    assert result.returncode == 0, result.stderr
+    summary = summary_of(run_dir)
+    assert summary["status"] == "finished" and summary["step"] == 2 and summary["tokens"] == 2 * 2 * 1024
+    assert summary["parameters"] == 354_871_296 and summary["skipped_steps"] == 0
+    losses = [loss for kind, _, _, loss in steps_of(run_dir) if kind == "train"]
+    assert 10.7 < losses[0] < 11.2 and losses[1] < losses[0] + 0.5
