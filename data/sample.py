@@ -1,6 +1,6 @@
 """The embedded sample: real English in FineWeb's schema, made from the installed packages without a download.
 
-    python -m data.sample
+    python -m data
 
 The text is the prose of the docstrings of the Python standard library and of the packages that NormLab needs
 anyway. A document is what is left of one source file once near-duplicates are dropped. About two in a hundred
@@ -92,12 +92,12 @@ def build_sample(
     Raises:
         ValueError: `folder` cannot be written.
     """
-    if _complete(folder):
+    if is_complete(folder):
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "sample.lock"):
-            if not _complete(folder):
+            if not is_complete(folder):
                 _build(folder, source_roots() if roots is None else roots, progress)
     except PermissionError as error:
         raise ValueError(
@@ -151,7 +151,7 @@ def lastword_passages(texts: Iterable[str]) -> list[str]:
     return passages
 
 
-def _complete(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     manifest = folder / "sample.json"
     if not manifest.is_file():
         return False
@@ -287,20 +287,3 @@ def _table(documents: list[Document]) -> pa.Table:
         for document in documents
     ]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
-
-
-def main() -> None:
-    """Builds the sample where it is looked for, and says in one line what is there."""
-    verb = "Already there" if _complete(SAMPLE_DIR) else "Built"
-    folder = build_sample(SAMPLE_DIR, progress=True)
-    content = json.loads((folder / "sample.json").read_text())
-    train, validation = (
-        f"{content['tokens'][part]:,} tokens in {content['documents'][part]:,} documents"
-        for part in ("train", "validation")
-    )
-    passages = f"{content['lastword_passages']:,} last-word passages"
-    print(f"{verb}: {folder} (training {train}, validation {validation}, {passages}).")
-
-
-if __name__ == "__main__":
-    main()

@@ -35,12 +35,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m eval",
         description="Score a run's checkpoint on lm-eval tasks, with its fp32 weights. Results go to "
-                    "RUN_DIR/eval/step_*/results.json; tasks already there with the same limit stay.",
+        "RUN_DIR/eval/step_*/results.json; a task there, of the same data and limit, is not scored again.",
         epilog="Tasks: " + ", ".join(KNOWN_TASKS) + ". The sample_ tasks need neither hub nor --eval_data.",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder that train.py wrote")
-    parser.add_argument("--eval_data", metavar="DIR",
-                        help="folder of local evaluation sets instead of the hub (layout: eval/tasks.py)")
+    parser.add_argument(
+        "--eval_data",
+        metavar="DIR",
+        help="folder of local evaluation sets instead of the hub (layout: eval/tasks.py)",
+    )
     parser.add_argument("--tasks", metavar="A,B", help="tasks to run (default: the recipe's eval.tasks)")
     parser.add_argument("--limit", type=int, metavar="N", help="score only the first N items of each task")
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint's step (default: the last one)")
@@ -62,24 +65,25 @@ def resolve(options: argparse.Namespace) -> EvalConfig:
 
 
 def evaluate_checkpoint(run_dir: Path, step: int, config: EvalConfig, console: Console) -> None:
-    """Score the checkpoint task by task; each task's results are on disk before the next begins."""
+    """Score the checkpoint on the tasks that have no results yet, and say the results of all."""
     import torch
 
-    from .jobs import check_limit, format_table, run_tasks, write_results
+    from .jobs import check_limit, format_table, results_file, run_tasks, stored_results, write_results
 
     check_limit(run_dir, step, config.limit)
-    console.say(f"reading {len(config.tasks)} tasks from {config.data_dir or 'the Hugging Face hub'}")
-    tasks = load_tasks(config.tasks, config.data_dir)
-    gpt, step = load_model(run_dir, step)
-    gpt.to("cuda" if torch.cuda.is_available() else "cpu")
-    console.say(f"scoring step {step} of {run_dir} on {next(gpt.parameters()).device}")
-    tables = []
-    for name, task in tasks.items():
-        results = run_tasks(gpt, {name: task}, limit=config.limit, bar=console.bar)
-        file = write_results(run_dir, step, results, eval_data=config.data_dir)
-        tables.append(format_table(results))
-    console.say("\n".join(tables))
-    console.say(f"results in {file}")
+    stored = stored_results(run_dir, step, config.limit, config.data_dir)
+    if missing := tuple(name for name in config.tasks if name not in stored["results"]):
+        console.say(f"reading {', '.join(missing)} from {config.data_dir or 'the hub or the sample'}")
+        tasks = load_tasks(missing, config.data_dir)
+        gpt, step = load_model(run_dir, step)
+        gpt.to("cuda" if torch.cuda.is_available() else "cpu")
+        console.say(f"scoring step {step} of {run_dir} on {next(gpt.parameters()).device}")
+        for name, task in tasks.items():  # each task's results are on disk before the next begins
+            results = run_tasks(gpt, {name: task}, limit=config.limit, bar=console.bar)
+            write_results(run_dir, step, results, eval_data=config.data_dir)
+        stored = stored_results(run_dir, step, config.limit, config.data_dir)
+    console.say(format_table(stored, config.tasks))
+    console.say(f"results in {results_file(run_dir, step)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
+    import torch
+
     from model import GPT
 
 
@@ -57,19 +59,41 @@ def load_model(run_dir: str | Path, step: int | None = None) -> "tuple[GPT, int]
     Raises FileNotFoundError and ValueError as `read_recipe` and `find_checkpoint` do.
     """
     # Imported here: the two functions above answer a mistyped command without torch's seconds of imports.
-    import torch
-
     from model import GPT, GPTConfig
 
     folder = find_checkpoint(Path(run_dir), step)
     gpt = GPT(GPTConfig(**read_recipe(Path(run_dir))["model"]))
-    if any(folder.glob("*_optim_states.pt")):
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        state = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
-    else:
-        # DeepSpeed pickles its configuration beside the weights, which torch's safe loader refuses.
-        file = folder / "mp_rank_00_model_states.pt"
-        state = torch.load(file, map_location="cpu", weights_only=False)["module"]
-    gpt.load_state_dict(state)
+    gpt.load_state_dict(_fp32_weights(folder))
     return gpt.eval(), int(folder.name.removeprefix("step_"))
+
+
+def _fp32_weights(folder: Path) -> "dict[str, torch.Tensor]":
+    """All weights by name: the optimizer's fp32 master copies where ZeRO keeps them."""
+    import torch
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    def read(file: Path) -> dict[str, Any]:
+        # DeepSpeed pickles its configuration beside the tensors, which torch's safe loader refuses.
+        return torch.load(file, map_location="cpu", weights_only=False)
+
+    model = read(folder / "mp_rank_00_model_states.pt")
+    files = {
+        int(match[1]): file
+        for file in folder.glob("*_optim_states.pt")
+        if (match := re.search(r"zero_pp_rank_(\d+)_", file.name))
+    }
+    if not files:
+        return model["module"]
+    optimizers = [read(files[rank])["optimizer_state_dict"] for rank in sorted(files)]
+    if "zero_stage" in optimizers[0]:
+        return get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+    # The bf16 optimizer with fp32 accumulation, which DeepSpeed's own function does not read: each rank holds
+    # its part of every group's parameters, flattened in the order of `param_shapes` and padded at the end.
+    weights: dict[str, torch.Tensor] = {}
+    for group, shapes in enumerate(model["param_shapes"]):
+        flat = torch.cat([optimizer["single_partition_of_fp32_groups"][group] for optimizer in optimizers])
+        parts = flat[: sum(shape.numel() for shape in shapes.values())].split(
+            [s.numel() for s in shapes.values()]
+        )
+        weights |= {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return weights | {name: weights[source] for name, source in model["shared_params"].items()}

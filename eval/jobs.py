@@ -71,8 +71,17 @@ def run_tasks(
 
 def merge_results(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """`new` over `old`: what is kept by task is kept for the tasks of both, all else is the new one's."""
-    by_task = ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples",
-               "task_hashes", "samples")
+    by_task = (
+        "results",
+        "group_subtasks",
+        "configs",
+        "versions",
+        "n-shot",
+        "higher_is_better",
+        "n-samples",
+        "task_hashes",
+        "samples",
+    )
     return {**old, **new} | {key: {**old.get(key, {}), **new[key]} for key in by_task if key in new}
 
 
@@ -88,15 +97,28 @@ def check_limit(run_dir: Path, step: int, limit: int | None) -> None:
     if limit is not None and (there is None or there > limit):
         items = "all items" if there is None else f"{there} items a task"
         raise ValueError(
-            f"{file} holds results over {items}, which a limit of {limit} would replace: move it away first")
+            f"{file} holds results over {items}, which a limit of {limit} would replace: move it away first"
+        )
+
+
+def stored_results(run_dir: Path, step: int, limit: int | None, eval_data: str | None) -> dict[str, Any]:
+    """results.json of a checkpoint; its `results` hold the tasks scored over these items of this data."""
+    file = results_file(run_dir, step)
+    stored = json.loads(file.read_text()) if file.exists() else {"results": {}}
+    same = {
+        task: scores
+        for task, scores in stored["results"].items()
+        if stored["normlab"]["limit"] == limit and stored["normlab"]["eval_data"][task] == eval_data
+    }
+    return stored | {"results": same}
 
 
 def write_results(run_dir: Path, step: int, results: dict[str, Any], *, eval_data: str | None) -> Path:
     """Write results.json and per_item.parquet below RUN/eval, each whole or not at all.
 
     results.json is in lm-eval's format, with one key of ours, `normlab`: variant, precision (of the
-    training), step, tokens, limit, eval_data. Tasks that are there with the same limit stay; with another
-    limit they go, so that a file holds scores over one choice of items.
+    training), step, tokens, limit, eval_data (by task). Tasks that are there with the same limit stay; with
+    another limit they go, so that a file holds scores over one choice of items.
 
     per_item.parquet has a row for each item and metric: task, doc_id, metric, value and weight. An accuracy
     is the mean of its values. For perplexities and bits_per_byte the value is the log-likelihood in nats per
@@ -109,14 +131,16 @@ def write_results(run_dir: Path, step: int, results: dict[str, Any], *, eval_dat
     file.parent.mkdir(parents=True, exist_ok=True)
     items_file = file.with_name("per_item.parquet")
     items = per_item(results["samples"])
+    sources = dict.fromkeys(results["results"], eval_data)
     results = {key: value for key, value in results.items() if key != "samples"}
     limit = results["config"]["limit"]
     if file.exists() and (there := json.loads(file.read_text()))["normlab"]["limit"] == limit:
         results = merge_results(there, results)
+        sources = there["normlab"]["eval_data"] | sources
         others = pd.read_parquet(items_file)
         others = others[~others["task"].isin(items["task"].unique())]
         items = pd.concat([others, items], ignore_index=True)
-    results["normlab"] = _stamp(run_dir, step, results) | {"limit": limit, "eval_data": eval_data}
+    results["normlab"] = _stamp(run_dir, step, results) | {"limit": limit, "eval_data": sources}
     text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
     _replace(items_file, lambda path: items.to_parquet(path, index=False))
     _replace(file, lambda path: path.write_text(text))
@@ -135,15 +159,15 @@ def per_item(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame
     return pd.DataFrame(rows, columns=["task", "doc_id", "metric", "value", "weight"])
 
 
-def format_table(results: Mapping[str, Any]) -> str:
-    """The scores as aligned lines: task, metric, value, standard error where there is one, items scored."""
+def format_table(results: Mapping[str, Any], tasks: Iterable[str]) -> str:
+    """The tasks' scores as aligned lines: task, metric, value, standard error if any, items scored."""
     lines = []
-    for task, scores in results["results"].items():
-        for key, value in scores.items():
+    for task in tasks:
+        for key, value in results["results"][task].items():
             metric = key.removesuffix(",none")
             if metric == key or metric.endswith("_stderr"):
                 continue
-            stderr = scores.get(f"{metric}_stderr,none")
+            stderr = results["results"][task].get(f"{metric}_stderr,none")
             interval = f"± {stderr:.4g}" if isinstance(stderr, float) else ""
             items = results["n-samples"][task]["effective"]
             lines.append(f"{task:<17}{metric:<17}{value:>12.6g} {interval:<12}{items:>7} items")

@@ -61,8 +61,12 @@ class NormLabLM(TemplateLM):
         A window's first token sees one token of context; the last window is moved left to be full.
         """
         windows = [
-            [make_disjoint_window(window) for window in get_rolling_token_windows(
-                self.tok_encode(text), self.prefix_token_id, self.gpt.config.block_size, context_len=1)]
+            [
+                make_disjoint_window(window)
+                for window in get_rolling_token_windows(
+                    self.tok_encode(text), self.prefix_token_id, self.gpt.config.block_size, context_len=1
+                )
+            ]
             for (text,) in (request.args for request in requests)
         ]
         scores = iter(self._score([window for document in windows for window in document], unit=" windows"))
@@ -88,7 +92,7 @@ class NormLabLM(TemplateLM):
         block_size = self.gpt.config.block_size
         if (longest := max((len(continuation) for _, continuation in pairs), default=0)) > block_size:
             raise ValueError(f"a text to score has {longest} tokens, more than model.block_size {block_size}")
-        sequences = [(context + continuation)[-(block_size + 1):] for context, continuation in pairs]
+        sequences = [(context + continuation)[-(block_size + 1) :] for context, continuation in pairs]
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         with self.bar(total=len(pairs), unit=unit) as bar:
             for batch in self._batches(sequences):
@@ -104,7 +108,7 @@ class NormLabLM(TemplateLM):
         start = 0
         while start < len(order):
             size = max(1, self.tokens_per_batch // (len(sequences[order[start]]) - 1))
-            yield order[start:start + size]
+            yield order[start : start + size]
             start += size
 
     def _score_batch(self, sequences: list[list[int]], lengths: list[int]) -> list[tuple[float, bool]]:

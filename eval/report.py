@@ -1,6 +1,6 @@
 """The report page: one HTML file with everything about a set of runs, to be opened anywhere and sent around.
 
-    python -m eval.report runs/vanilla_s1 runs/rmsnorm_s1 --out report.html
+python -m eval.report runs/vanilla_s1 runs/rmsnorm_s1 --out report.html
 """
 
 import argparse

@@ -180,9 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m eval.scorecard", description="Compare finished runs.")
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run")
-    parser.add_argument(
-        "--baseline", metavar="NAME", help="variant to compare with (default: vanilla)"
-    )
+    parser.add_argument("--baseline", metavar="NAME", help="variant to compare with (default: vanilla)")
     parser.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
     options = parser.parse_args(arguments)
     try:

@@ -45,7 +45,8 @@ TASK_SETS = {
     "hellaswag": TaskSet("hellaswag/hellaswag.yaml", "hellaswag/validation.jsonl", "validation"),
     "piqa": TaskSet("piqa/piqa.yaml", "piqa/validation.jsonl", "validation"),
     "winogrande": TaskSet(
-        "winogrande/default.yaml", "winogrande/winogrande_xl_validation.jsonl", "validation"),
+        "winogrande/default.yaml", "winogrande/winogrande_xl_validation.jsonl", "validation"
+    ),
     "arc_challenge": TaskSet("arc/arc_challenge.yaml", "arc_challenge/test.jsonl", "test"),
 }
 PROTOCOL_TASKS = ("wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande")
@@ -129,8 +130,11 @@ def _task_config(name: str, data_dir: str | Path | None) -> dict[str, Any]:
     if name in TASK_SETS:
         task_set = TASK_SETS[name]
         definition = _definition(task_set.definition)
-        return definition if data_dir is None else definition | _read_from(
-            task_set.split, local_file(name, data_dir))
+        return (
+            definition
+            if data_dir is None
+            else definition | _read_from(task_set.split, local_file(name, data_dir))
+        )
 
     from data.sample import SAMPLE_DIR, build_sample
 

@@ -13,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import train
+from eval.checkpoint import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 8
@@ -96,6 +98,14 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "summary.json").read_text())
 
 
+def assert_evaluation_reads_the_trained_weights(run_dir: Path) -> None:
+    gpt, step = load_model(run_dir)
+    saved = run_dir / "checkpoints" / f"step_{step:08d}" / "mp_rank_00_model_states.pt"
+    trained = torch.load(saved, weights_only=False)["module"]
+    for name, master in gpt.named_parameters():
+        assert torch.equal(master.to(trained[name].dtype), trained[name]), name
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(job: Path) -> Path:
     run_dir = job / "uninterrupted"
@@ -122,6 +132,7 @@ def test_a_run_leaves_what_the_readme_says(uninterrupted: Path) -> None:
     mean = documents["loss"].sum() / documents["tokens"].sum()
     assert documents["tokens"].sum() == summary["val_tokens"]
     assert mean == pytest.approx(summary["val_loss"], rel=1e-12)
+    assert_evaluation_reads_the_trained_weights(uninterrupted)
 
 
 def test_run_again_says_that_it_is_finished(job: Path, uninterrupted: Path) -> None:
@@ -174,6 +185,7 @@ def test_killed_on_two_ranks_in_bf16_a_run_is_bit_for_bit_the_uninterrupted_one(
     assert result.returncode == 0, result.stderr
     assert steps_of(killed) == steps_of(whole)
     assert summary_of(killed)["world_size"] == 2 and summary_of(killed)["precision"] == "bf16"
+    assert_evaluation_reads_the_trained_weights(killed)
 
 
 NAN_NORM = """

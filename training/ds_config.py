@@ -242,7 +242,7 @@ def _check_optimizer(section: Mapping[str, Any], where: str) -> None:
                     f"optimizer.params.{key}", [known for known in _KNOWN if ".params." in known], where
                 )
     for key, default in (("lr", None), ("weight_decay", 0.0), ("eps", 1e-8)):
-        value = params.get(key, default)
+        value: Any = params.get(key, default)
         if not _is_number(value) or not 0 <= value < math.inf:
             raise ValueError(
                 f"'optimizer.params.{key}' in {where} is {value!r}, but it must be a number of at least 0"

@@ -104,7 +104,7 @@ def test_rolling_loglikelihood_is_the_sum_over_one_window_of_plain_logits(gpt):
 
 
 def test_scores_do_not_depend_on_what_shares_the_batch(gpt):
-    requests = pairs(*[(PROSE[:n], PROSE[n:n + 20 + n % 7]) for n in range(1, 200, 9)])
+    requests = pairs(*[(PROSE[:n], PROSE[n : n + 20 + n % 7]) for n in range(1, 200, 9)])
     lm, one_at_a_time = NormLabLM(gpt), NormLabLM(gpt)
     one_at_a_time.tokens_per_batch = 1
     assert_same_scores(lm.loglikelihood(requests), one_at_a_time.loglikelihood(requests))

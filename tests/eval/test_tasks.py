@@ -63,7 +63,8 @@ def local_sets(tmp_path: Path) -> Path:
 def sample(tmp_path: Path, monkeypatch) -> Path:
     texts = ["The tide runs out twice a day. " * n + "[1, 2]" for n in (3, 9, 27)]
     datasets.Dataset.from_list([{"text": text, "id": str(i)} for i, text in enumerate(texts)]).to_parquet(
-        tmp_path / "validation.parquet")
+        tmp_path / "validation.parquet"
+    )
     passages = ["The boat waits for the tide and so we wait for the tide", "The rope is a rope"]
     lines = [json.dumps({"text": passage}) + "\n" for passage in passages]
     (tmp_path / "lastword.jsonl").write_text("".join(lines))
@@ -164,7 +165,7 @@ def test_sample_tasks_score_the_held_out_documents(sample):
     assert results["sample_documents"]["bits_per_byte,none"] == pytest.approx(bits_per_byte, rel=1e-5)
 
     passages = [json.loads(line)["text"] for line in (sample / "lastword.jsonl").read_text().splitlines()]
-    (context, target), = requests(tasks["sample_lastword"])
+    ((context, target),) = requests(tasks["sample_lastword"])
     assert (context, target) == (passages[0].removesuffix(" tide"), " tide")
     assert results["sample_lastword"]["acc,none"] == 0
     # Each last word is one token, and an untrained model finds all tokens about as likely.

@@ -1,0 +1,383 @@
+"""The command line and the recipe: who wins, what is filled in, and the sentence for every mistake."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe import SECTIONS, Recipe, resolve
+from training.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPE = "train: {steps: 120}\nschedule: {warmup_steps: 10}\n"
+DS_CONFIG = ROOT / "ds_configs" / "zero1_bf16.json"
+# Layers, heads, width: Radford et al. 2019, table 2, with the heads of the published weights.
+PUBLISHED_SHAPES = {
+    "gpt2_small": (12, 12, 768),
+    "gpt2_medium": (24, 16, 1024),
+    "gpt2_large": (36, 20, 1280),
+    "gpt2_xl": (48, 25, 1600),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that holds a recipe.yaml, which a test may overwrite."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    files = ["--config", str(folder / "recipe.yaml"), "--deepspeed_config", str(DS_CONFIG)]
+    return [*files, "--run_dir", str(folder / "run"), *options]
+
+
+def recipe_of(folder: Path, text: str, *options: str) -> Recipe:
+    (folder / "recipe.yaml").write_text(
+        f"{text}\n" if "schedule" in text else f"{text}\nschedule: {{warmup_steps: 1}}"
+    )
+    return resolve(command(folder, *options))[0]
+
+
+def refusal(argv: list[str]) -> str:
+    """The sentence with which a command line is refused: one line, of the two kinds that train.py expects."""
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        resolve(argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(folder: Path) -> None:
+    recipe = recipe_of(folder, "model: {n_layer: 3, n_head: 2, n_embd: 64}", "--model.n_head", "4")
+    assert (recipe.model.n_layer, recipe.model.n_head, recipe.model.n_embd) == (3, 4, 64)
+    assert recipe.model.block_size == SECTIONS["model"]().block_size == 1024
+
+
+@pytest.mark.parametrize("first", ["options", "files"])
+@pytest.mark.parametrize(
+    "written", [["--model.n_layer", "3"], ["--model.n_layer=3"]], ids=["space", "equals"]
+)
+def test_an_option_is_read_wherever_it_stands_and_either_way_it_is_written(
+    folder: Path, first: str, written: list[str]
+) -> None:
+    files = command(folder)
+    argv = [*written, *files] if first == "options" else [*files, *written]
+    assert resolve(argv)[0].model.n_layer == 3
+
+
+def test_the_last_of_two_equal_options_wins(folder: Path) -> None:
+    options = ["--train.init_seed", "5", "--ds.gradient_clipping=2"]
+    options += ["--train.init_seed=6", "--ds.gradient_clipping", "0.5"]
+    recipe, ds_config, _ = resolve(command(folder, *options))
+    assert recipe.train.init_seed == 6 and ds_config["gradient_clipping"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "norm_and_block"),
+    [
+        ("variant: rmsnorm_post", [], ("rmsnorm", "post")),
+        ("norm: layernorm, variant: rmsnorm_post", [], ("layernorm", "post")),
+        ("norm: rmsnorm, block: post", ["--model.variant", "vanilla"], ("layernorm", "pre")),
+        ("variant: rmsnorm, norm: layernorm", ["--model.variant=rmsnorm_parallel"], ("rmsnorm", "parallel")),
+        ("variant: rmsnorm_post", ["--model.norm", "layernorm"], ("layernorm", "post")),
+        ("block: post", ["--model.variant", "rmsnorm", "--model.norm", "layernorm"], ("layernorm", "pre")),
+        ("block: post", ["--model.norm", "layernorm", "--model.variant", "rmsnorm"], ("layernorm", "pre")),
+    ],
+)  # fmt: skip
+def test_a_variant_stands_for_its_norm_and_block_at_the_level_where_it_is_given(
+    folder: Path, model: str, options: list[str], norm_and_block: tuple[str, str]
+) -> None:
+    recipe = recipe_of(folder, f"model: {{{model}}}", *options)
+    assert (recipe.model.norm, recipe.model.block) == norm_and_block
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "shape"),
+    [
+        ("preset: gpt2_medium", [], (24, 16, 1024)),
+        ("n_layer: 2, preset: gpt2_medium", [], (2, 16, 1024)),
+        ("n_layer: 2, n_head: 2, n_embd: 64", ["--model.preset", "gpt2_xl"], (48, 25, 1600)),
+        ("preset: gpt2_medium", ["--model.n_layer=6", "--model.preset=gpt2_large"], (6, 20, 1280)),
+    ],
+)
+def test_a_preset_stands_for_its_shape_at_the_level_where_it_is_given(
+    folder: Path, model: str, options: list[str], shape: tuple[int, int, int]
+) -> None:
+    recipe = recipe_of(folder, f"model: {{{model}}}", *options)
+    assert (recipe.model.n_layer, recipe.model.n_head, recipe.model.n_embd) == shape
+
+
+def test_the_schedule_is_as_long_as_the_run_unless_its_length_is_given(folder: Path) -> None:
+    assert recipe_of(folder, "train: {steps: 70}").schedule.steps == 70
+    assert recipe_of(folder, "train: {steps: 70}", "--train.steps", "90").schedule.steps == 90
+    recipe = recipe_of(
+        folder, "train: {steps: 70}\nschedule: {steps: 300, warmup_steps: 5}", "--train.steps=90"
+    )
+    assert (recipe.train.steps, recipe.schedule.steps) == (90, 300)
+    text = "train: {steps: 70}\nschedule: {steps: 300, warmup_steps: 5}"
+    assert recipe_of(folder, text, "--schedule.steps", "null").schedule.steps == 70
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "text", "value"),
+    [
+        ("model", "bias", "false", False),
+        ("model", "dropout", "0.1", 0.1),
+        ("schedule", "floor", "0", 0.0),
+        ("schedule", "shape", "wsd", "wsd"),
+        ("eval", "tasks", "[piqa, wikitext]", ("piqa", "wikitext")),
+        ("eval", "limit", "30", 30),
+        ("eval", "limit", "null", None),
+        ("tracking", "name", "17", "17"),
+        ("tracking", "name", "2026-01-31", "2026-01-31"),
+        ("tracking", "name", "an = sign: [and more", "an = sign: [and more"),
+        ("tracking", "tags", '[a, "3"]', ("a", "3")),
+        ("data", "subset", "sample-10BT", "sample-10BT"),
+    ],
+)
+def test_a_value_is_the_same_in_the_recipe_and_on_the_command_line(
+    folder: Path, section: str, key: str, text: str, value: Any
+) -> None:
+    in_yaml = f'"{text}"' if ": " in text else text
+    schedule = "" if section == "schedule" else "schedule: {warmup_steps: 1}"
+    extra = ", warmup_steps: 1" if section == "schedule" else ""
+    (folder / "recipe.yaml").write_text(f"{section}: {{{key}: {in_yaml}{extra}}}\n{schedule}")
+    from_recipe = getattr(vars(resolve(command(folder))[0])[section], key)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    from_options = getattr(vars(resolve(command(folder, f"--{section}.{key}", text))[0])[section], key)
+    assert from_recipe == from_options == value
+    assert type(from_recipe) is type(from_options) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("model: {n_layre: 2}", ["'model.n_layre'", "recipe.yaml", "nearest", "'model.n_layer'"]),
+        ("modle: {n_layer: 2}", ["'modle'", "recipe.yaml", "nearest", "'model'"]),
+        ("train: {vall_every: 5}", ["'train.vall_every'", "'train.val_every'"]),
+        ("model: {n_layer: two}", ["model.n_layer", "'two'", "an integer"]),
+        ("model: {n_layer: 2.0}", ["model.n_layer", "'2.0'", "an integer"]),
+        ("model: {n_layer: true}", ["model.n_layer", "'true'", "an integer"]),
+        ("model: {n_layer: null}", ["model.n_layer", "'null'", "an integer"]),
+        ("model: {n_layer: [2]}", ["model.n_layer", "'[2]'", "an integer"]),
+        ("model: {n_layer: 'two\n\n  lines'}", ["model.n_layer", "lines", "an integer"]),
+        ("model: {dropout: none}", ["model.dropout", "'none'", "a number"]),
+        ("model: {bias: 2}", ["model.bias", "'2'", "true or false"]),
+        ("schedule: {shape: linear}", ["schedule.shape", "'linear'", "cosine, wsd"]),
+        ("schedule: {steps: 1.5}", ["schedule.steps", "'1.5'", "an integer or null"]),
+        ("eval: {limit: all}", ["eval.limit", "'all'", "an integer or null"]),
+        ("eval: {tasks: piqa}", ["eval.tasks", "'piqa'", "a list such as [a, b]"]),
+        ("eval: {tasks: [1]}", ["eval.tasks", "'[1]'", "a list such as [a, b]"]),
+        ("eval: {tasks: [piqua]}", ["'piqua'", "'piqa'"]),
+        ("model: {variant: rmsnrom}", ["model.variant", "'rmsnrom'", "mean 'rmsnorm'", "rmsnorm_post"]),
+        ("model: {preset: gpt2_medum}", ["model.preset", "'gpt2_medum'", "'gpt2_medium'", "gpt2_xl"]),
+        ("model: {preset: 3}", ["model.preset", "'3'", "gpt2_xl"]),
+        ("model: {norm: rmsnrom}\nschedule: {warmup_steps: 1}", ["model.norm", "'rmsnrom'", "'rmsnorm'"]),
+        ("model: {n_embd: 65}", ["model.n_embd", "65", "model.n_head"]),
+        ("train: {steps: 0}", ["train.steps", "0", "at least 1"]),
+        ("data: {lanes: 0}", ["data.lanes", "0", "1 or more"]),
+        ("train: {steps: 20}\nschedule: {warmup_steps: 20}", ["schedule.steps", "schedule.warmup_steps"]),
+        ("model: 3", ["recipe.yaml", "'model'", "3", "mapping"]),
+        ("model:", ["recipe.yaml", "'model'", "None", "mapping"]),
+        ("- model", ["recipe.yaml", "no sections", "mapping"]),
+        ("model: {n_layer: 2", ["recipe.yaml", "not valid YAML", "line 1"]),
+        ("model: {n_layer: 2}\ntrain: }", ["recipe.yaml", "not valid YAML", "line 2"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_recipe_gets_one_sentence(folder: Path, text: str, parts: list[str]) -> None:
+    (folder / "recipe.yaml").write_text(text)
+    message = refusal(command(folder))
+    assert [part for part in parts if part not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--model.n_layre", "2"], ["'model.n_layre'", "the command line", "nearest", "'model.n_layer'"]),
+        (["--modle.n_layer=2"], ["'modle.n_layer'", "the command line", "'model.n_layer'"]),
+        (["--deepspeed", "x"], ["'deepspeed'", "'deepspeed_config'"]),
+        (["--model", "other.yaml"], ["'model'", "the command line"]),
+        (["--model.n_layer"], ["--model.n_layer has no value", "--model.n_layer VALUE"]),
+        (["--model.n_layer", "--model.n_head", "2"], ["--model.n_layer has no value"]),
+        (["--model.n_layer="], ["model.n_layer", "''", "an integer"]),
+        (["rmsnorm"], ["'rmsnorm'", "belongs to no option", "--key value"]),
+        (["-n", "2"], ["'-n'", "belongs to no option"]),
+        (["--model.n_layer", "two"], ["model.n_layer", "'two'", "an integer"]),
+        (["--model.n_layer", "-2"], ["model.n_layer", "-2", "at least 1"]),
+        (["--model.dropout", "a lot"], ["model.dropout", "'a lot'", "a number"]),
+        (["--model.bias", "maybe"], ["model.bias", "'maybe'", "true or false"]),
+        (["--schedule.shape", "cosin"], ["schedule.shape", "'cosin'", "cosine, wsd"]),
+        (["--eval.limit", "few"], ["eval.limit", "'few'", "an integer or null"]),
+        (["--eval.tasks", "piqa,wikitext"], ["eval.tasks", "'piqa,wikitext'", "[a, b]"]),
+        (["--model.variant", "vanila"], ["model.variant", "'vanila'", "'vanilla'"]),
+        (["--ds.optimizer.params.lr"], ["--ds.optimizer.params.lr has no value", "lr VALUE"]),
+        (["--ds.optimizer.params.lr="], ["--ds.optimizer.params.lr has no value"]),
+        (["--ds.optimizer.params.lr", "--ds.bf16.enabled", "true"], ["params.lr has no value"]),
+        (["--ds.optimizer.params.rl", "1"], ["'ds.optimizer.params.rl'", "'ds.optimizer.params.lr'"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_on_the_command_line_gets_one_sentence(
+    folder: Path, options: list[str], parts: list[str]
+) -> None:
+    message = refusal(command(folder, *options))
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_a_missing_file_gets_the_nearest_name_of_its_kind(folder: Path) -> None:
+    (folder / "recipe.json").touch()
+    files = {"--config": str(folder / "recipes.yaml"), "--deepspeed_config": str(DS_CONFIG)}
+    message = refusal([word for pair in files.items() for word in pair])
+    assert f"--config is '{folder}/recipes.yaml'" in message
+    assert f"did you mean '{folder}/recipe.yaml'" in message
+    files = {"--config": str(folder / "recipe.yaml"), "--deepspeed_config": str(DS_CONFIG)[:-6] + ".json"}
+    message = refusal([word for pair in files.items() for word in pair])
+    assert "--deepspeed_config is" in message and f"did you mean '{DS_CONFIG}'" in message
+    message = refusal(["--config", "no/such/folder/recipe.yaml", "--deepspeed_config", str(DS_CONFIG)])
+    assert message == "--config is 'no/such/folder/recipe.yaml', but there is no such file"
+
+
+@pytest.mark.parametrize("missing", ["--config", "--deepspeed_config"])
+def test_both_files_must_be_given(folder: Path, missing: str) -> None:
+    argv = command(folder)
+    position = argv.index(missing)
+    message = refusal(argv[:position] + argv[position + 2 :])
+    assert message.startswith(f"{missing} is missing")
+    for file in re.findall(r"\S+\.(?:yaml|json)", message):  # the example in the sentence can be run
+        assert (ROOT / file).is_file()
+
+
+@pytest.mark.parametrize("recipe_file", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_resolves_on_two_ranks_and_a_gpt2_recipe_has_gpt2s_shape(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    files = ["--config", str(recipe_file), "--deepspeed_config", str(DS_CONFIG)]
+    recipe, ds_config, run = resolve([*files, "--run_dir", str(tmp_path / "run")])
+    assert recipe.variant == "vanilla" and recipe.schedule.steps == recipe.train.steps
+    assert ds_config["train_batch_size"] == 576
+    assert not run.path.exists()
+    if recipe_file.stem.startswith("gpt2_"):
+        model = recipe.model
+        preset = recipe_file.stem.removesuffix("_fineweb")
+        assert (model.n_layer, model.n_head, model.n_embd) == PUBLISHED_SHAPES[preset]
+        assert (model.block_size, model.vocab_size, model.bias, model.dropout) == (1024, 50304, True, 0.0)
+
+
+def test_there_is_a_recipe_for_each_of_gpt2s_sizes() -> None:
+    assert {path.stem for path in RECIPES} == {f"{name}_fineweb" for name in PUBLISHED_SHAPES} | {"sample"}
+
+
+def test_the_medium_recipe_is_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    files = [
+        "--config",
+        str(ROOT / "recipes" / "gpt2_medium_fineweb.yaml"),
+        "--deepspeed_config",
+        str(DS_CONFIG),
+    ]
+    recipe, ds_config, _ = resolve([*files, "--run_dir", str(tmp_path / "run")])
+    assert recipe.train.steps == 12030
+    assert recipe.train.steps * ds_config["train_batch_size"] * recipe.model.block_size == 12030 * 576 * 1024
+    sequences = ds_config["train_micro_batch_size_per_gpu"] * ds_config["gradient_accumulation_steps"] * 2
+    assert sequences == 576
+    schedule = recipe.schedule
+    assert (schedule.shape, schedule.floor) == ("cosine", 0.1) and schedule.warmup_steps > 0
+    assert set(recipe.eval.tasks) == {
+        "wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande"
+    }  # fmt: skip
+    assert recipe.eval.limit is None
+    assert (recipe.data.source, recipe.data.subset) == ("HuggingFaceFW/fineweb", "sample-10BT")
+    assert ds_config["bf16"]["enabled"] and ds_config["zero_optimization"]["stage"] == 1
+    assert ds_config["gradient_clipping"] == 1.0
+    params = ds_config["optimizer"]["params"]
+    assert (params["betas"], params["weight_decay"]) == ([0.9, 0.95], 0.1)
+
+
+@pytest.mark.parametrize("world_size", ["1", "4"])
+def test_the_configs_that_a_run_leaves_resolve_to_the_same_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, world_size: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    options = ["--model.variant", "rmsnorm_post", "--model.dropout", "1e-5", "--schedule.shape", "wsd"]
+    options += ["--eval.tasks", "[piqa, hellaswag]", "--eval.limit", "null"]
+    options += ["--tracking.tags", '[a, "3", "b: c"]', "--tracking.name", "[odd"]
+    options += ["--ds.optimizer.params.lr", "2.5e-5", "--ds.steps_per_print", "null"]
+    argv = command(folder, *options)
+    recipe, ds_config, run = resolve(argv)
+    assert recipe.tracking.tags == ("a", "3", "b: c") and ds_config["optimizer"]["params"]["lr"] == 2.5e-5
+    run.path.mkdir()
+    run.write_configs(vars(recipe), ds_config, argv)
+    files = [
+        "--config",
+        str(run.path / "recipe.yaml"),
+        "--deepspeed_config",
+        str(run.path / "ds_config.json"),
+    ]
+    again, ds_config_again, _ = resolve([*files, "--run_dir", str(run.path)])
+    assert again == recipe and ds_config_again == ds_config
+    assert resolve(argv)[0] == recipe  # and the first command line goes on in the folder
+
+
+def test_a_run_folder_in_use_takes_only_what_does_not_change_its_steps(folder: Path) -> None:
+    argv = command(folder, "--schedule.steps", "120")
+    recipe, ds_config, run = resolve(argv)
+    run.path.mkdir()
+    run.write_configs(vars(recipe), ds_config, argv)
+    free = ["--train.steps", "60", "--train.val_every=7", "--eval.limit", "3", "--tracking.tags", "[late]"]
+    assert resolve([*argv, *free])[0].train.steps == 60
+    assert "schedule.steps = 120, but 60" in refusal(command(folder, "--train.steps", "60"))
+    assert "model.norm = 'layernorm', but 'rmsnorm'" in refusal([*argv, "--model.variant", "rmsnorm"])
+    assert "train.init_seed = 1, but 2" in refusal([*argv, "--train.init_seed", "2"])
+    assert "data.seed = 1234, but 7" in refusal([*argv, "--data.seed", "7"])
+    message = refusal([*argv, "--ds.optimizer.params.lr", "1e-4"])
+    assert "ds.optimizer.params.lr = 0.0006, but 0.0001" in message and "--run_dir" in message
+
+
+def test_the_run_folder_is_named_after_recipe_variant_and_seed(folder: Path) -> None:
+    argv = command(folder, "--model.variant=rmsnorm", "--train.init_seed", "3")
+    position = argv.index("--run_dir")
+    _, _, run = resolve(argv[:position] + argv[position + 2 :])
+    assert isinstance(run, RunFolder) and run.path == Path("runs/recipe_rmsnorm_seed3")
+
+
+def documented(section: type) -> dict[str, str]:
+    """A config's docstring as {field: its text on one line}, read without the command line's parser."""
+    text = " ".join((section.__doc__ or "").split())
+    fields = [field.name for field in dataclasses.fields(section)]
+    starts = [text.index(f" {name}: ") for name in fields]
+    assert starts == sorted(starts)
+    ends = [*starts[1:], len(text)]
+    return {
+        name: text[start + len(f" {name}: ") : end].strip()
+        for name, start, end in zip(fields, starts, ends, strict=True)
+    }
+
+
+def test_help_tells_every_key_with_its_meaning() -> None:
+    result = subprocess.run(
+        [sys.executable, "train.py", "--help"],
+        cwd=ROOT, env=os.environ | {"COLUMNS": "400"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0 and "Traceback" not in result.stderr
+    words = " ".join(result.stdout.split())
+    for name, section in SECTIONS.items():
+        for key, meaning in documented(section).items():
+            assert re.search(rf"--{name}\.{key} \S+ {re.escape(meaning)}", words), f"{name}.{key}: {meaning}"
+        assert f"--{name} " not in words  # a file a section cannot be given
+    for option in ("--config", "--deepspeed_config", "--run_dir", "--ds.path.to.key"):
+        assert re.search(rf"\s{option} \S+ \w+", words)
+    assert "one of vanilla, rmsnorm, rmsnorm_post, rmsnorm_parallel" in words
+    assert "one of gpt2_small, gpt2_medium, gpt2_large, gpt2_xl" in words

@@ -1,0 +1,272 @@
+"""The DeepSpeed JSON: what is accepted, how batch sizes follow, and the sentence for every mistake."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training import ds_config as module
+from training.accelerator import deepspeed
+from training.ds_config import load_ds_config, precision
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "ds_configs").glob("*.json"))
+ADAMW = {"type": "AdamW", "params": {"lr": 1e-3}}
+GOOD = {"train_micro_batch_size_per_gpu": 2, "optimizer": ADAMW}
+
+
+def adamw(**params: Any) -> dict[str, Any]:
+    """A good config but for what the optimizer is given."""
+    return GOOD | {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3} | params}}
+
+
+def load(
+    folder: Path, config: Any, overrides: dict[str, str] | None = None, world_size: int = 1
+) -> dict[str, Any]:
+    """`config` as a dict, or as the file's very text."""
+    path = folder / "ds.json"
+    path.write_text(config if isinstance(config, str) else json.dumps(config))
+    return load_ds_config(path, overrides or {}, world_size)
+
+
+def refusal(folder: Path, config: Any, overrides: dict[str, str] | None = None, world_size: int = 1) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(folder, config, overrides, world_size)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_there_are_files_to_test() -> None:
+    assert {"zero1_bf16", "zero1_autocast", "zero1_bf16_cpu"} <= {path.stem for path in FILES}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_our_files_load_on_one_to_eight_ranks(path: Path, world_size: int) -> None:
+    written, config = json.loads(path.read_text()), load_ds_config(path, {}, world_size)
+    micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+    assert config["train_batch_size"] == micro * accumulation * world_size
+    assert {key: config[key] for key in written} == written  # what is written is kept
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_deepspeed_reads_our_files_as_we_do(path: Path) -> None:
+    config = load_ds_config(path, {}, 1)
+    theirs = deepspeed.runtime.config.DeepSpeedConfig(copy.deepcopy(config))
+    assert theirs.train_batch_size == config["train_batch_size"]
+    assert theirs.train_micro_batch_size_per_gpu == config["train_micro_batch_size_per_gpu"]
+    assert theirs.gradient_accumulation_steps == config["gradient_accumulation_steps"]
+    assert theirs.zero_optimization_stage == config["zero_optimization"]["stage"] == 1
+    assert theirs.bfloat16_config.enabled == (precision(config) == "bf16")
+    assert not theirs.float16_config.enabled
+    assert theirs.gradient_clipping == 1.0
+    assert theirs.optimizer_name == "adamw" and theirs.optimizer_params["lr"] > 0
+    assert theirs.scheduler_name is None
+
+
+@pytest.mark.parametrize(
+    ("given", "world_size", "resolved"),
+    [
+        ({"train_batch_size": 24, "train_micro_batch_size_per_gpu": 3}, 2, (24, 3, 4)),
+        ({"train_batch_size": 24, "gradient_accumulation_steps": 4}, 2, (24, 3, 4)),
+        ({"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 4}, 2, (24, 3, 4)),
+        ({"train_batch_size": 24}, 2, (24, 12, 1)),
+        ({"train_micro_batch_size_per_gpu": 3}, 2, (6, 3, 1)),
+        (dict(zip(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+                  (24, 3, 4), strict=True)), 2, (24, 3, 4)),
+        ({"train_batch_size": 24, "train_micro_batch_size_per_gpu": 3}, 1, (24, 3, 8)),
+        ({"train_batch_size": 24, "train_micro_batch_size_per_gpu": 3}, 8, (24, 3, 1)),
+    ],
+)  # fmt: skip
+def test_batch_sizes_follow_from_those_that_are_given(
+    tmp_path: Path, given: dict[str, int], world_size: int, resolved: tuple[int, int, int]
+) -> None:
+    config = load(tmp_path, {"optimizer": ADAMW} | given, world_size=world_size)
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert tuple(config[name] for name in names) == resolved
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8, 16])
+@pytest.mark.parametrize("given", [(24, 3, None), (24, None, 4), (24, None, None), (None, 3, 2), (24, 3, 4)])
+def test_batch_sizes_are_deepspeeds_or_refused(
+    tmp_path: Path, given: tuple[int | None, ...], world_size: int
+) -> None:
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    sizes = {name: size for name, size in zip(names, given, strict=True) if size is not None}
+    theirs: Any = object.__new__(deepspeed.runtime.config.DeepSpeedConfig)
+    for name in names:
+        setattr(theirs, name, sizes.get(name))
+    theirs.world_size = world_size
+    try:
+        theirs._configure_train_batch_size()
+    except (AssertionError, ZeroDivisionError):
+        message = refusal(tmp_path, {"optimizer": ADAMW} | sizes, world_size=world_size)
+        assert f"on {world_size} rank(s)" in message and "do not divide" in message
+        assert all(f"{name} {size}" in message for name, size in sizes.items())
+    else:
+        config = load(tmp_path, {"optimizer": ADAMW} | sizes, world_size=world_size)
+        assert [config[name] for name in names] == [getattr(theirs, name) for name in names]
+
+
+def test_a_batch_size_below_one_or_none_at_all_is_refused(tmp_path: Path) -> None:
+    assert "'train_batch_size'" in refusal(tmp_path, {"optimizer": ADAMW, "train_batch_size": 0})
+    assert "at least 1" in refusal(tmp_path, GOOD | {"gradient_accumulation_steps": -1})
+    message = refusal(tmp_path, {"optimizer": ADAMW})
+    assert "neither 'train_batch_size' nor 'train_micro_batch_size_per_gpu'" in message
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        # Not JSON, or not an object
+        ('{\n "train_batch_size": 8,\n "optimizer": {,}\n}', ["ds.json", "not valid JSON", "line 3"]),
+        ('{"train_batch_size": 8', ["not valid JSON", "line 1"]),
+        ("[1]", ["ds.json", "object", "list"]),
+        ('{"train_batch_size": 8, "train_batch_size": 16}', ["'train_batch_size' twice"]),
+        ('{"bf16": {"enabled": true, "enabled": false}}', ["'enabled' twice"]),
+        # Keys that do not exist
+        (GOOD | {"gradient_cliping": 1.0}, ["'gradient_cliping'", "ds.json", "'gradient_clipping'"]),
+        (GOOD | {"zero_optimisation": {}}, ["'zero_optimisation'", "'zero_optimization'"]),
+        (GOOD | {"bf16": {"enable": True}}, ["'bf16.enable'", "'bf16.enabled'"]),
+        (GOOD | {"zero_optimization": {"stge": 1}}, ["'zero_optimization.stge'", "optimization.stage'"]),
+        (GOOD | {"data_types": {"grad_acum_dtype": "fp32"}}, ["'data_types.grad_accum_dtype'"]),
+        (GOOD | {"optimizer": {"type": "AdamW", "parms": {}}}, ["'optimizer.parms'", "'optimizer.params'"]),
+        (adamw(weight_deacy=0),
+         ["'optimizer.params.weight_deacy'", "'optimizer.params.weight_decay'"]),
+        # Sections that live elsewhere
+        (GOOD | {"scheduler": {"type": "WarmupLR"}}, ["'scheduler'", "recipe", "'schedule' section"]),
+        (GOOD | {"wandb": {"enabled": True}}, ["'wandb'", "recipe", "'tracking' section"]),
+        (GOOD | {"tensorboard": {"enabled": True}}, ["'tensorboard'", "metrics.jsonl"]),
+        # "auto"
+        (GOOD | {"train_batch_size": "auto"}, ["'train_batch_size'", '"auto"', "Hugging Face"]),
+        (GOOD | {"bf16": {"enabled": "auto"}}, ["'bf16.enabled'", '"auto"', "write the value"]),
+        (GOOD | {"zero_optimization": {"stage": "auto"}}, ["'zero_optimization.stage'", '"auto"']),
+        (adamw(lr="auto"), ["'optimizer.params.lr'", "'auto'"]),
+        # Wrong types and values
+        (GOOD | {"train_batch_size": "8"}, ["'train_batch_size'", "'8'", "an integer"]),
+        (GOOD | {"train_batch_size": 8.0}, ["'train_batch_size'", "8.0", "an integer"]),
+        (GOOD | {"train_batch_size": True}, ["'train_batch_size'", "True", "an integer"]),
+        (GOOD | {"gradient_clipping": "1"}, ["'gradient_clipping'", "'1'", "a number"]),
+        (GOOD | {"wall_clock_breakdown": 1}, ["'wall_clock_breakdown'", "1", "true or false"]),
+        (GOOD | {"steps_per_print": "never"}, ["'steps_per_print'", "'never'", "an integer or null"]),
+        (GOOD | {"communication_data_type": "fp8"}, ["'communication_data_type'", "'fp8'", "fp16 or bf16"]),
+        (GOOD | {"bf16": True}, ["'bf16'", "True", "section in braces"]),
+        (GOOD | {"bf16": {"enabled": "yes"}}, ["'bf16", "'yes'"]),
+        (GOOD | {"torch_autocast": {"enabled": 1}}, ["'torch_autocast.enabled'", "1", "true or false"]),
+        (GOOD | {"torch_autocast": {"enabled": True, "dtype": "bf8"}}, ["'torch_autocast.dtype'", "bf16"]),
+        (GOOD | {"data_types": {"grad_accum_dtype": 32}}, ["'data_types.grad_accum_dtype'", "32", "fp32"]),
+        (GOOD | {"zero_optimization": {"stage": 7}}, ["'zero_optimization'", "stage is 7", "0, 1, 2"]),
+        (GOOD | {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "moon"}}},
+         ["'zero_optimization'", "offload_optimizer.device", "'moon'"]),
+        (GOOD | {"zero_optimization": {"reduce_bucket_size": -1}}, ["reduce_bucket_size is -1", "greater"]),
+        (GOOD | {"bf16": {"enabled": True}, "fp16": {"enabled": True}}, ["'bf16'", "'fp16'", "both enabled"]),
+        # The optimizer
+        ({"train_batch_size": 8}, ["ds.json", "no 'optimizer' section"]),
+        (GOOD | {"optimizer": {"params": {"lr": 1}}}, ["'optimizer.type'", "None", "adamw"]),
+        (GOOD | {"optimizer": {"type": "AdamQ", "params": {"lr": 1}}}, ["optimizer.type'", "'AdamQ'", "adamw"]),
+        (GOOD | {"optimizer": {"type": "AdamW"}}, ["'optimizer.params.lr'", "None", "a number"]),
+        (GOOD | {"optimizer": {"type": "AdamW", "params": [1]}}, ["'optimizer.params'", "[1]", "in braces"]),
+        (adamw(lr=-1), ["'optimizer.params.lr'", "-1"]),
+        (adamw(lr=math.nan), ["'optimizer.params.lr'", "nan", "a number"]),
+        (adamw(weight_decay="0.1"),
+         ["'optimizer.params.weight_decay'", "'0.1'", "a number"]),
+        (adamw(eps=True), ["params.eps'", "True"]),
+        (adamw(betas=0.9), ["params.betas'", "0.9"]),
+        (adamw(betas=[0.9]), ["params.betas'", "[0.9]"]),
+        (adamw(betas=[0.9, 1]), ["params.betas'", "below 1"]),
+        (adamw(torch_adam="yes"),
+         ["'optimizer.params.torch_adam'", "'yes'", "true or false"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_json_gets_one_sentence(tmp_path: Path, config: Any, parts: list[str]) -> None:
+    message = refusal(tmp_path, config)
+    assert [part for part in parts if part not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "changed"),
+    [
+        ("optimizer.params.lr", "3e-4", {"optimizer": {"type": "AdamW", "params": {"lr": 3e-4}}}),
+        ("optimizer.params.betas", "[0.8, 0.9]", {"optimizer": adamw(betas=[0.8, 0.9])["optimizer"]}),
+        ("optimizer.type", "Lion", {"optimizer": {"type": "Lion", "params": {"lr": 1e-3}}}),
+        ("train_batch_size", "6", {"train_batch_size": 6, "gradient_accumulation_steps": 3}),
+        ("bf16.enabled", "true", {"bf16": {"enabled": True}}),
+        ("data_types.grad_accum_dtype", "fp32", {"data_types": {"grad_accum_dtype": "fp32"}}),
+        ("steps_per_print", "null", {"steps_per_print": None}),
+        ("zero_optimization", '{"stage": 2}', {"zero_optimization": {"stage": 2}}),
+    ],
+)
+def test_an_override_replaces_or_adds_one_value(
+    tmp_path: Path, key: str, text: str, changed: dict[str, Any]
+) -> None:
+    assert load(tmp_path, GOOD, {key: text}) == load(tmp_path, GOOD) | changed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ({"optimiser.params.lr": "1"}, ["'ds.optimiser.params.lr'", "command line", "optimizer.params.lr'"]),
+        ({"optimizer.params.lrr": "1"}, ["'ds.optimizer.params.lrr'", "'ds.optimizer.params.lr'"]),
+        ({"zero_optimization.stage.x": "1"}, ["optimization.stage.x'", "'ds.zero_optimization.stage'"]),
+        ({"bf16": "true"}, ["'bf16'", "True", "section in braces"]),
+        ({"bf16.enabled": "yes"}, ["'bf16", "'yes'"]),
+        ({"optimizer.params.lr": "fast"}, ["'optimizer.params.lr'", "'fast'", "a number"]),
+        ({"train_batch_size": "auto"}, ["'train_batch_size'", '"auto"']),
+        ({"scheduler.type": "WarmupLR"}, ["'scheduler'", "'schedule' section"]),
+        ({"wandb.enabled": "true"}, ["'wandb'", "'tracking' section"]),
+        ({"train_batch_size": "7"}, ["train_batch_size 7", "train_micro_batch_size_per_gpu 2", "1 rank(s)"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_an_override_gets_one_sentence(
+    tmp_path: Path, overrides: dict[str, str], parts: list[str]
+) -> None:
+    message = refusal(tmp_path, GOOD, overrides)
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_an_override_below_a_value_is_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path, GOOD | {"bf16": 1}, {"bf16.enabled": "true"})
+    assert "--ds.bf16.enabled" in message and "'bf16'" in message and "not a section" in message
+
+
+def test_an_override_leaves_the_file_alone(tmp_path: Path) -> None:
+    load(tmp_path, GOOD, {"optimizer.params.lr": "0.5"})
+    assert json.loads((tmp_path / "ds.json").read_text()) == GOOD
+
+
+@pytest.mark.parametrize("installed", ["0.16.5", "0.19.7"])
+def test_a_deepspeed_that_loses_gradients_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: str
+) -> None:
+    monkeypatch.setattr(module, "version", lambda name: installed)
+    message = refusal(tmp_path, GOOD)
+    assert f"DeepSpeed {installed} is installed" in message and "0.19.8" in message
+
+
+@pytest.mark.parametrize("installed", ["0.19.8", "0.19.10", "0.20.0", "1.0"])
+def test_a_newer_deepspeed_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: str) -> None:
+    monkeypatch.setattr(module, "version", lambda name: installed)
+    assert load(tmp_path, GOOD)["train_batch_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "mode"),
+    [
+        ({}, "fp32"),
+        ({"bf16": {"enabled": False}}, "fp32"),
+        ({"bf16": {"enabled": True}}, "bf16"),
+        ({"bf16": {}, "fp16": {"enabled": True}}, "fp16"),
+        ({"torch_autocast": {"enabled": False, "dtype": "bfloat16"}}, "fp32"),
+        ({"torch_autocast": {"enabled": True}}, "autocast_bf16"),
+        ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "autocast_bf16"),
+        ({"torch_autocast": {"enabled": True, "dtype": "bf16"}}, "autocast_bf16"),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "autocast_fp16"),
+        ({"torch_autocast": {"enabled": True, "dtype": "fp16"}}, "autocast_fp16"),
+    ],
+)
+def test_precision_names_the_mode(tmp_path: Path, config: dict[str, Any], mode: str) -> None:
+    assert precision(load(tmp_path, GOOD | config)) == mode
