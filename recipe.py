@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data import DataConfig
+from data import VOCAB_SIZE, DataConfig
 from eval.config import EvalConfig
 from model import PRESETS, VARIANTS, GPTConfig, variant_name
 from model.designs import block_class, norm_class
@@ -53,6 +53,12 @@ class Recipe:
     schedule: ScheduleConfig
     eval: EvalConfig
     tracking: TrackingConfig
+
+    def __post_init__(self) -> None:
+        if self.model.vocab_size < VOCAB_SIZE:
+            raise ValueError(
+                f"model.vocab_size is {self.model.vocab_size}: GPT-2's tokenizer needs at least {VOCAB_SIZE}"
+            )
 
     @property
     def variant(self) -> str:

@@ -81,13 +81,20 @@ def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> 
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files match its manifest; `warn` is told of each that does not."""
-    for path in sorted(folder.glob("step_*"), reverse=True):
-        if problem := damage(path):
-            warn(f"{path} is damaged ({problem}); the checkpoint before it is tried")
-        else:
-            return path
-    return None
+    """The newest checkpoint whose files match its manifest, the same on all ranks, which all call it.
+
+    `warn` is told of each checkpoint that is passed over.
+    """
+    found: list[Path | None] = [None]
+    if dist.get_rank() == 0:
+        for path in sorted(folder.glob("step_*"), reverse=True):
+            if problem := damage(path):
+                warn(f"{path} is damaged ({problem}); the checkpoint before it is tried")
+            else:
+                found = [path]
+                break
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -100,7 +100,11 @@ def existing_file(option: str, value: str) -> Path:
 
 
 def _parser(sections: Mapping[str, type], shorthands: Shorthands, description: str) -> ArgumentParser:
-    parser = ArgumentParser(prog="train.py", description=description, exit_on_error=False, default_env=False)
+    usage = (
+        "deepspeed [--num_gpus N] train.py --config RECIPE.yaml --deepspeed_config DS.json [--run_dir DIR]\n"
+        "                 [--section.key VALUE ...] [--ds.path.to.key VALUE ...]"
+    )
+    parser = ArgumentParser(prog="train.py", usage=usage, description=description, exit_on_error=False)
     parser.add_argument("--config", metavar="RECIPE.yaml", help="the recipe: model, data, length, evaluation")
     parser.add_argument(
         "--deepspeed_config",

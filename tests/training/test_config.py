@@ -187,6 +187,7 @@ def test_a_value_is_the_same_in_the_recipe_and_on_the_command_line(
         ("model: {preset: 3}", ["model.preset", "'3'", "gpt2_xl"]),
         ("model: {norm: rmsnrom}\nschedule: {warmup_steps: 1}", ["model.norm", "'rmsnrom'", "'rmsnorm'"]),
         ("model: {n_embd: 65}", ["model.n_embd", "65", "model.n_head"]),
+        ("model: {vocab_size: 50256}\nschedule: {warmup_steps: 1}", ["model.vocab_size", "50256", "50257"]),
         ("train: {steps: 0}", ["train.steps", "0", "at least 1"]),
         ("data: {lanes: 0}", ["data.lanes", "0", "1 or more"]),
         ("train: {steps: 20}\nschedule: {warmup_steps: 20}", ["schedule.steps", "schedule.warmup_steps"]),

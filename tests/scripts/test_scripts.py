@@ -1,0 +1,53 @@
+"""The shell scripts and the README's commands hang together."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_executable_bash_that_stops_at_errors(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    assert "set -euo pipefail" in script.read_text()
+
+
+def test_every_file_that_the_readme_and_the_scripts_name_is_there() -> None:
+    texts = [path.read_text() for path in (ROOT / "README.md", *SCRIPTS)]
+    named = {name for text in texts for name in re.findall(r"(?:recipes|ds_configs|scripts)/\w+\.\w+", text)}
+    assert {"recipes/sample.yaml", "ds_configs/zero1_bf16_cpu.json", "scripts/setup.sh"} <= named
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_a_ready_environment_is_not_made_again(tmp_path: Path) -> None:
+    """`setup.sh` in a copy whose stamp fits its pins does nothing, and says nothing."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / ".venv").mkdir()
+    for name in ("requirements.txt", "scripts/setup.sh"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    pins = f"cat {tmp_path}/requirements.txt {tmp_path}/scripts/setup.sh | sha256sum | cut -d' ' -f1"
+    stamp = subprocess.run(["bash", "-c", pins], capture_output=True, text=True, check=True).stdout
+    (tmp_path / ".venv" / ".normlab").write_text(stamp)
+    done = subprocess.run(["bash", tmp_path / "scripts" / "setup.sh"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_old_python_gets_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    for name in ("requirements.txt", "scripts/setup.sh"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n')
+    old.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(old)}
+    done = subprocess.run(
+        ["bash", tmp_path / "scripts" / "setup.sh"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Python 3.9.1 is too old") and done.stderr.count("\n") == 1

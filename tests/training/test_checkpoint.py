@@ -1,0 +1,264 @@
+"""Checkpoints: complete or absent, verified when read, and all that must survive in them."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from training.checkpoint import (
+    TrainState,
+    damage,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    step_name,
+)
+
+
+class FileEngine:
+    """Stands in for DeepSpeed's: its checkpoint is two files, one of them in a folder below."""
+
+    def __init__(self, weights: bytes = b"weights of the model") -> None:
+        self.weights = weights
+        self.fails = False
+
+    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+        assert not save_latest  # a `latest` file would name a folder that is renamed
+        below = Path(folder, tag, "optimizer")
+        below.mkdir(parents=True)
+        (below / "rank0.pt").write_bytes(self.weights[::-1])
+        if self.fails:
+            raise OSError("No space left on device")
+        (below.parent / "model.pt").write_bytes(self.weights)
+
+    def load_checkpoint(self, folder: str, tag: str) -> tuple[str | None, dict[str, Any]]:
+        file = Path(folder, tag, "model.pt")
+        if not file.is_file():
+            return None, {}
+        self.weights = file.read_bytes()
+        return str(file), {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The checkpoint of step 30, above those of steps 10 and 20."""
+    for step in (10, 20, 30):
+        checkpoint = save_checkpoint(FileEngine(), tmp_path, TrainState(step=step), keep=3)
+    return checkpoint
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_checkpoint_is_a_folder_with_the_engines_files_the_state_and_a_manifest(saved: Path) -> None:
+    assert saved.name == "step_00000030"
+    assert names(saved) == ["manifest.json", "model.pt", "optimizer", "trainer_state.json"]
+    assert names(saved.parent) == ["step_00000010", "step_00000020", "step_00000030"]  # nothing partial
+    assert damage(saved) is None
+
+
+def test_the_manifest_holds_every_files_size_and_checksum(saved: Path) -> None:
+    manifest = json.loads((saved / "manifest.json").read_text())
+    assert manifest["step"] == 30
+    files = {"model.pt", "optimizer/rank0.pt", "trainer_state.json"}
+    assert set(manifest["files"]) == files
+    for name in files:
+        content = (saved / name).read_bytes()
+        checksum = hashlib.sha256(content).hexdigest()
+        assert manifest["files"][name] == {"size": len(content), "sha256": checksum}
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("name", ["model.pt", "optimizer/rank0.pt", "trainer_state.json"])
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (flip_a_bit, "has another checksum"),
+        (cut_short, "is missing or has another size"),
+        (Path.unlink, "is missing or has another size"),
+    ],
+)
+def test_a_file_that_is_not_as_written_is_named(saved: Path, name: str, harm: Any, words: str) -> None:
+    harm(saved / name)
+    assert damage(saved) == f"{name} {words}"
+
+
+@pytest.mark.parametrize("content", [None, "", '{"step": 30, "fil', '{"step": 30}', "null", "[]"])
+def test_a_manifest_that_cannot_be_read_is_damage(saved: Path, content: str | None) -> None:
+    (saved / "manifest.json").unlink()
+    if content is not None:
+        (saved / "manifest.json").write_text(content)
+    assert damage(saved) == "its manifest.json cannot be read"
+
+
+def test_the_newest_checkpoint_is_found(saved: Path) -> None:
+    warnings: list[str] = []
+    assert newest_checkpoint(saved.parent, warnings.append) == saved
+    assert warnings == []
+
+
+def test_before_a_damaged_checkpoint_the_one_before_it_is_taken_with_a_warning(saved: Path) -> None:
+    flip_a_bit(saved / "model.pt")
+    (saved.parent / "step_00000020" / "manifest.json").unlink()
+    warnings: list[str] = []
+    assert newest_checkpoint(saved.parent, warnings.append) == saved.parent / "step_00000010"
+    assert len(warnings) == 2 and not any("\n" in warning for warning in warnings)
+    assert str(saved) in warnings[0] and "model.pt has another checksum" in warnings[0]
+    assert "step_00000020" in warnings[1] and "manifest.json" in warnings[1]
+
+
+def test_every_rank_takes_the_checkpoint_that_rank_0_found(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1, whose own look at the folder would find another one."""
+    found_by_rank_0 = saved.parent / "step_00000020"
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda found: found.__setitem__(0, found_by_rank_0))
+    assert newest_checkpoint(saved.parent, print) == found_by_rank_0
+
+
+def test_without_a_whole_checkpoint_there_is_none(saved: Path, tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "not there", print) is None
+    for path in saved.parent.iterdir():
+        cut_short(path / "model.pt")
+    warnings: list[str] = []
+    assert newest_checkpoint(saved.parent, warnings.append) is None and len(warnings) == 3
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
+    for step in (9, 10, 99_999_999):
+        save_checkpoint(FileEngine(), tmp_path, TrainState(step=step), keep=3)
+    assert newest_checkpoint(tmp_path, print) == tmp_path / "step_99999999"
+    shutil.rmtree(tmp_path / "step_99999999")
+    assert newest_checkpoint(tmp_path, print) == tmp_path / "step_00000010"
+
+
+def test_a_save_that_fails_half_way_leaves_no_checkpoint_and_harms_no_later_one(saved: Path) -> None:
+    engine = FileEngine()
+    engine.fails = True
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(engine, saved.parent, TrainState(step=40), keep=3)
+    assert newest_checkpoint(saved.parent, print) == saved
+    (leftover,) = {path.name for path in saved.parent.iterdir() if not path.name.startswith("step_")}
+    (saved.parent / leftover / "stale.pt").touch()
+    again = save_checkpoint(FileEngine(b"new weights"), saved.parent, TrainState(step=40), keep=3)
+    assert names(saved.parent) == [step_name(step) for step in (20, 30, 40)]
+    assert names(again) == names(saved) and damage(again) is None
+
+
+def test_a_step_saved_again_replaces_what_was_there(saved: Path) -> None:
+    flip_a_bit(saved / "model.pt")
+    save_checkpoint(FileEngine(b"others"), saved.parent, TrainState(step=30), keep=3)
+    assert damage(saved) is None and (saved / "model.pt").read_bytes() == b"others"
+
+
+@pytest.mark.parametrize(
+    ("keep", "best_step", "left"),
+    [
+        (1, None, [50]),
+        (2, None, [40, 50]),
+        (2, 20, [20, 40, 50]),
+        (1, 10, [10, 50]),
+        (2, 50, [40, 50]),
+        (3, 15, [30, 40, 50]),  # the best step was not saved
+        (9, 20, [10, 20, 30, 40, 50]),
+    ],
+)
+def test_the_newest_checkpoints_and_the_best_one_stay(
+    tmp_path: Path, keep: int, best_step: int | None, left: list[int]
+) -> None:
+    for step in (10, 20, 30, 40, 50):
+        best = best_step if best_step is not None and step >= best_step else None
+        save_checkpoint(
+            FileEngine(), tmp_path, TrainState(step=step, best_step=best), keep=keep if step == 50 else 9
+        )
+    assert names(tmp_path) == [step_name(step) for step in left]
+
+
+def test_the_whole_state_survives(tmp_path: Path) -> None:
+    state = TrainState(
+        step=7, tokens=7 * 4096, skipped_steps=2, skipped_in_a_row=1, wall_time_s=12.625,
+        cursors={0: (0, 3, 17, 250), 1: (1, 0, 0, 0), 10: (0, 5, 2, 9)},
+        wandb_id="abc123", val_loss=3.0625, best_val_loss=2.9, best_step=5,
+    )  # fmt: skip
+    checkpoint = save_checkpoint(FileEngine(b"the weights"), tmp_path, replace(state), keep=1)
+    engine = FileEngine(b"")
+    loaded = load_checkpoint(engine, checkpoint)
+    assert engine.weights == b"the weights"
+    assert {lane: tuple(cursor) for lane, cursor in loaded.cursors.items()} == state.cursors
+    assert list(map(type, loaded.cursors)) == [int, int, int]
+    assert len(loaded.rng) == 1
+    assert replace(loaded, rng=[], cursors=state.cursors) == state
+
+
+def test_after_loading_the_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    torch.rand(3)
+    checkpoint = save_checkpoint(FileEngine(), tmp_path, TrainState(step=1), keep=1)
+    expected = torch.rand(4), torch.randperm(9), torch.randn(2)
+    torch.manual_seed(99)
+    load_checkpoint(FileEngine(), checkpoint)
+    drawn = torch.rand(4), torch.randperm(9), torch.randn(2)
+    assert all(torch.equal(left, right) for left, right in zip(drawn, expected, strict=True))
+
+
+def test_each_ranks_own_lanes_are_saved_and_another_ranks_copies_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 of two: lanes 1 and 3 are rank 1's; what rank 0 knows of them is as old as the last resume."""
+
+    def from_both(gathered: list[Any], own: Any) -> None:
+        assert set(own[0]) == {0, 2}
+        gathered[:] = [own, ({1: (0, 1, 5, 5), 3: (0, 3, 5, 5)}, {"cpu": "rank 1's"})]
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", from_both)
+    known = {0: (0, 0, 5, 5), 1: (0, 1, 0, 0), 2: (0, 2, 5, 5), 3: (0, 3, 0, 0)}
+    checkpoint = save_checkpoint(FileEngine(), tmp_path, TrainState(step=1, cursors=known), keep=1)
+    stored = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert stored["cursors"] == {str(lane): [0, lane, 5, 5] for lane in range(4)}
+    assert stored["world_size"] == 2
+    assert [rng["cpu"] == "rank 1's" for rng in stored["rng"]] == [False, True]
+
+
+def test_another_number_of_ranks_is_refused_before_anything_is_loaded(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FileEngine(b"untouched")
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(
+        ValueError, match=r"step_00000030 was written on 1 rank\(s\), but 2 are running"
+    ) as caught:
+        load_checkpoint(engine, saved)
+    assert "\n" not in str(caught.value) and engine.weights == b"untouched"
+
+
+def test_a_checkpoint_that_the_engine_does_not_find_is_an_error(saved: Path) -> None:
+    (saved / "model.pt").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint in .*step_00000030"):
+        load_checkpoint(FileEngine(), saved)

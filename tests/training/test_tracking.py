@@ -1,0 +1,194 @@
+"""Weights & Biases without a server: the run is kept offline, at once, and said in one sentence."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import wandb
+from wandb.errors import CommError
+
+from training.tracking import Tracker, TrackingConfig
+
+KEY = "0123456789" * 4
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No W&B key, setting or proxy of the machine's, and no state of an earlier test."""
+    for name in os.environ:
+        if name.startswith("WANDB_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(home))
+    monkeypatch.chdir(home)
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the network is asked")
+
+    monkeypatch.setattr(requests, "head", called)
+
+
+@pytest.fixture
+def track(tmp_path: Path) -> Iterator[Callable[..., tuple[Tracker, list[str]]]]:
+    """track(run_id=None, **tracking keys) -> a tracker of the run folder `run`, and what it said."""
+    trackers = []
+
+    def start(run_id: str | None = None, **config: Any) -> tuple[Tracker, list[str]]:
+        said: list[str] = []
+        (tmp_path / "run").mkdir(exist_ok=True)
+        facts = {"model": {"norm": "rmsnorm"}, "run": {"parameters": 7}}
+        trackers.append(Tracker(TrackingConfig(**config), tmp_path / "run", run_id, facts, said.append))
+        return trackers[-1], said
+
+    yield start
+    for tracker in trackers:
+        tracker.run.finish()
+
+
+def offline_folders(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """What W&B's own reader finds in an offline run."""
+    result = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_without_a_key_the_run_is_offline_and_says_how_to_send_it(
+    tmp_path: Path, track: Callable[..., Any], no_network: None
+) -> None:
+    tracker, said = track()
+    (folder,) = offline_folders(tmp_path)
+    assert said == [f"W&B: offline run (no W&B key); send it later with: wandb sync {folder}"]
+    assert tracker.run.settings._offline
+    tracker.finish({})
+    assert [path.name for path in folder.glob("*.wandb")] == [f"run-{tracker.id}.wandb"]
+
+
+def test_wandbs_own_reader_finds_what_was_logged(tmp_path: Path, track: Callable[..., Any]) -> None:
+    tracker, _ = track(project="norms", group="study", tags=("small", "bf16"))
+    tracker.log("train", 1, {"tokens": 64, "loss": 3.5})
+    tracker.log("train", 2, {"tokens": 128, "loss": 3.25})
+    tracker.log("val", 2, {"tokens": 128, "loss": 3.0})
+    tracker.finish({"status": "finished", "val_loss": 3.0, "floors": {"unigram": 7.5}})
+    found = records(*offline_folders(tmp_path))
+
+    (run,) = (record["run"] for record in found if record["type"] == "run")
+    assert (run["project"], run["run_group"], run["run_id"]) == ("norms", "study", tracker.id)
+    assert run["display_name"] == "run" and sorted(run["tags"]) == ["bf16", "small"]
+    config = run["config"]["update"]
+    assert config["model"] == {"norm": "rmsnorm"} and config["run"] == {"parameters": 7}
+
+    history = [record["history"]["item"] for record in found if record["type"] == "history"]
+    logged = [{key: value for key, value in item.items() if not key.startswith("_")} for item in history]
+    assert logged == [
+        {"step": 1, "train/tokens": 64, "train/loss": 3.5},
+        {"step": 2, "train/tokens": 128, "train/loss": 3.25},
+        {"step": 2, "val/tokens": 128, "val/loss": 3.0},
+    ]
+    axes = [record["metric"] for record in found if record["type"] == "metric"]
+    assert [axis["step_metric"] for axis in axes if axis.get("glob_name") == "*"] == ["step"]
+
+    summary: dict[str, Any] = {}
+    for record in found:
+        if record["type"] == "summary":
+            summary |= record["summary"]["update"]
+    assert (summary["status"], summary["val_loss"], summary["train/loss"]) == ("finished", 3.0, 3.25)
+    assert found[-1] == {"num": len(found), "type": "exit", "exit": {"exit_code": 0}}
+
+
+def test_a_resumed_run_keeps_its_id(tmp_path: Path, track: Callable[..., Any]) -> None:
+    first, _ = track()
+    first.finish({})
+    second, _ = track(run_id=first.id, name="named")
+    second.finish({})
+    third, _ = track()
+    third.finish({})
+    assert first.id == second.id == second.run.id != third.id
+    assert second.run.name == "named"
+    ids = [
+        path.name.removesuffix(".wandb")
+        for path in (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    ]
+    assert set(ids) == {f"run-{first.id}", f"run-{third.id}"}
+
+
+def test_offline_as_asked_needs_no_reason(
+    tmp_path: Path, track: Callable[..., Any], no_network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    _, said = track()
+    (folder,) = offline_folders(tmp_path)
+    assert said == [f"W&B: offline run; send it later with: wandb sync {folder}"]
+
+
+def test_disabled_writes_and_says_nothing(
+    tmp_path: Path, track: Callable[..., Any], no_network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker, said = track()
+    tracker.log("train", 1, {"loss": 3.5})
+    tracker.finish({"val_loss": 3.0})
+    assert said == [] and list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["environment", "netrc"])
+def test_with_a_key_and_no_server_the_run_is_offline_and_says_why(
+    tmp_path: Path, track: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", NOBODY)
+    if where == "environment":
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    else:
+        netrc = Path(os.environ["NETRC"])
+        netrc.write_text(f"machine 127.0.0.1\n  login user\n  password {KEY}\n")
+        netrc.chmod(0o600)
+    tracker, said = track()
+    (folder,) = offline_folders(tmp_path)
+    because = f"({NOBODY} cannot be reached)"
+    assert said == [f"W&B: offline run {because}; send it later with: wandb sync {folder}"]
+    tracker.log("train", 1, {"loss": 3.5})
+    tracker.finish({})
+    assert any(record["type"] == "history" for record in records(folder))
+
+
+def test_a_server_that_refuses_makes_the_run_offline_too(
+    tmp_path: Path, track: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init, asked = wandb.init, []
+
+    def refusing(mode: str, **arguments: Any) -> Any:
+        asked.append((mode, arguments["id"]))
+        if mode == "online":
+            raise CommError("API key is not valid (401)\nand a second line")
+        return init(mode=mode, **arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(requests, "head", lambda *arguments, **options: requests.Response())
+    monkeypatch.setattr(wandb, "init", refusing)
+    tracker, said = track()
+    assert asked == [("online", tracker.id), ("offline", tracker.id)]
+    (folder,) = offline_folders(tmp_path)
+    because = "(API key is not valid (401))"
+    assert said == [f"W&B: offline run {because}; send it later with: wandb sync {folder}"]
