@@ -40,9 +40,9 @@ def main(argv: list[str]) -> int:
     """The main job. Returns the exit status: 0 trained (or stopped and saved), 1 diverged, 2 refused."""
     try:
         recipe, ds_config, run = resolve(argv)
+        console = Console(run.path / "logs" / f"rank{run.rank}.log", silent=run.rank > 0)
     except (ValueError, OSError) as error:
         return fail(error)
-    console = Console(run.path / "logs" / f"rank{run.rank}.log", silent=run.rank > 0)
     if run.summary.get("status") == "finished" and run.summary["step"] >= recipe.train.steps:
         loss = run.summary["val_loss"]
         console.say(
@@ -105,6 +105,7 @@ def train(
     if run.rank == 0 and "floors" not in run.summary:
         unigram = unigram_loss(batches(micro_batch=16), validation, VOCAB_SIZE)
         run.summary["floors"] = {"uniform": uniform_loss(VOCAB_SIZE), "unigram": unigram}
+    run.summary.pop("error", None)
     run.update_summary(status="running", val_loss=None, **facts(recipe, ds_config, gpt, validation))
     if run.rank == 0:
         announce(run.summary, ds_config, run.path, console, checkpoint)

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -229,6 +230,7 @@ def _documents(roots: Mapping[str, Path], progress: bool) -> list[Document]:
             len(files),
             unit="file",
             disable=not progress,
+            mininterval=0.2 if sys.stderr.isatty() else 5.0,
         )
         for (name, _), texts in progress_bar:
             fresh = [text for text, hashes in texts if not near_duplicate(hashes, seen)]

@@ -35,7 +35,7 @@ def nearest(name: str, known: Mapping[str, object]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, and all of them."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     guess = f" (did you mean '{close[0]}'?)" if close else ""
-    return f"{guess}; known are {', '.join(known)}"
+    return f"{guess}; known are {', '.join(known)}" if len(known) <= 40 else guess
 
 
 def norm_class(name: str) -> type[nn.Module]:
@@ -83,7 +83,7 @@ def _load(key: str, name: str, known: dict[str, type[nn.Module]], names: dict[st
     else:
         try:
             module = importlib.import_module(where)
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, TypeError) as error:  # TypeError: a relative name
             raise ValueError(f"{key} is '{name}', but importing {where} failed: {error}") from error
     design = getattr(module, class_name, None)
     if not (isinstance(design, type) and issubclass(design, nn.Module)):

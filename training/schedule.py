@@ -18,7 +18,7 @@ class ScheduleConfig:
     """
 
     shape: Literal["cosine", "wsd"] = "cosine"
-    warmup_steps: int = 200
+    warmup_steps: int = 20
     steps: int | None = None
     decay_fraction: float = 0.2
     floor: float = 0.1
@@ -51,6 +51,8 @@ def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
     if schedule.shape == "cosine":
         progress = (step - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    decay_steps = max(1, round(schedule.steps * schedule.decay_fraction))
+    decay_steps = max(
+        1, min(round(schedule.steps * schedule.decay_fraction), schedule.steps - schedule.warmup_steps)
+    )
     remaining = (schedule.steps - step) / decay_steps
     return floor + (peak - floor) * min(max(remaining, 0.0), 1.0)

@@ -11,6 +11,8 @@ import wandb
 from wandb.errors import CommError, UsageError
 from wandb.sdk.lib.runid import generate_id
 
+MODES = ("online", "offline", "disabled", "shared", "dryrun")
+
 
 @dataclass(frozen=True)
 class TrackingConfig:
@@ -28,6 +30,12 @@ class TrackingConfig:
     name: str | None = None
     tags: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if (mode := os.environ.get("WANDB_MODE", "online")) not in MODES:
+            raise ValueError(
+                f"WANDB_MODE is {mode!r} in the environment, but it must be one of {', '.join(MODES)}"
+            )
+
 
 class Tracker:
     """Rank 0's W&B run: online where a key and the network allow it, else offline, said in one line.
@@ -44,7 +52,7 @@ class Tracker:
         say: Callable[[str], None],
     ) -> None:
         self.id = run_id or generate_id()
-        mode: Any = os.environ.get("WANDB_MODE") or "online"
+        mode: Any = os.environ.get("WANDB_MODE", "online").replace("dryrun", "offline")
         reason = _offline_reason() if mode == "online" else None
         if reason:
             mode = "offline"
