@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
     if recipe.data.source == "sample" and not SAMPLE_DIR.exists():
         console.say("building the embedded sample, once; it takes about a minute")
     try:
+        run.claim()
         source = open_source(recipe.data)
         validation, shards = split_validation(recipe.data, source)
         batches = partial(

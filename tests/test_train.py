@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 
 import train
 from eval.checkpoint import load_model
@@ -163,6 +164,15 @@ def test_killed_twice_and_resumed_a_run_is_bit_for_bit_the_uninterrupted_one(
     assert summary_of(run_dir)["status"] == "finished"
     tracked = [path.name.rpartition("-")[2] for path in (run_dir / "wandb").glob("offline-run-*")]
     assert len(tracked) == 3 and len(set(tracked)) == 1  # three starts, one W&B run
+
+
+def test_a_folder_in_which_a_run_is_under_way_is_refused(job: Path) -> None:
+    run_dir = job / "busy"
+    (run_dir / "logs").mkdir(parents=True)
+    with FileLock(run_dir / "logs" / "lock"):
+        result = run(command(job, run_dir))
+    assert result.returncode == 2
+    assert result.stderr == f"error: {run_dir} is being trained by another process: wait for it or stop it\n"
 
 
 def test_stopped_by_sigterm_a_run_saves_and_goes_on(job: Path, uninterrupted: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,12 +39,27 @@ class RunFolder:
         self.path = path
         self.rank = rank
         self.summary: dict[str, Any] = {}
+        self._lock = FileLock(path / "logs" / "lock")
         if (path / "summary.json").is_file():
             self.summary = json.loads((path / "summary.json").read_text())
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def claim(self) -> None:
+        """Keep other processes from training in this folder until this one ends, however it ends.
+
+        Raises ValueError where one already does, such as a worker whose launcher was killed.
+        """
+        if self.rank != 0:
+            return
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(
+                f"{self.path} is being trained by another process: wait for it or stop it"
+            ) from error
 
     def check_same_run(self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], free: set[str]) -> None:
         """Refuse to continue a run under another recipe or DeepSpeed config.
