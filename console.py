@@ -1,5 +1,6 @@
 """What a user sees: NormLab's sentences and bars on the terminal, the libraries' chatter in a log file."""
 
+import io
 import os
 import sys
 import traceback
@@ -22,8 +23,10 @@ class Console:
         self.log_file = log_file
         self.silent = silent
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True)  # what a killed run printed last is in its log
         self.terminal: TextIO = os.fdopen(os.dup(2), "w", buffering=1)
         log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
