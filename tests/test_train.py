@@ -4,6 +4,7 @@ import json
 import os
 import pydoc_data.topics
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ import train
 from eval.checkpoint import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 8
+STEPS = 12
 RECIPE = """
 model: {{variant: vanilla, n_layer: 2, n_head: 2, n_embd: 32, block_size: 32, dropout: 0.1}}
 data: {{source: {source}, validation_tokens: 4000, lanes: 4}}
@@ -59,8 +60,11 @@ def command(
 ) -> list[str]:
     launcher = [sys.executable]
     if ranks > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
         runner = "deepspeed.launcher.runner"
-        launcher += ["-m", runner, "--quiet", "--num_accelerators", str(ranks), "--master_port", "29543"]
+        launcher += ["-m", runner, "--quiet", "--num_accelerators", str(ranks), "--master_port", port]
     files = ["--config", str(job / "recipe.yaml"), "--deepspeed_config", str(job / ds_config)]
     return [*launcher, "train.py", *files, "--run_dir", str(run_dir), *options]
 
@@ -122,7 +126,7 @@ def test_a_run_leaves_what_the_readme_says(uninterrupted: Path) -> None:
     assert summary["precision"] == "fp32" and summary["variant"] == "vanilla"
     lines = steps_of(uninterrupted)
     assert [line[1] for line in lines if line[0] == "train"] == list(range(1, STEPS + 1))
-    assert [line[1] for line in lines if line[0] == "val"] == [4, 8]
+    assert [line[1] for line in lines if line[0] == "val"] == [4, 8, 12]
     assert lines[-1][3] == summary["val_loss"] < summary["floors"]["uniform"]
     names = {path.name for path in uninterrupted.iterdir()}
     files = {"recipe.yaml", "ds_config.json", "environment.json", "metrics.jsonl", "summary.json"}
@@ -140,7 +144,7 @@ def test_run_again_says_that_it_is_finished(job: Path, uninterrupted: Path) -> N
     before = (uninterrupted / "metrics.jsonl").read_text()
     result = run(command(job, uninterrupted))
     assert result.returncode == 0
-    assert "is finished: 8 steps, validation loss" in result.stderr
+    assert "is finished: 12 steps, validation loss" in result.stderr
     assert (uninterrupted / "metrics.jsonl").read_text() == before
 
 
@@ -191,6 +195,7 @@ def test_killed_on_two_ranks_in_bf16_a_run_is_bit_for_bit_the_uninterrupted_one(
     assert result.returncode == 0, result.stderr
     words = command(job, killed, ranks=2, ds_config="bf16.json")
     run_until(words, killed, 5, signal.SIGKILL)
+    assert summary_of(killed)["status"] == "running"
     result = run(words)
     assert result.returncode == 0, result.stderr
     assert steps_of(killed) == steps_of(whole)

@@ -119,8 +119,9 @@ def load_ds_config(path: Path, overrides: Mapping[str, str], world_size: int) ->
         if key.partition(".")[0] not in _ELSEWHERE and key not in _KNOWN:
             raise unknown_key(f"ds.{key}", [f"ds.{known}" for known in _KNOWN], "the command line")
         _override(config, key, value)
-    _check_keys(config, str(path))
-    config |= _batch_sizes(config, world_size, str(path))
+    where = f"{path} with its --ds overrides" if overrides else str(path)
+    _check_keys(config, where)
+    config |= _batch_sizes(config, world_size, where)
     return config
 
 
