@@ -27,7 +27,7 @@ from data import SAMPLE_DIR, VOCAB_SIZE, LaneLoader, ValidationSet, open_source,
 from eval.validation import token_losses, uniform_loss, unigram_loss, write_document_losses
 from model import GPT
 from recipe import Recipe, resolve
-from training.accelerator import bf16_arithmetic, join_ranks, world_size_from_environment
+from training.accelerator import Launcher, bf16_arithmetic, join_ranks, world_size_from_environment
 from training.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint, step_name
 from training.ds_config import precision
 from training.engine import build_engine, gradient_norm, set_learning_rate
@@ -115,7 +115,7 @@ def train(
         config = plain(vars(recipe)) | {"deepspeed": ds_config, "run": run.summary}
         tracker = Tracker(recipe.tracking, run.path, state.wandb_id, config, console.say)
         state.wandb_id = tracker.id
-    job = Job(recipe, ds_config, run, console, engine, state, validation, device, tracker)
+    job = Job(recipe, ds_config, run, console, engine, state, validation, device, tracker, Launcher())
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, job.ask_stop)
 
@@ -169,6 +169,7 @@ def train(
         "interrupted": f"is stopped and saved at step {state.step}: the same command goes on from there",
         "diverged": f"diverged: the gradients of the last {state.skipped_in_a_row} steps were not finite",
     }
+    dist.barrier()  # the ranks end together, so that the next run does not meet one of this
     skips = f"; {state.skipped_steps} step(s) were skipped" if state.skipped_steps else ""
     console.say(f"{run.path} {in_words[status]}{skips}")
     return 1 if status == "diverged" else 0
@@ -187,6 +188,7 @@ class Job:
     validation: ValidationSet
     device: torch.device
     tracker: Tracker | None
+    launcher: Launcher
     stop_asked: bool = False
 
     def train_step(self, loader: LaneLoader) -> tuple[float, bool]:
@@ -201,7 +203,8 @@ class Job:
             self.engine.step()  # the optimizer moves at the last of the accumulation
             loss_sum += loss.detach()
             self.state.cursors.update(cursors)
-        shared = torch.stack([loss_sum / accumulation, torch.full_like(loss_sum, self.stop_asked)])
+        stop = self.stop_asked or self.launcher.is_gone()
+        shared = torch.stack([loss_sum / accumulation, torch.full_like(loss_sum, stop)])
         dist.all_reduce(shared)
         loss_total, stops = shared.tolist()
         return loss_total / dist.get_world_size(), stops > 0

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from filelock import FileLock
 
 import train
 from eval.checkpoint import load_model
@@ -74,8 +73,13 @@ def run(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def run_until(words: list[str], run_dir: Path, lines: int, signum: signal.Signals) -> int:
-    """Start, send `signum` to all its processes once metrics.jsonl has `lines` lines; the exit status."""
+def run_until(
+    words: list[str], run_dir: Path, lines: int, signum: signal.Signals, whole_group: bool = True
+) -> int:
+    """Start, and once metrics.jsonl has `lines` lines send `signum` to all processes, or to the first alone.
+
+    Returns the exit status.
+    """
     environment = os.environ | {"WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
     process = subprocess.Popen(
         words,
@@ -88,7 +92,7 @@ def run_until(words: list[str], run_dir: Path, lines: int, signum: signal.Signal
     metrics = run_dir / "metrics.jsonl"
     while process.poll() is None:
         if metrics.exists() and len(metrics.read_text().splitlines()) >= lines:
-            os.killpg(process.pid, signum)
+            (os.killpg if whole_group else os.kill)(process.pid, signum)
             break
         time.sleep(0.02)
     return process.wait(timeout=120)
@@ -170,15 +174,6 @@ def test_killed_twice_and_resumed_a_run_is_bit_for_bit_the_uninterrupted_one(
     assert len(tracked) == 3 and len(set(tracked)) == 1  # three starts, one W&B run
 
 
-def test_a_folder_in_which_a_run_is_under_way_is_refused(job: Path) -> None:
-    run_dir = job / "busy"
-    (run_dir / "logs").mkdir(parents=True)
-    with FileLock(run_dir / "logs" / "lock"):
-        result = run(command(job, run_dir))
-    assert result.returncode == 2
-    assert result.stderr == f"error: {run_dir} is being trained by another process: wait for it or stop it\n"
-
-
 def test_stopped_by_sigterm_a_run_saves_and_goes_on(job: Path, uninterrupted: Path) -> None:
     run_dir = job / "stopped"
     assert run_until(command(job, run_dir), run_dir, 2, signal.SIGTERM) == 0
@@ -201,6 +196,19 @@ def test_killed_on_two_ranks_in_bf16_a_run_is_bit_for_bit_the_uninterrupted_one(
     assert steps_of(killed) == steps_of(whole)
     assert summary_of(killed)["world_size"] == 2 and summary_of(killed)["precision"] == "bf16"
     assert_evaluation_reads_the_trained_weights(killed)
+
+
+@pytest.mark.slow
+def test_when_the_launcher_is_killed_its_ranks_save_and_the_next_start_goes_on(job: Path) -> None:
+    whole, orphaned = job / "launched", job / "orphaned"
+    long = ["--train.steps", "40"]
+    assert run(command(job, whole, *long, ranks=2)).returncode == 0
+    words = command(job, orphaned, *long, ranks=2)
+    run_until(words, orphaned, 5, signal.SIGKILL, whole_group=False)
+    result = run(words)
+    assert result.returncode == 0, result.stderr
+    assert "resumed from" in result.stderr
+    assert steps_of(orphaned) == steps_of(whole)
 
 
 NAN_NORM = """

@@ -6,6 +6,7 @@ import socket
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -22,7 +23,7 @@ import deepspeed.runtime.zero.config
 # behind on which every later start waits for ever.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-__all__ = ["deepspeed", "join_ranks", "rank_from_environment", "world_size_from_environment"]
+__all__ = ["Launcher", "deepspeed", "join_ranks", "rank_from_environment", "world_size_from_environment"]
 
 
 def world_size_from_environment() -> int:
@@ -63,6 +64,25 @@ def join_ranks() -> torch.device:
         device = torch.device("cpu")
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return device
+
+
+class Launcher:
+    """Whoever started this rank: if DeepSpeed's launcher is killed, its workers would go on by themselves."""
+
+    def __init__(self) -> None:
+        parent = psutil.Process(os.getppid())
+        self._ancestors = None
+        if (
+            "deepspeed.launcher.launch" in parent.cmdline()
+        ):  # which the `deepspeed` command starts on each node
+            self._ancestors = (parent.pid, parent.ppid())
+
+    def is_gone(self) -> bool:
+        """Whether the `deepspeed` command that this rank belongs to has ended."""
+        if self._ancestors is None:
+            return False
+        parent = os.getppid()
+        return (parent, psutil.Process(parent).ppid()) != self._ancestors
 
 
 def _keep_freed_memory() -> None:

@@ -39,7 +39,7 @@ class RunFolder:
         self.path = path
         self.rank = rank
         self.summary: dict[str, Any] = {}
-        self._lock = FileLock(path / "logs" / "lock")
+        self._lock = FileLock(path / "logs" / f"rank{rank}.lock")
         if (path / "summary.json").is_file():
             self.summary = json.loads((path / "summary.json").read_text())
 
@@ -47,15 +47,13 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def claim(self) -> None:
-        """Keep other processes from training in this folder until this one ends, however it ends.
+    def claim(self, wait_s: float = 30.0) -> None:
+        """Keep other runs out of this folder until this process ends, however it ends. Each rank calls it.
 
-        Raises ValueError where one already does, such as a worker whose launcher was killed.
+        A run that is just stopping there gets `wait_s` seconds to do so; after that ValueError is raised.
         """
-        if self.rank != 0:
-            return
         try:
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(timeout=wait_s)
         except Timeout as error:
             raise ValueError(
                 f"{self.path} is being trained by another process: wait for it or stop it"

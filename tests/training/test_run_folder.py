@@ -246,3 +246,12 @@ def test_a_free_key_and_a_free_section_may_change(run: RunFolder) -> None:
         run.check_same_run(recipe(steps=7, val_every=3), DS_CONFIG, {"train.steps"})
     with pytest.raises(ValueError, match=r"model\.n_layer = 2, but 3"):
         run.check_same_run(recipe(n_layer=3), DS_CONFIG, {"train", "n_layer"})
+
+
+def test_a_folder_in_which_a_run_is_under_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    under_way, second, other_rank = RunFolder(tmp_path, 0), RunFolder(tmp_path, 0), RunFolder(tmp_path, 1)
+    under_way.claim()
+    other_rank.claim()
+    with pytest.raises(ValueError, match=r"is being trained by another process: wait for it or stop it"):
+        second.claim(wait_s=0.1)
