@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from console import Console, fail
 from data import SAMPLE_DIR, VOCAB_SIZE, LaneLoader, ValidationSet, open_source, split_validation
+from data.sample import is_complete
 from eval.validation import token_losses, uniform_loss, unigram_loss, write_document_losses
 from model import GPT
 from recipe import Recipe, resolve
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
             f"{run.path} is finished: {run.summary['step']} steps, validation loss {loss:.4f} nats a token"
         )
         return 0
-    if recipe.data.source == "sample" and not SAMPLE_DIR.exists():
+    if recipe.data.source == "sample" and not is_complete(SAMPLE_DIR):
         console.say("building the embedded sample, once; it takes about a minute")
     try:
         run.claim()

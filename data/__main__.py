@@ -18,4 +18,5 @@ def main() -> None:
     print(f"embedded sample {verb}: {folder} (training {train}, validation {validation}, {passages})")
 
 
-main()
+if __name__ == "__main__":
+    main()

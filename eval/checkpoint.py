@@ -76,24 +76,26 @@ def _fp32_weights(folder: Path) -> "dict[str, torch.Tensor]":
         # DeepSpeed pickles its configuration beside the tensors, which torch's safe loader refuses.
         return torch.load(file, map_location="cpu", weights_only=False)
 
-    model = read(folder / "mp_rank_00_model_states.pt")
+    model_file = folder / "mp_rank_00_model_states.pt"
     files = {
         int(match[1]): file
         for file in folder.glob("*_optim_states.pt")
         if (match := re.search(r"zero_pp_rank_(\d+)_", file.name))
     }
     if not files:
-        return model["module"]
-    optimizers = [read(files[rank])["optimizer_state_dict"] for rank in sorted(files)]
+        return read(model_file)["module"]
+    first, *others = (files[rank] for rank in sorted(files))
+    optimizers = [read(first)["optimizer_state_dict"]]
     if "zero_stage" in optimizers[0]:
         return get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
     # The bf16 optimizer with fp32 accumulation, which DeepSpeed's own function does not read: each rank holds
     # its part of every group's parameters, flattened in the order of `param_shapes` and padded at the end.
+    optimizers += [read(file)["optimizer_state_dict"] for file in others]
+    model = read(model_file)
     weights: dict[str, torch.Tensor] = {}
     for group, shapes in enumerate(model["param_shapes"]):
         flat = torch.cat([optimizer["single_partition_of_fp32_groups"][group] for optimizer in optimizers])
-        parts = flat[: sum(shape.numel() for shape in shapes.values())].split(
-            [s.numel() for s in shapes.values()]
-        )
+        sizes = [shape.numel() for shape in shapes.values()]
+        parts = flat[: sum(sizes)].split(sizes)
         weights |= {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
     return weights | {name: weights[source] for name, source in model["shared_params"].items()}

@@ -20,6 +20,7 @@ import train
 from eval.checkpoint import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = os.environ | {"WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
 STEPS = 12
 RECIPE = """
 model: {{variant: vanilla, n_layer: 2, n_head: 2, n_embd: 32, block_size: 32, dropout: 0.1}}
@@ -68,9 +69,8 @@ def command(
     return [*launcher, "train.py", *files, "--run_dir", str(run_dir), *options]
 
 
-def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
-    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+def run(words: list[str], timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
 
 
 def run_until(
@@ -80,11 +80,10 @@ def run_until(
 
     Returns the exit status.
     """
-    environment = os.environ | {"WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
     process = subprocess.Popen(
         words,
         cwd=ROOT,
-        env=environment,
+        env=ENVIRONMENT,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -314,9 +313,8 @@ def test_gpt2_medium_takes_two_steps_on_two_cpu_ranks(job: Path) -> None:
                "--ds.train_batch_size", "2", "--ds.train_micro_batch_size_per_gpu", "1"]  # fmt: skip
     words = command(job, run_dir, ranks=2)
     launcher = words[: words.index("train.py") + 1]
-    environment = os.environ | {"WANDB_MODE": "disabled", "DS_ACCELERATOR": "cpu"}
     words = [*launcher, *files, *options, "--run_dir", str(run_dir)]
-    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    result = run(words, timeout=1500)
     assert result.returncode == 0, result.stderr
     summary = summary_of(run_dir)
     assert summary["status"] == "finished" and summary["step"] == 2 and summary["tokens"] == 2 * 2 * 1024

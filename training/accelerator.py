@@ -23,7 +23,14 @@ import deepspeed.runtime.zero.config
 # behind on which every later start waits for ever.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-__all__ = ["Launcher", "deepspeed", "join_ranks", "rank_from_environment", "world_size_from_environment"]
+__all__ = [
+    "Launcher",
+    "bf16_arithmetic",
+    "deepspeed",
+    "join_ranks",
+    "rank_from_environment",
+    "world_size_from_environment",
+]
 
 
 def world_size_from_environment() -> int:
@@ -72,17 +79,19 @@ class Launcher:
     def __init__(self) -> None:
         parent = psutil.Process(os.getppid())
         self._ancestors = None
-        if (
-            "deepspeed.launcher.launch" in parent.cmdline()
-        ):  # which the `deepspeed` command starts on each node
+        # The `deepspeed` command starts this module on each node, and it starts the ranks.
+        if "deepspeed.launcher.launch" in parent.cmdline():
             self._ancestors = (parent.pid, parent.ppid())
 
     def is_gone(self) -> bool:
         """Whether the `deepspeed` command that this rank belongs to has ended."""
         if self._ancestors is None:
             return False
-        parent = os.getppid()
-        return (parent, psutil.Process(parent).ppid()) != self._ancestors
+        try:
+            parent = psutil.Process(os.getppid())
+            return (parent.pid, parent.ppid()) != self._ancestors
+        except psutil.NoSuchProcess:  # it ended between the two looks
+            return True
 
 
 def _keep_freed_memory() -> None:

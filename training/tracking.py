@@ -14,6 +14,11 @@ from wandb.sdk.lib.runid import generate_id
 MODES = ("online", "offline", "disabled", "shared", "dryrun")
 
 
+def wandb_mode() -> str:
+    """The environment's WANDB_MODE; online where it is not set or empty."""
+    return os.environ.get("WANDB_MODE") or "online"
+
+
 @dataclass(frozen=True)
 class TrackingConfig:
     """Weights & Biases. The environment's WANDB_MODE (online, offline, disabled) is respected.
@@ -31,7 +36,7 @@ class TrackingConfig:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if (mode := os.environ.get("WANDB_MODE", "online")) not in MODES:
+        if (mode := wandb_mode()) not in MODES:
             raise ValueError(
                 f"WANDB_MODE is {mode!r} in the environment, but it must be one of {', '.join(MODES)}"
             )
@@ -52,7 +57,7 @@ class Tracker:
         say: Callable[[str], None],
     ) -> None:
         self.id = run_id or generate_id()
-        mode: Any = os.environ.get("WANDB_MODE", "online").replace("dryrun", "offline")
+        mode: Any = wandb_mode().replace("dryrun", "offline")
         reason = _offline_reason() if mode == "online" else None
         if reason:
             mode = "offline"

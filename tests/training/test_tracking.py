@@ -192,3 +192,11 @@ def test_a_server_that_refuses_makes_the_run_offline_too(
     (folder,) = offline_folders(tmp_path)
     because = "(API key is not valid (401))"
     assert said == [f"W&B: offline run {because}; send it later with: wandb sync {folder}"]
+
+
+def test_an_unknown_wandb_mode_is_refused_and_an_empty_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(ValueError, match=r"WANDB_MODE is 'ofline' in the environment, but it must be one of"):
+        TrackingConfig()
+    monkeypatch.setenv("WANDB_MODE", "")
+    assert TrackingConfig().project == "normlab"
