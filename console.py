@@ -46,6 +46,28 @@ class Console:
         options = {"unit_scale": True, "dynamic_ncols": True, "mininterval": interval} | options
         return tqdm(desc=title, file=self.terminal, disable=self.silent, **options)
 
+    def announce(self, folder: Path, summary: dict[str, Any], ds_config: dict[str, Any]) -> None:
+        """Say every number of a run that follows from others, before its first step."""
+        micro_batch, accumulation = (
+            ds_config[key] for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+        )
+        stage = ds_config.get("zero_optimization", {}).get("stage", 0)
+        ranks, tokens, floors = summary["world_size"], summary["tokens_per_step"], summary["floors"]
+        self.say(
+            f"{folder}: {summary['variant']}, GPT-2 {summary['model']}, {summary['parameters']:,} "
+            f"parameters, {summary['precision']}, ZeRO-{stage}, {ranks} rank(s)"
+        )
+        self.say(
+            f"a step: {micro_batch} sequences x {accumulation} accumulation steps x {ranks} rank(s) x "
+            f"{summary['block_size']} tokens = {tokens:,} tokens; {summary['steps']:,} steps = "
+            f"{summary['steps'] * tokens:,} tokens"
+        )
+        self.say(
+            f"validation: {summary['val_tokens']:,} tokens of {summary['val_bytes']:,} bytes, on which "
+            f"guessing every token alike scores {floors['uniform']:.2f} nats a token and a unigram model "
+            f"{floors['unigram']:.2f}"
+        )
+
     def fail(self, sentence: object) -> int:
         """Say one sentence about what the user gave; returns the exit status for it."""
         self.say(f"error: {sentence}")

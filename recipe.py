@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data import VOCAB_SIZE, DataConfig
+from data import DataConfig, open_tokenizer
 from eval.config import EvalConfig
 from model import PRESETS, VARIANTS, GPTConfig, variant_name
 from model.designs import block_class, norm_class
 from training.accelerator import rank_from_environment, world_size_from_environment
 from training.config import parse_command
-from training.ds_config import load_ds_config
+from training.ds_config import load_ds_config, precision
 from training.run_folder import RunFolder
 from training.schedule import ScheduleConfig
 from training.tracking import TrackingConfig
@@ -55,15 +55,33 @@ class Recipe:
     tracking: TrackingConfig
 
     def __post_init__(self) -> None:
-        if self.model.vocab_size < VOCAB_SIZE:
+        needed = open_tokenizer(self.data.tokenizer).vocab_size
+        if self.model.vocab_size < needed:
             raise ValueError(
-                f"model.vocab_size is {self.model.vocab_size}: GPT-2's tokenizer needs at least {VOCAB_SIZE}"
+                f"model.vocab_size is {self.model.vocab_size}: data.tokenizer {self.data.tokenizer} needs at "
+                f"least {needed}"
             )
 
     @property
     def variant(self) -> str:
         """The name that this recipe's results carry."""
         return variant_name(self.model.norm, self.model.block)
+
+    def facts(self, ds_config: dict[str, Any]) -> dict[str, Any]:
+        """What summary.json says of a run before anything is built."""
+        shape, data = self.model, self.data
+        return {
+            "variant": self.variant,
+            "precision": precision(ds_config),
+            "model": f"{shape.n_layer}L {shape.n_head}H {shape.n_embd}d",
+            "block_size": shape.block_size,
+            "init_seed": self.train.init_seed,
+            "data_seed": data.seed,
+            "tokenizer": data.tokenizer,
+            "packing": f"{data.packing} masked" if data.document_mask else data.packing,
+            "steps": self.train.steps,
+            "tokens_per_step": ds_config["train_batch_size"] * shape.block_size,
+        }
 
 
 SECTIONS: dict[str, type] = {
@@ -78,6 +96,8 @@ SHORTHANDS = {
     name: {choice: {f"model.{key}": value for key, value in keys.items()} for choice, keys in choices.items()}
     for name, choices in (("model.preset", PRESETS), ("model.variant", VARIANTS))
 }
+VOCAB_MULTIPLE = 64
+"""The embedding has the tokenizer's vocabulary rounded up to a multiple of this: GPT-2's 50257 to 50304."""
 # What may change when a run goes on: none of it enters a step's numbers.
 FREE_TO_CHANGE = {
     "train.steps",
@@ -85,6 +105,10 @@ FREE_TO_CHANGE = {
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.max_skipped_steps",
+    "data.workers",
+    "data.prefetch",
+    "data.cache_dir",
+    "data.on_bad_document",
     "eval",
     "tracking",
 }
@@ -101,7 +125,11 @@ def resolve(argv: list[str]) -> tuple[Recipe, dict[str, Any], RunFolder]:
         SHORTHANDS,
         description="Train one GPT-2 variant and score it on the fixed validation set.",
     )
-    recipe = Recipe(**command.recipe)
+    sections = command.recipe
+    if "model.vocab_size" not in command.given:
+        rows = -(-open_tokenizer(sections["data"].tokenizer).vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        sections["model"] = replace(sections["model"], vocab_size=rows)
+    recipe = Recipe(**sections)
     if recipe.schedule.steps is None:
         recipe = replace(recipe, schedule=replace(recipe.schedule, steps=recipe.train.steps))
     block_class(recipe.model.block, norm_class(recipe.model.norm))

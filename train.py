@@ -13,25 +13,39 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from console import Console, fail
-from data import SAMPLE_DIR, VOCAB_SIZE, LaneLoader, ValidationSet, open_source, split_validation
+from data import (
+    BAD_REASONS,
+    IGNORED_TARGET,
+    SAMPLE_DIR,
+    Corpus,
+    LaneLoader,
+    ValidationSet,
+    document_ids,
+    inputs_and_targets,
+    open_data,
+)
 from data.sample import is_complete
-from eval.validation import token_losses, uniform_loss, unigram_loss, write_document_losses
+from eval.validation import (
+    bits_per_byte,
+    token_losses,
+    uniform_loss,
+    unigram_loss,
+    write_document_losses,
+)
 from model import GPT
 from recipe import Recipe, resolve
 from training.accelerator import Launcher, bf16_arithmetic, join_ranks, world_size_from_environment
 from training.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint, step_name
-from training.ds_config import precision
 from training.engine import build_engine, gradient_norm, set_learning_rate
+from training.feed import Feed, StepResult
 from training.run_folder import RunFolder, plain
 from training.schedule import learning_rate
 from training.tracking import Tracker
@@ -54,25 +68,28 @@ def main(argv: list[str]) -> int:
         console.say("building the embedded sample, once; it takes about a minute")
     try:
         run.claim()
-        source = open_source(recipe.data)
-        validation, shards = split_validation(recipe.data, source)
-        batches = partial(
-            LaneLoader,
-            source,
-            shards,
-            block_size=recipe.model.block_size,
-            lanes=recipe.data.lanes,
-            seed=recipe.data.seed,
-        )
+        corpus, validation = open_data(recipe.data)
         # What does not fit together is refused here, before anything is built.
-        batches(micro_batch=1, rank=run.rank, world_size=world_size_from_environment())
-        run.pin_data(source.fingerprint, validation.fingerprint)
+        LaneLoader(
+            corpus,
+            recipe.data,
+            block_size=recipe.model.block_size,
+            micro_batch=1,
+            rank=run.rank,
+            world_size=world_size_from_environment(),
+        )
+        if recipe.data.document_mask:
+            with torch.device("meta"):
+                GPT(recipe.model).check_document_mask()
+        for note in corpus.source.notes:
+            console.say(note)
+        run.pin_data(corpus.fingerprint, validation.fingerprint)
     except (ValueError, OSError) as error:
         return console.fail(error)
     run.write_configs(vars(recipe), ds_config, argv)
     try:
         with bf16_arithmetic():
-            return train(recipe, ds_config, run, console, batches, validation)
+            return train(recipe, ds_config, run, console, corpus, validation)
     except Exception as error:
         run.update_summary(status="failed", error=f"{type(error).__name__}: {error}")
         raise
@@ -83,11 +100,12 @@ def train(
     ds_config: dict[str, Any],
     run: RunFolder,
     console: Console,
-    batches: Callable[..., LaneLoader],
+    corpus: Corpus,
     validation: ValidationSet,
 ) -> int:
     """Build the engine, resume where a checkpoint is, run the loop; returns the exit status."""
     device = join_ranks()
+    batches = partial(LaneLoader, corpus, config=recipe.data, block_size=recipe.model.block_size)
     torch.manual_seed(recipe.train.init_seed)
     gpt = GPT(recipe.model)
     engine = build_engine(gpt, ds_config)
@@ -95,6 +113,7 @@ def train(
 
     checkpoint = newest_checkpoint(run.checkpoints, console.say)
     state = load_checkpoint(engine, checkpoint) if checkpoint else TrainState()
+    state.data_fingerprint = corpus.fingerprint
     run.keep_metrics_until(state.step)
     loader = batches(
         micro_batch=ds_config["train_micro_batch_size_per_gpu"],
@@ -103,77 +122,108 @@ def train(
         first_sequence=state.step * ds_config["train_batch_size"],
         cursors=state.cursors,
     )
+    feed = Feed(loader, ds_config["gradient_accumulation_steps"], state.bad_documents, tuple(BAD_REASONS))
 
     if run.rank == 0 and "floors" not in run.summary:
-        unigram = unigram_loss(batches(micro_batch=16), validation, VOCAB_SIZE)
-        run.summary["floors"] = {"uniform": uniform_loss(VOCAB_SIZE), "unigram": unigram}
+        vocab_size, in_process = corpus.tokenizer.vocab_size, replace(recipe.data, workers=0)
+        unigram = unigram_loss(batches(config=in_process, micro_batch=16), validation, vocab_size)
+        run.summary["floors"] = {"uniform": uniform_loss(vocab_size), "unigram": unigram}
     run.summary.pop("error", None)
-    run.update_summary(status="running", val_loss=None, **facts(recipe, ds_config, gpt, validation))
+    run.update_summary(
+        status="running",
+        val_loss=None,
+        val_bits_per_byte=None,
+        parameters=gpt.num_parameters(),
+        world_size=dist.get_world_size(),
+        val_tokens=len(validation.tokens) - 1,
+        val_bytes=int(validation.bytes.sum()),
+        val_text_fingerprint=validation.text_fingerprint,
+        source_fingerprint=corpus.source.fingerprint,
+        **recipe.facts(ds_config),
+    )
     if run.rank == 0:
-        announce(run.summary, ds_config, run.path, console, checkpoint)
+        console.announce(run.path, run.summary, ds_config)
+        if checkpoint:
+            console.say(f"resumed from {checkpoint}")
     tracker = None
     if run.rank == 0:
         config = plain(vars(recipe)) | {"deepspeed": ds_config, "run": run.summary}
         tracker = Tracker(recipe.tracking, run.path, state.wandb_id, config, console.say)
         state.wandb_id = tracker.id
-    job = Job(recipe, ds_config, run, console, engine, state, validation, device, tracker, Launcher())
+    job = Job(
+        recipe, ds_config, run, console, engine, state, feed, corpus, validation, device, tracker, Launcher()
+    )
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, job.ask_stop)
 
     steps, tokens_per_step = recipe.train.steps, run.summary["tokens_per_step"]
     bar = console.bar(recipe.variant, total=steps * tokens_per_step, initial=state.tokens, unit="tok")
     before, started = state.wall_time_s, time.perf_counter()
-    status = "finished"
+    diverged = False
     engine.train()
-    while state.step < steps:
+    feed.fetch()
+    stop = feed.of_all_ranks(torch.zeros(2, dtype=torch.float64, device=device), job.wants_stop()).stop
+    while state.step < steps and not stop and not diverged:
         step_started = time.perf_counter()
         rate = learning_rate(state.step, ds_config["optimizer"]["params"]["lr"], recipe.schedule)
         set_learning_rate(engine, rate)
-        loss, stop = job.train_step(loader)
+        loss, tokens, wait, stop, bad_documents = job.train_step()
         seconds = time.perf_counter() - step_started
 
         skipped = {} if engine.was_step_applied() else {"skipped": True}
         state.step += 1
-        state.tokens += tokens_per_step
+        state.tokens += tokens
         state.skipped_steps += len(skipped)
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
-        norm = gradient_norm(engine)
+        diverged = state.skipped_in_a_row >= recipe.train.max_skipped_steps
+        for reason in bad_documents.keys() - state.bad_documents.keys():
+            console.say(f"a document {BAD_REASONS[reason]}: it is left out, and metrics.jsonl counts them")
+        state.bad_documents = bad_documents
         job.log(
-            "train", loss=loss, grad_norm=norm, lr=rate, tokens_per_s=tokens_per_step / seconds, **skipped
+            "train",
+            loss=loss,
+            grad_norm=gradient_norm(engine),
+            lr=rate,
+            tokens_per_s=tokens / seconds,
+            data_wait=wait / seconds,
+            **skipped,
+            **({"bad_documents": bad_documents} if bad_documents else {}),
         )
         bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{loss:.3f}", refresh=False)
-        bar.update(tokens_per_step)
-
+        bar.update(tokens)
         if skipped:
             console.say(f"step {state.step} is skipped: its gradients are not finite (loss {loss:.4g})")
-        if state.skipped_in_a_row >= recipe.train.max_skipped_steps:
-            status = "diverged"
-            break
+        if remedy := feed.remedy(wait, seconds, recipe.data.workers):
+            console.say(remedy)
+
         last = state.step == steps
-        if last or state.step % recipe.train.val_every == 0:
+        if not diverged and (last or state.step % recipe.train.val_every == 0):
             job.validate()
         state.wall_time_s = before + time.perf_counter() - started
-        if last or stop or state.step % recipe.train.checkpoint_every == 0:
+        if not diverged and (last or stop or state.step % recipe.train.checkpoint_every == 0):
             job.save()
-        if stop and not last:
-            status = "interrupted"
-            break
     bar.close()
 
+    data_error = feed.error_of_any_rank()
+    status = "diverged" if diverged else "finished" if state.step == steps else "interrupted"
     run.update_summary(status=status, step=state.step, tokens=state.tokens, skipped_steps=state.skipped_steps)
     if status == "finished":
-        run.update_summary(val_loss=state.val_loss)
+        run.update_summary(val_loss=state.val_loss, val_bits_per_byte=state.val_bits_per_byte)
+    if data_error:
+        run.update_summary(error=data_error)
+        console.fail(data_error)
     if tracker:
         tracker.finish(run.summary)
     in_words = {
-        "finished": f"is finished: validation loss {state.val_loss or math.nan:.4f} nats a token",
+        "finished": f"is finished: validation loss {state.val_loss or math.nan:.4f} nats a token, "
+        f"{state.val_bits_per_byte or math.nan:.4f} bits a byte",
         "interrupted": f"is stopped and saved at step {state.step}: the same command goes on from there",
         "diverged": f"diverged: the gradients of the last {state.skipped_in_a_row} steps were not finite",
     }
     dist.barrier()  # the ranks end together, so that the next run does not meet one of this
     skips = f"; {state.skipped_steps} step(s) were skipped" if state.skipped_steps else ""
     console.say(f"{run.path} {in_words[status]}{skips}")
-    return 1 if status == "diverged" else 0
+    return 1 if diverged or data_error else 0
 
 
 @dataclass
@@ -186,43 +236,56 @@ class Job:
     console: Console
     engine: Any
     state: TrainState
+    feed: Feed
+    corpus: Corpus
     validation: ValidationSet
     device: torch.device
     tracker: Tracker | None
     launcher: Launcher
     stop_asked: bool = False
 
-    def train_step(self, loader: LaneLoader) -> tuple[float, bool]:
-        """One optimizer step on the next global batch: its mean loss (nats a token), and whether to stop."""
-        accumulation = self.ds_config["gradient_accumulation_steps"]
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for _ in range(accumulation):
-            tokens, cursors = next(loader)
+    def train_step(self) -> StepResult:
+        """One optimizer step on the global batch that was fetched; meanwhile the next one is."""
+        eot = self.corpus.tokenizer.eot
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss in nats, targets
+        for tokens, cursors in self.feed.take():
             tokens = tokens.to(self.device, non_blocking=True).long()  # (micro_batch, T + 1)
-            _, loss = self.engine(tokens[:, :-1], tokens[:, 1:])
+            inputs, targets = inputs_and_targets(tokens, eot)
+            documents = document_ids(inputs, eot) if self.recipe.data.document_mask else None
+            _, loss = self.engine(inputs, targets, documents=documents)
+            # every target of the global batch has the same weight, wherever ignored ones lie
+            live = (targets != IGNORED_TARGET).sum()
+            loss = loss * (live / targets.numel())
             self.engine.backward(loss)
             self.engine.step()  # the optimizer moves at the last of the accumulation
-            loss_sum += loss.detach()
+            sums += torch.stack([loss.detach().double() * targets.numel(), live])
             self.state.cursors.update(cursors)
-        stop = self.stop_asked or self.launcher.is_gone()
-        shared = torch.stack([loss_sum / accumulation, torch.full_like(loss_sum, stop)])
-        dist.all_reduce(shared)
-        loss_total, stops = shared.tolist()
-        return loss_total / dist.get_world_size(), stops > 0
+        if self.state.step + 1 < self.recipe.train.steps:
+            self.feed.fetch()
+        return self.feed.of_all_ranks(sums, self.wants_stop())
+
+    def wants_stop(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self.stop_asked or self.launcher.is_gone()
 
     def validate(self) -> None:
         """Score the whole validation set, all ranks together."""
         state, micro_batch = self.state, self.ds_config["train_micro_batch_size_per_gpu"]
         block_size = self.recipe.model.block_size
-        losses = token_losses(self.engine, self.validation, block_size, micro_batch, self.device)
+        mask = self.recipe.data.document_mask
+        losses = token_losses(self.engine, self.validation, block_size, micro_batch, self.device, mask)
         state.val_loss = float(losses.mean())
+        state.val_bits_per_byte = bits_per_byte(losses, self.validation)
         if state.best_val_loss is None or state.val_loss < state.best_val_loss:
             state.best_val_loss, state.best_step = state.val_loss, state.step
         if self.run.rank == 0:
             folder = self.run.path / "eval" / step_name(state.step)
             write_document_losses(folder / "validation.parquet", losses, self.validation)
-        self.log("val", loss=state.val_loss)
-        self.console.say(f"step {state.step}: validation loss {state.val_loss:.4f} nats a token")
+        self.log("val", loss=state.val_loss, bits_per_byte=state.val_bits_per_byte)
+        self.console.say(
+            f"step {state.step}: validation loss {state.val_loss:.4f} nats a token, "
+            f"{state.val_bits_per_byte:.4f} bits a byte"
+        )
 
     def save(self) -> None:
         """Write a checkpoint, and the summary that goes with it."""
@@ -249,54 +312,6 @@ class Job:
     def ask_stop(self, signum: int, frame: object) -> None:
         """Signal handler: stop after the step that is under way."""
         self.stop_asked = True
-
-
-def facts(recipe: Recipe, ds_config: dict[str, Any], gpt: GPT, validation: ValidationSet) -> dict[str, Any]:
-    """What summary.json says of a run before its first step."""
-    shape = recipe.model
-    return {
-        "variant": recipe.variant,
-        "precision": precision(ds_config),
-        "model": f"{shape.n_layer}L {shape.n_head}H {shape.n_embd}d",
-        "block_size": shape.block_size,
-        "parameters": gpt.num_parameters(),
-        "init_seed": recipe.train.init_seed,
-        "data_seed": recipe.data.seed,
-        "steps": recipe.train.steps,
-        "tokens_per_step": ds_config["train_batch_size"] * shape.block_size,
-        "world_size": dist.get_world_size(),
-        "val_tokens": len(validation.tokens) - 1,
-    }
-
-
-def announce(
-    summary: dict[str, Any],
-    ds_config: dict[str, Any],
-    folder: Path,
-    console: Console,
-    checkpoint: Path | None,
-) -> None:
-    """Say every derived number before the first step."""
-    micro_batch, accumulation = (
-        ds_config[key] for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    )
-    stage = ds_config.get("zero_optimization", {}).get("stage", 0)
-    ranks, tokens, floors = summary["world_size"], summary["tokens_per_step"], summary["floors"]
-    console.say(
-        f"{folder}: {summary['variant']}, GPT-2 {summary['model']}, {summary['parameters']:,} parameters, "
-        f"{summary['precision']}, ZeRO-{stage}, {ranks} rank(s)"
-    )
-    console.say(
-        f"a step: {micro_batch} sequences x {accumulation} accumulation steps x {ranks} rank(s) x "
-        f"{summary['block_size']} tokens = {tokens:,} tokens; {summary['steps']:,} steps = "
-        f"{summary['steps'] * tokens:,} tokens"
-    )
-    console.say(
-        f"validation: {summary['val_tokens']:,} tokens, on which guessing every token alike scores "
-        f"{floors['uniform']:.2f} nats a token and a unigram model {floors['unigram']:.2f}"
-    )
-    if checkpoint:
-        console.say(f"resumed from {checkpoint}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,35 @@
-"""Documents in, token batches out: sources, GPT-2's tokenizer, lanes, and the fixed validation set."""
+"""Documents in, token batches out: sources, tokenizers, lanes, packing, and the fixed validation set."""
 
 from data.config import DataConfig
-from data.lanes import Cursor, LaneLoader
+from data.corpus import Corpus
+from data.documents import BAD_REASONS, Documents, Shard, Source
+from data.lanes import Cursor, Lane
+from data.loader import LaneLoader
+from data.packing import IGNORED_TARGET, document_ids, inputs_and_targets
 from data.sample import SAMPLE_DIR, build_sample
-from data.sources import Shard, Source, open_source
-from data.tokenizer import EOT, VOCAB_SIZE, encode_document, gpt2_encoding
-from data.validation import IGNORED_TARGET, ValidationSet, split_validation
+from data.sources import open_source
+from data.tokenizer import Tokenizer, gpt2_encoding, open_tokenizer
+from data.validation import ValidationSet, open_data
 
 __all__ = [
-    "EOT",
+    "BAD_REASONS",
     "IGNORED_TARGET",
     "SAMPLE_DIR",
-    "VOCAB_SIZE",
+    "Corpus",
     "Cursor",
     "DataConfig",
+    "Documents",
+    "Lane",
     "LaneLoader",
     "Shard",
     "Source",
+    "Tokenizer",
     "ValidationSet",
     "build_sample",
-    "encode_document",
+    "document_ids",
     "gpt2_encoding",
+    "inputs_and_targets",
+    "open_data",
     "open_source",
-    "split_validation",
+    "open_tokenizer",
 ]

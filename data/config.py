@@ -1,28 +1,42 @@
 """The `data` section of a recipe."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass
 class DataConfig:
-    """Where the documents come from and in what order they are read.
+    """Where the documents come from, how they become tokens, and in what order they are read.
 
     Args:
         source: `sample` (English prose made from the installed packages, no download), a hub id such as
-            `HuggingFaceFW/fineweb`, or a file, folder or glob of .parquet, .jsonl, .jsonl.gz or .jsonl.zst
-            files.
+            `HuggingFaceFW/fineweb`, or files: a file, folder, glob or URL of .parquet or .jsonl (also .gz,
+            .zst, .xz), or token shards (.bin: nanoGPT's, llm.c's, or a folder of scripts/tokenize.py).
         subset: The hub's name for a part of the source, such as `sample-10BT`.
         revision: The hub's commit, branch or tag of the source; the newest when left out.
         split: The split to train on.
         text_column: The column that holds a document's text.
-        validation_source: File, folder or glob of held-out documents, or `sample`. When left out, `sample`
-            has a part of its own and any other source reserves its last shards, which training then never
-            reads.
-        validation_tokens: At most this many validation tokens, in whole documents. Reserved shards are never
-            more than a tenth of the source's.
+        tokenizer: `gpt2`, `bytes` (257 symbols), a tiktoken encoding such as `cl100k_base`, or the path of a
+            Hugging Face tokenizer.json.
+        validation_source: Held-out documents, in any form that `source` takes. When left out, `sample` has a
+            part of its own and any other source reserves its last shards, which training then never reads.
+        validation_tokens: At most this many validation tokens, in whole documents; counted in GPT-2's, so
+            that every tokenizer has the same documents. Reserved shards are never more than a tenth of the
+            source's.
+        packing: `concat` fills every block and cuts documents at its end; `best_fit` keeps documents whole
+            where they fit and fills the rest with targets that are not learnt.
+        document_mask: Attention and loss stay within a document.
         lanes: How many lanes the stream is cut into. A run keeps its lanes for life; its world size must
             divide them.
+        shuffle_window: So many shards of a lane are shuffled together. Each lane holds that many in memory.
         seed: Decides the order of the documents and nothing else.
+        workers: Processes a rank that read and tokenise ahead of the training loop; 0 does it in the loop.
+        prefetch: Sequences that a worker keeps ready, at most.
+        cache_dir: Folder that keeps the tokens of every shard that was read, for later epochs, other runs and
+            resumes.
+        on_bad_document: What is done with a document that is empty, damaged or too long: `skip` leaves it out
+            and counts it, `stop` ends the run.
+        max_document_bytes: A longer document counts as bad.
     """
 
     source: str = "sample"
@@ -30,16 +44,34 @@ class DataConfig:
     revision: str | None = None
     split: str = "train"
     text_column: str = "text"
+    tokenizer: str = "gpt2"
     validation_source: str | None = None
     validation_tokens: int = 10_485_760
+    packing: Literal["concat", "best_fit"] = "concat"
+    document_mask: bool = False
     lanes: int = 64
+    shuffle_window: int = 1
     seed: int = 1234
+    workers: int = 1
+    prefetch: int = 1024
+    cache_dir: str | None = None
+    on_bad_document: Literal["skip", "stop"] = "skip"
+    max_document_bytes: int = 20_000_000
 
     def __post_init__(self) -> None:
-        for key in ("source", "split", "text_column"):
+        for key in ("source", "split", "text_column", "tokenizer"):
             if not getattr(self, key):
                 raise ValueError(f"data.{key} is empty: it must name something.")
-        for key, lowest in (("validation_tokens", 1), ("lanes", 1), ("seed", 0)):
+        lowest = {"seed": 0, "workers": 0}
+        for key in (
+            "validation_tokens",
+            "lanes",
+            "shuffle_window",
+            "seed",
+            "workers",
+            "prefetch",
+            "max_document_bytes",
+        ):
             value = getattr(self, key)
-            if value < lowest:
-                raise ValueError(f"data.{key} is {value}: it must be {lowest} or more.")
+            if value < lowest.get(key, 1):
+                raise ValueError(f"data.{key} is {value}: it must be {lowest.get(key, 1)} or more.")

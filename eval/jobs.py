@@ -17,8 +17,10 @@ from lm_eval.loggers.utils import add_env_info, get_git_commit_hash
 from lm_eval.utils import handle_non_serializable, hash_string
 from tqdm import tqdm
 
+from data import Tokenizer
 from model import GPT, variant_name
 
+from .files import write_whole
 from .lm import NormLabLM
 
 BOOTSTRAP_ITERS = 1000
@@ -26,12 +28,18 @@ BOOTSTRAP_ITERS = 1000
 
 
 def run_tasks(
-    gpt: GPT, tasks: Mapping[str, Task], *, bar: Callable[..., tqdm], limit: int | None = None
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    tasks: Mapping[str, Task],
+    *,
+    bar: Callable[..., tqdm],
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Score a model on tasks as `load_tasks` gives them, one progress bar a task.
 
     Args:
         gpt: on the device it is to run on, in fp32 for results that others can compare with.
+        tokenizer: the one that the model was trained with.
         bar: makes a progress bar from a title and tqdm's options, as `Console.bar` does.
         limit: score only the first items of each task.
 
@@ -48,7 +56,7 @@ def run_tasks(
     tracker.log_experiment_args("normlab", {"model": variant}, None, None, False)
     results: dict[str, Any] = {"date": time.time()}
     for name, task in tasks.items():
-        lm = NormLabLM(gpt, bar=partial(bar, f"{name:<16}", unit_scale=False))
+        lm = NormLabLM(gpt, tokenizer, bar=partial(bar, f"{name:<16}", unit_scale=False))
         try:
             of_task = evaluate(lm, {"tasks": {name: task}}, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS)
         except ValueError as error:
@@ -60,6 +68,7 @@ def run_tasks(
     results["config"] = {
         "model": "normlab",
         "model_args": asdict(gpt.config),
+        "tokenizer": tokenizer.name,
         "model_num_parameters": gpt.num_parameters(),
         "model_dtype": str(parameter.dtype),
         "device": str(parameter.device),
@@ -128,7 +137,6 @@ def write_results(run_dir: Path, step: int, results: dict[str, Any], *, eval_dat
         The path of results.json.
     """
     file = results_file(run_dir, step)
-    file.parent.mkdir(parents=True, exist_ok=True)
     items_file = file.with_name("per_item.parquet")
     items = per_item(results["samples"])
     sources = dict.fromkeys(results["results"], eval_data)
@@ -142,8 +150,8 @@ def write_results(run_dir: Path, step: int, results: dict[str, Any], *, eval_dat
         items = pd.concat([others, items], ignore_index=True)
     results["normlab"] = _stamp(run_dir, step, results) | {"limit": limit, "eval_data": sources}
     text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    _replace(items_file, lambda path: items.to_parquet(path, index=False))
-    _replace(file, lambda path: path.write_text(text))
+    write_whole(items_file, lambda path: items.to_parquet(path, index=False))
+    write_whole(file, lambda path: path.write_text(text))
     return file
 
 
@@ -197,9 +205,3 @@ def _environment() -> dict[str, Any]:
     environment: dict[str, Any] = {"git_hash": get_git_commit_hash()}
     add_env_info(environment)
     return environment
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    unfinished = file.with_name(file.name + ".tmp")
-    write(unfinished)
-    os.replace(unfinished, file)

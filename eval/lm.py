@@ -10,7 +10,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from data import EOT, gpt2_encoding
+from data import Tokenizer
 from model import GPT
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
@@ -30,25 +30,26 @@ class NormLabLM(TemplateLM):
 
     Args:
         gpt: the model; put into evaluation mode.
+        tokenizer: the one that the model was trained with.
         bar: makes a progress bar from tqdm's `total` and `unit`.
     """
 
-    def __init__(self, gpt: GPT, bar: Callable[..., tqdm] = tqdm) -> None:
+    def __init__(self, gpt: GPT, tokenizer: Tokenizer, bar: Callable[..., tqdm] = tqdm) -> None:
         super().__init__()
         self.gpt = gpt.eval()
+        self.tokenizer = tokenizer
         self.bar = bar
-        self.encoding = gpt2_encoding()
         self._device = next(gpt.parameters()).device
         self.tokens_per_batch = TOKENS_PER_BATCH["cpu" if self._device.type == "cpu" else "cuda"]
 
     @property
     def eot_token_id(self) -> int:
-        """<|endoftext|>, which also stands in for an empty context."""
-        return EOT
+        """The tokenizer's end of text, which also stands in for an empty context."""
+        return self.tokenizer.eot
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids of a text; nothing in it is read as a special token."""
-        return self.encoding.encode_ordinary(string)
+        return self.tokenizer.encode(string).tolist()
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
@@ -114,7 +115,8 @@ class NormLabLM(TemplateLM):
     def _score_batch(self, sequences: list[list[int]], lengths: list[int]) -> list[tuple[float, bool]]:
         """Score the last `lengths[i]` tokens of each sequence in one forward pass."""
         width = max(len(sequence) for sequence in sequences) - 1
-        inputs = torch.tensor([s[:-1] + [EOT] * (width + 1 - len(s)) for s in sequences], device=self._device)
+        padded = [s[:-1] + [self.tokenizer.eot] * (width + 1 - len(s)) for s in sequences]
+        inputs = torch.tensor(padded, device=self._device)
         rows: list[int] = []
         columns: list[int] = []
         target_ids: list[int] = []

@@ -21,7 +21,7 @@ from eval.results import Run
 from eval.scorecard import (
     NOTES,
     difference_table,
-    floor_line,
+    floor_lines,
     item_difference_table,
     load_runs,
     run_table,
@@ -34,7 +34,7 @@ COLOURS = 8  # in the template's palette; the first is the baseline's
 SEED_DASHES = ("", "7 3", "2 3", "9 3 2 3")
 SMALL = (470, 260)  # px
 # Runs alike in these saw the same batches.
-CURVE_KEYS = ["init_seed", "data_seed", "precision", "model", "steps"]
+CURVE_KEYS = ["init_seed", "data_seed", "tokenizer", "precision", "model", "steps"]
 
 
 def write_report(run_dirs: Sequence[str | Path], out: str | Path, baseline: str | None = None) -> None:
@@ -49,13 +49,13 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path, baseline: str 
         verdicts=verdict_lines(card),
         differences=difference_table(card),
         forest=forest(card),
-        loss_charts=[chart for chart in (loss_chart(card), difference_chart(card)) if chart],
+        loss_charts=loss_charts(card),
         small_charts=[chart for chart in (learning_rate_chart(card), gradient_norm_chart(card)) if chart],
         item_differences=item_difference_table(card),
         tasks=task_table(card),
         variants=run_table(card),
         facts=fact_table(card),
-        notes=[floor_line(card), *NOTES],
+        notes=[*floor_lines(card), *NOTES],
     )
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(page, encoding="utf-8")
@@ -68,8 +68,8 @@ def colours(card: Scorecard) -> dict[str, int]:
     return {name: numbered.get(name, 0) for name in card.rows["name"]}
 
 
-def styled_runs(card: Scorecard) -> list[tuple[Any, Style]]:
-    """Every run (row of `card.runs`) with its style, in the order of the scorecard."""
+def styled_runs(card: Scorecard, tokenizer: str | None = None) -> list[tuple[Any, Style]]:
+    """Every run (row of `card.runs`), or those of a tokenizer, with its style, in the scorecard's order."""
     colour_of = colours(card)
     several_data_seeds = card.runs["data_seed"].nunique() > 1
     styled = []
@@ -78,36 +78,50 @@ def styled_runs(card: Scorecard) -> list[tuple[Any, Style]]:
         for number, run in enumerate(group.itertuples()):
             seed = f"{run.init_seed}/{run.data_seed}" if several_data_seeds else run.init_seed
             dashes = SEED_DASHES[number % len(SEED_DASHES)]
-            styled.append((run, Style(f"{name}, seed {seed}", colour_of[name], dashes)))
+            if tokenizer in (None, run.tokenizer):
+                styled.append((run, Style(f"{name}, seed {seed}", colour_of[name], dashes)))
     return styled
 
 
-def loss_chart(card: Scorecard) -> dict[str, Any] | None:
-    """Training and validation loss of every run over trained tokens; None where no run has logged any."""
+def loss_charts(card: Scorecard) -> list[dict[str, Any]]:
+    """The charts of losses: in nats a token each tokenizer has its own, in bits a byte they share one."""
+    tokenizers = card.runs["tokenizer"].unique()
+    charts = []
+    for tokenizer in tokenizers:
+        of = f", tokenizer {tokenizer}" if len(tokenizers) > 1 else ""
+        pair = loss_chart(card, tokenizer), difference_chart(card, tokenizer)
+        charts += [chart | {"title": chart["title"] + of} for chart in pair if chart]
+    in_bits = bits_chart(card) if len(tokenizers) > 1 else None
+    return [*charts, in_bits] if in_bits else charts
+
+
+def loss_chart(card: Scorecard, tokenizer: str) -> dict[str, Any] | None:
+    """Training and validation loss of a tokenizer's runs over trained tokens; None where none is logged."""
     curves = [
         Curve(style, smooth(loss), loss, _over_tokens(run.run.val, "loss"), run.status == "diverged")
-        for run, style in styled_runs(card)
+        for run, style in styled_runs(card, tokenizer)
         if len(loss := _over_tokens(run.run.train, "loss"))
     ]
     if not curves:
         return None
     lowest = min(curve.faint.min() for curve in curves)
-    floors = {name: floor for name, floor in card.floors.items() if floor > lowest}
+    known = card.floors.get(tokenizer, {})
+    floors = {name: floor for name, floor in known.items() if floor > lowest}
     # A loss far above that of knowing nothing is a divergence; shown whole it would flatten all other curves.
-    highest = min(max(curve.faint.max() for curve in curves), card.floors["uniform"] + 0.5)
+    highest = min(max(curve.faint.max() for curve in curves), known.get("uniform", math.inf) + 0.5)
     y_range = lowest, max([lowest, highest, *floors.values()])
     return line_chart("Loss", curves, y_range=y_range, y_label="nats a token", floors=floors)
 
 
-def difference_chart(card: Scorecard) -> dict[str, Any] | None:
-    """Smoothed difference in training loss of every run to its baseline run of the same seeds, step by step.
+def difference_chart(card: Scorecard, tokenizer: str) -> dict[str, Any] | None:
+    """Smoothed difference in training loss of a tokenizer's runs to its baseline run of the same seeds.
 
-    Both saw the same batches, so the noise of the batches cancels before anything is smoothed.
+    Step by step: both saw the same batches, so the noise of the batches cancels before anything is smoothed.
     """
     of_baseline = card.runs[card.runs["baseline"]].drop_duplicates(CURVE_KEYS)
     partners: dict[Any, Run] = of_baseline.set_index(CURVE_KEYS)["run"].to_dict()
     curves = []
-    for run, style in styled_runs(card):
+    for run, style in styled_runs(card, tokenizer):
         partner = partners.get(tuple(getattr(run, key) for key in CURVE_KEYS))
         if run.baseline or partner is None:
             continue
@@ -118,6 +132,16 @@ def difference_chart(card: Scorecard) -> dict[str, Any] | None:
         return None
     title = f"Training loss against {card.baseline}, same seed, smoothed (below zero is better)"
     return line_chart(title, curves, y_range=late_range(curves), y_label="nats a token")
+
+
+def bits_chart(card: Scorecard) -> dict[str, Any] | None:
+    """Validation loss of every run in bits a byte over trained tokens; None where none is logged."""
+    bits = [(style, _over_tokens(run.run.val, "bits_per_byte")) for run, style in styled_runs(card)]
+    curves = [Curve(style, line, points=line) for style, line in bits if len(line)]
+    if not curves:
+        return None
+    y_range = min(curve.line.min() for curve in curves), max(curve.line.max() for curve in curves)
+    return line_chart("Validation loss of all tokenizers", curves, y_range=y_range, y_label="bits a byte")
 
 
 def learning_rate_chart(card: Scorecard) -> dict[str, Any] | None:
@@ -148,8 +172,8 @@ def _over_tokens(metrics: pd.DataFrame, column: str) -> pd.Series:
 
 
 def forest(card: Scorecard) -> dict[str, Any] | None:
-    """Geometry of the differences in validation loss with their intervals, a line a variant, in px."""
-    scores = card.scores[card.scores["metric"] == "val_loss"].set_index("name")
+    """Geometry of the differences by the yardstick with their intervals, a line a variant, in px."""
+    scores = card.scores[card.scores["metric"] == card.yardstick.name].set_index("name")
     scores = scores.reindex(card.rows["name"]).dropna(subset="low")
     if scores.empty:
         return None
@@ -173,6 +197,7 @@ def forest(card: Scorecard) -> dict[str, Any] | None:
         for number, (name, score) in enumerate(scores.iterrows())
     ]
     return {
+        "unit": card.yardstick.unit,
         "lines": lines,
         "height": top + len(lines) * line_height + 14,
         "marks": [(x_px(mark), f"{mark:+g}" if mark else "0") for mark in ticks(-reach, reach, about=6)],
@@ -208,6 +233,8 @@ def fact_table(card: Scorecard) -> pd.DataFrame:
             "variant": summary["variant"],
             "status": summary["status"],
             "val loss": None if math.isnan(run.val_loss) else f"{run.val_loss:.4f}",
+            "bits/byte": None if math.isnan(run.val_bits_per_byte) else f"{run.val_bits_per_byte:.4f}",
+            "tokenizer": run.tokenizer,
             "mode": summary.get("precision"),
             "init seed": str(summary.get("init_seed", "-")),
             "data seed": str(summary.get("data_seed", "-")),

@@ -23,8 +23,21 @@ class Run:
     @property
     def val_loss(self) -> float:
         """Final validation loss in nats a token; NaN where the run has none."""
-        loss = self.summary.get("val_loss")
-        return loss if loss is not None and math.isfinite(loss) else math.nan
+        return self._finite("val_loss")
+
+    @property
+    def val_bits_per_byte(self) -> float:
+        """The same loss in bits a byte of text; NaN where the run has none."""
+        return self._finite("val_bits_per_byte")
+
+    def _finite(self, key: str) -> float:
+        value = self.summary.get(key)
+        return value if value is not None and math.isfinite(value) else math.nan
+
+    @property
+    def tokenizer(self) -> str:
+        """`data.tokenizer`; runs from before there was a choice have GPT-2's."""
+        return self.summary.get("tokenizer", "gpt2")
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -48,8 +61,8 @@ class Run:
 
     @property
     def val(self) -> pd.DataFrame:
-        """Validation losses by step: tokens trained so far, loss in nats a token."""
-        return self._kind("val", ("step", "tokens", "loss"))
+        """Validation by step: tokens trained so far, loss in nats a token, bits_per_byte (NaN if unknown)."""
+        return self._kind("val", ("step", "tokens", "loss", "bits_per_byte"))
 
     def _kind(self, kind: str, columns: tuple[str, ...]) -> pd.DataFrame:
         rows = self.metrics[self.metrics["kind"] == kind].reindex(columns=list(columns))
@@ -99,7 +112,10 @@ class Run:
 
     @cached_property
     def documents(self) -> pd.DataFrame | None:
-        """The final validation: document, tokens, loss (nats, sum over its tokens); None where not kept."""
+        """The final validation: document, tokens, bytes, loss (nats, sum over its tokens); None if not kept.
+
+        Older runs have no bytes.
+        """
         path = self.folder / "eval" / f"step_{self.summary.get('step') or 0:08d}" / "validation.parquet"
         return pd.read_parquet(path) if path.exists() else None
 

@@ -16,13 +16,14 @@ from typing import Any
 import pandas as pd
 
 from console import fail
-from eval.comparison import METRICS, Metric, Scorecard, build_scorecard
+from eval.comparison import METRICS, VAL_BITS, VAL_LOSS, Metric, Scorecard, build_scorecard
 from eval.results import Run, load_run
 from eval.verdicts import describe_sample, format_interval
 
 NOTES = (
     "val loss is in nats a token, the mean over the finished runs of a variant, with their standard "
-    "deviation (seed sd) where there are several; lower is better.",
+    "deviation (seed sd) where there are several; val bits/byte is the same loss for each byte of text, the "
+    "ends of documents included, which compares across tokenizers; lower is better.",
     "An interval over seeds holds seed-to-seed and evaluation noise. One over documents or items holds "
     "evaluation noise only: another seed may move the difference further than the interval is wide.",
     "Accuracy is lm-eval's acc (no length normalisation), ± its standard error over the items; WikiText-2 "
@@ -39,38 +40,37 @@ def score_table(card: Scorecard) -> pd.DataFrame:
         scores = _of_metric(card, metric)
         if scores["value"].notna().any():
             table[metric.title] = [_format_score(score, metric) for _, score in scores.iterrows()]
-        if metric.name == "val_loss" and scores["seed_sd"].notna().any():
+        if metric is VAL_LOSS and scores["seed_sd"].notna().any():
             table["seed sd"] = scores["seed_sd"].map("{:.4f}".format, na_action="ignore")
     return table.astype(object).fillna("-")
 
 
 def difference_table(card: Scorecard) -> pd.DataFrame:
-    """Differences in validation loss to the baseline as text, nats a token; empty without any."""
-    scores = _of_metric(card, METRICS[0])
+    """Differences in validation loss to the baseline as text, each with its interval; empty without any."""
     table = pd.DataFrame({"variant": row_titles(card)})
-    table["difference"] = scores["difference"].map("{:+.4f}".format, na_action="ignore")
-    table["95 % interval"] = scores.apply(format_interval, axis=1, digits=4).where(scores["low"].notna())
-    table["over"] = scores.apply(describe_sample, axis=1).where(scores["low"].notna())
-    return table[scores["difference"].notna()].astype(object).fillna("-")
+    for metric in (VAL_LOSS, VAL_BITS):
+        scores = _of_metric(card, metric)
+        if scores["difference"].notna().any():
+            table[metric.unit] = _format_differences(scores, digits=4)
+    compared = _of_metric(card, card.yardstick)
+    table["over"] = compared.apply(describe_sample, axis=1).where(compared["low"].notna())
+    return table[compared["difference"].notna()].astype(object).fillna("-")
 
 
 def item_difference_table(card: Scorecard) -> pd.DataFrame:
     """Differences in accuracy to the baseline as text, points with intervals; empty without any."""
     table = pd.DataFrame({"variant": row_titles(card)})
-    for metric in METRICS[1:]:
+    for metric in METRICS:
         scores = _of_metric(card, metric)
-        if scores["difference"].notna().any():
-            text = scores["difference"].map("{:+.2f} ".format) + scores.apply(
-                format_interval, axis=1, digits=2
-            )
-            table[metric.title.removesuffix(" %")] = text.where(scores["difference"].notna())
+        if metric.unit == "percent" and scores["difference"].notna().any():
+            table[metric.title.removesuffix(" %")] = _format_differences(scores, digits=2)
     return table.dropna(thresh=2).astype(object).fillna("-")
 
 
 def run_table(card: Scorecard) -> pd.DataFrame:
     """How each variant was run, as text."""
     table = card.rows[
-        ["precision", "model", "parameters", "steps", "tokens", "skipped_steps", "status"]
+        ["tokenizer", "precision", "model", "parameters", "steps", "tokens", "skipped_steps", "status"]
     ].copy()
     for column in ("parameters", "steps", "tokens", "skipped_steps"):
         table[column] = table[column].map("{:,.0f}".format, na_action="ignore")
@@ -89,10 +89,14 @@ def verdict_lines(card: Scorecard) -> list[str]:
     return [f"{row.name}: {row.verdict}." for row in card.rows.itertuples() if not row.baseline]
 
 
-def floor_line(card: Scorecard) -> str:
-    """What a loss has to beat before it means anything."""
-    known = ", ".join(f"{name} {loss:.3f}" for name, loss in card.floors.items())
-    return f"Floors in nats a token: {known} (uniform knows nothing, unigram the token frequencies only)."
+def floor_lines(card: Scorecard) -> list[str]:
+    """What a loss has to beat before it means anything, a line a tokenizer."""
+    return [
+        f"Floors of {tokenizer} in nats a token: "
+        + ", ".join(f"{name} {loss:.3f}" for name, loss in floors.items())
+        + " (uniform knows nothing, unigram the token frequencies only)."
+        for tokenizer, floors in card.floors.items()
+    ]
 
 
 def to_markdown(card: Scorecard) -> str:
@@ -102,13 +106,16 @@ def to_markdown(card: Scorecard) -> str:
     tables = {
         "Scores": scores.drop(columns=accuracies.columns[1:]),
         "Accuracy (± standard error)": accuracies if accuracies.shape[1] > 1 else accuracies.head(0),
-        f"Validation loss against {card.baseline} (nats a token, negative is better)": difference_table(card),
+        f"Validation loss against {card.baseline} (95 % intervals, negative is better)": difference_table(
+            card
+        ),
         f"Accuracy against {card.baseline} (points, 95 % interval over the items)": item_difference_table(
             card
         ),
         "Runs": run_table(card),
     }
-    lists = {"Verdicts": verdict_lines(card), "Problems": card.problems, "Notes": [floor_line(card), *NOTES]}
+    notes = [*floor_lines(card), *NOTES]
+    lists = {"Verdicts": verdict_lines(card), "Problems": card.problems, "Notes": notes}
     parts = [card.headline]
     for title, table in tables.items():
         if len(table):
@@ -126,7 +133,7 @@ def to_markdown(card: Scorecard) -> str:
 
 def to_csv(card: Scorecard) -> str:
     """Tidy: one line a variant and metric, in full precision; a variant without a score still has a line."""
-    rows = card.rows.drop(columns="val_loss").rename(columns={"seeds": "finished_runs"})
+    rows = card.rows.drop(columns=[VAL_LOSS.name, VAL_BITS.name]).rename(columns={"seeds": "finished_runs"})
     units = card.scores["metric"].map({metric.name: metric.unit for metric in METRICS})
     scores = card.scores.rename(columns={"seeds": "paired_seeds"}).assign(unit=units)
     return rows.merge(scores, on="name", how="left").to_csv(index=False)
@@ -134,8 +141,9 @@ def to_csv(card: Scorecard) -> str:
 
 def to_json(card: Scorecard) -> str:
     """Everything, nested: rows with their scores by metric, floors, headline, problems; null for unknown."""
-    rows = _records(card.rows.drop(columns="val_loss").rename(columns={"seeds": "finished_runs"}))
-    for row in rows:
+    rows = card.rows.drop(columns=[VAL_LOSS.name, VAL_BITS.name]).rename(columns={"seeds": "finished_runs"})
+    records = _records(rows)
+    for row in records:
         scores = card.scores[card.scores["name"] == row["name"]].drop(columns="name")
         row["scores"] = {
             record.pop("metric"): record
@@ -144,8 +152,9 @@ def to_json(card: Scorecard) -> str:
     content = {
         "headline": card.headline,
         "baseline": card.baseline,
+        "yardstick": card.yardstick.name,
         "floors": card.floors,
-        "rows": rows,
+        "rows": records,
         "problems": card.problems,
     }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -159,9 +168,17 @@ def _of_metric(card: Scorecard, metric: Metric) -> pd.DataFrame:
 def _format_score(score: pd.Series, metric: Metric) -> str:
     if pd.isna(score["value"]):
         return "-"
-    text = f"{score['value']:.4f}" if metric.name == "val_loss" else f"{score['value']:,.2f}"
+    digits = 2 if metric.unit in ("perplexity", "percent") else 4
+    text = f"{score['value']:,.{digits}f}"
     has_error = metric.unit == "percent" and pd.notna(score["standard_error"])
     return f"{text} ± {score['standard_error']:.2f}" if has_error else text
+
+
+def _format_differences(scores: pd.DataFrame, digits: int) -> pd.Series:
+    """Rows of `scores` as "+0.0100 [-0.0200, +0.0400]", the interval left out where there is none."""
+    difference = scores["difference"].map(f"{{:+.{digits}f}}".format, na_action="ignore")
+    interval = " " + scores.apply(format_interval, axis=1, digits=digits)
+    return difference + interval.where(scores["low"].notna(), "")
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Validation loss: every token of the fixed validation set, scored once."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,24 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from data import ValidationSet
+from data import ValidationSet, document_ids
+
+from .files import write_whole
 
 
 @torch.no_grad()
 def token_losses(
-    model: Any, validation: ValidationSet, block_size: int, batch: int, device: torch.device
+    model: Any,
+    validation: ValidationSet,
+    block_size: int,
+    batch: int,
+    device: torch.device,
+    document_mask: bool = False,
 ) -> np.ndarray:
     """The loss of each target of the validation set, (N,) float64 in nats, on every rank.
 
     The ranks share the blocks; `model` is a GPT or an engine around one, put into evaluation mode and back.
+    With `document_mask` no document sees another.
     """
     inputs, targets = validation.blocks(block_size)
     world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -30,7 +39,9 @@ def token_losses(
     model.eval()
     for start in range(0, len(mine), batch):
         rows = mine[start : start + batch]
-        _, loss = model(inputs[rows].to(device), targets[rows].to(device), reduction="none")
+        of_batch = inputs[rows].to(device)
+        documents = document_ids(of_batch, int(validation.tokens[0])) if document_mask else None
+        _, loss = model(of_batch, targets[rows].to(device), reduction="none", documents=documents)
         losses[rows] = loss.double()
     model.train(was_training)
     if world_size > 1:
@@ -39,18 +50,26 @@ def token_losses(
 
 
 def document_losses(losses: np.ndarray, validation: ValidationSet) -> pa.Table:
-    """Per document: its number, its target tokens, and the sum of their losses in nats."""
+    """Per document: its number, target tokens, UTF-8 bytes of text, and the sum of its losses in nats."""
     tokens = np.bincount(validation.document)
     sums = np.bincount(validation.document, weights=losses)
-    return pa.table({"document": np.arange(len(tokens)), "tokens": tokens, "loss": sums})
+    return pa.table(
+        {"document": np.arange(len(tokens)), "tokens": tokens, "bytes": validation.bytes, "loss": sums}
+    )
 
 
 def write_document_losses(path: Path, losses: np.ndarray, validation: ValidationSet) -> None:
     """Write `document_losses` as parquet, for paired comparisons between runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(document_losses(losses, validation), partial)
-    partial.replace(path)
+    write_whole(path, partial(pq.write_table, document_losses(losses, validation)))
+
+
+def bits_per_byte(losses: np.ndarray, validation: ValidationSet) -> float:
+    """The losses of all targets, (N,) in nats, in bits for each byte of UTF-8 text.
+
+    Unlike nats a token it compares models with different tokenizers. The `eot` that closes a document counts
+    with what it costs, and as 0 bytes.
+    """
+    return float(losses.sum() / np.log(2) / validation.bytes.sum())
 
 
 def uniform_loss(vocab_size: int) -> float:

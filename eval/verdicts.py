@@ -1,12 +1,8 @@
 """What a comparison means, in words: verdicts, headline, and what to know before believing either."""
 
-import math
-
 import pandas as pd
 
 from eval.intervals import holm
-
-UNIFORM_LOSS = math.log(50257)  # nats a token of a model that finds every token of GPT-2's vocabulary alike
 
 # Settings that should be alike in all runs: what they are called, and what follows where they are not.
 SETTINGS = {
@@ -14,7 +10,12 @@ SETTINGS = {
     "model": ("model size", "a difference between them is not the variant's alone"),
     "tokens": ("number of trained tokens", "a difference between them is not the variant's alone"),
     "steps": ("number of steps", "the batch size or the budget differs"),
-    "val_fingerprint": ("validation set", "losses on them cannot be compared"),
+    "tokenizer": (
+        "tokenizer",
+        "losses in nats a token cannot be compared, in bits a byte they can where the validation text is the "
+        "same; as many tokens are not as much text",
+    ),
+    "val_text": ("validation set", "losses on them cannot be compared"),
     "world_size": ("number of processes", "sums are rounded in another order, which adds a little noise"),
 }
 
@@ -35,9 +36,8 @@ def describe_status(group: pd.DataFrame) -> str:
     return f"{status} at step {summary['step']} of {summary['steps']}" if "step" in summary else status
 
 
-def judge(rows: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
+def judge(rows: pd.DataFrame, losses: pd.DataFrame) -> list[str]:
     """The verdict on each row's validation loss; a claim among several must survive Holm's correction."""
-    losses = scores[scores["metric"] == "val_loss"].set_index("name")
     over_seeds = losses[losses["interval"] == "seeds"]
     corrected = dict(zip(over_seeds.index, holm(over_seeds["p_value"]), strict=True))
     verdicts = []
@@ -69,18 +69,18 @@ def _verdict(loss: pd.Series, corrected_p: float | None, comparisons: int) -> st
     return f"{word} on this validation set; one seed, seed-to-seed noise not measured"
 
 
-def write_headline(rows: pd.DataFrame, scores: pd.DataFrame, baseline: str) -> str:
+def write_headline(rows: pd.DataFrame, losses: pd.DataFrame, baseline: str, unit: str) -> str:
     """The one sentence to read if only one is read."""
     if rows["seeds"].sum() == 0:
         return "No run has finished yet."
-    losses = scores[(scores["metric"] == "val_loss") & scores["difference"].notna()].sort_values("difference")
+    losses = losses[losses["difference"].notna()].sort_values("difference")
     if not rows.loc[~rows["baseline"], "seeds"].any():
         return f"Only the baseline, {baseline}, has finished: there is nothing to compare it with yet."
     if losses.empty:
         return f"No finished run can be compared with {baseline}."
     better = losses["name"].map(rows.set_index("name")["verdict"]).str.startswith("better")
     best = (losses[better] if better.any() else losses).iloc[0]
-    difference = f"{best['difference']:+.4f} nats a token"
+    difference = f"{best['difference']:+.4f} {unit}"
     if pd.notna(best["low"]):
         difference += f", 95 % interval {format_interval(best, 4)} over {describe_sample(best)}"
     if better.any():
@@ -90,14 +90,15 @@ def write_headline(rows: pd.DataFrame, scores: pd.DataFrame, baseline: str) -> s
     return f"No variant is shown to be better than {baseline}. Nearest is {nearest}."
 
 
-def find_floors(runs: pd.DataFrame) -> dict[str, float]:
-    """Losses, in nats a token, of models that know nothing (uniform) or token frequencies only (unigram)."""
-    known = [run.summary.get("floors") or {} for run in runs["run"]]
-    unigram = next((floors["unigram"] for floors in known if floors.get("unigram") is not None), None)
-    return {"uniform": UNIFORM_LOSS} | ({} if unigram is None else {"unigram": unigram})
+def find_floors(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Losses, in nats a token, of models that know nothing (uniform) or token frequencies only (unigram).
+
+    By tokenizer, of those whose runs have them.
+    """
+    return {run.tokenizer: run.summary["floors"] for run in runs["run"] if run.summary.get("floors")}
 
 
-def find_problems(table: pd.DataFrame, rows: pd.DataFrame, scores: pd.DataFrame, baseline: str) -> list[str]:
+def find_problems(table: pd.DataFrame, rows: pd.DataFrame, losses: pd.DataFrame, baseline: str) -> list[str]:
     """What a reader must know before believing a difference, one sentence each."""
     problems = []
     finished = table[table["counted"]]
@@ -106,7 +107,6 @@ def find_problems(table: pd.DataFrame, rows: pd.DataFrame, scores: pd.DataFrame,
         if len(groups) > 1:
             who = "; ".join(f"{_short(value)} in {', '.join(names)}" for value, names in groups.items())
             problems.append(f"Not the same {title} ({who}): {consequence}.")
-    losses = scores[scores["metric"] == "val_loss"].set_index("name")
     for row in rows.itertuples():
         if row.status != "finished":
             problems.append(f"{row.name}: {row.status}; only finished runs count in means and differences.")

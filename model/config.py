@@ -23,7 +23,8 @@ class GPTConfig:
         n_head: attention heads; divides n_embd
         n_embd: width of the residual stream
         block_size: longest sequence, in tokens
-        vocab_size: rows of the tied embedding; GPT-2's 50257 padded to a multiple of 64
+        vocab_size: rows of the tied embedding; GPT-2's 50257 padded to a multiple of 64. Left out of a
+            recipe, it follows from data.tokenizer
         dropout: probability, in attention and after each sublayer
         bias: biases in the linear layers and LayerNorms, as GPT-2 has
         norm: a registered name, package.module:Class, or path/to/file.py:Class

@@ -10,6 +10,8 @@ from torch import nn
 
 from .config import BlockConfig, GPTConfig
 from .designs import block_class, norm_class
+from .document_mask import document_mask
+from .layers import CausalSelfAttention
 
 
 class GPT(nn.Module):
@@ -62,6 +64,7 @@ class GPT(nn.Module):
         idx: torch.Tensor,
         targets: torch.Tensor | None = None,
         reduction: Literal["mean", "none"] = "mean",
+        documents: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Logits without targets; the loss with them.
 
@@ -69,16 +72,19 @@ class GPT(nn.Module):
             idx: (B, T) token ids, T at most block_size.
             targets: (B, T) the ids to predict; -1 is ignored.
             reduction: `mean` for the batch's loss, `none` for (B, T) losses, 0 where the target is ignored.
+            documents: (B, T) the number of each token's document: attention stays within it.
 
         Returns:
             (logits, None) with logits (B, T, vocab_size), or (None, loss) with loss in nats a token, fp32.
+
+        Raises ValueError for impossible shapes, and for documents that `check_document_mask` refuses.
         """
         T = idx.shape[1]
         if self.config.block_size < T:
             raise ValueError(
                 f"a sequence of {T} tokens is longer than model.block_size {self.config.block_size}"
             )
-        logits = self.lm_head(self.hidden(idx))
+        logits = self.lm_head(self.hidden(idx, documents))
         if targets is None:
             return logits, None
         loss = F.cross_entropy(
@@ -89,13 +95,43 @@ class GPT(nn.Module):
         )
         return None, loss if reduction == "mean" else loss.view_as(targets)
 
-    def hidden(self, idx: torch.Tensor) -> torch.Tensor:
-        """What the head reads: (B, T) token ids -> (B, T, C) after the final norm."""
+    def hidden(self, idx: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
+        """What the head reads: (B, T) token ids, and their documents -> (B, T, C) after the final norm."""
+        self._set_document_mask(idx, documents)
         positions = torch.arange(idx.shape[1], device=idx.device)
         x = self.transformer["drop"](self.transformer["wte"](idx) + self.transformer["wpe"](positions))
         for block in cast(nn.ModuleList, self.transformer["h"]):
             x = block(x)
         return self.transformer["ln_f"](x)
+
+    def _set_document_mask(self, idx: torch.Tensor, documents: torch.Tensor | None) -> None:
+        """Give every attention the mask of this call, or none.
+
+        It stays until the next call, because activation checkpointing runs the blocks again in backward.
+        """
+        attentions = [module for module in self.modules() if isinstance(module, CausalSelfAttention)]
+        mask = None
+        if documents is not None:
+            self.check_document_mask()
+            if documents.shape != idx.shape:
+                raise ValueError(
+                    f"documents has shape {tuple(documents.shape)}, but the tokens' is {tuple(idx.shape)}"
+                )
+            dropout = self.training and any(attention.dropout > 0 for attention in attentions)
+            mask = document_mask(documents, dropout)
+        for attention in attentions:
+            attention.document_mask = mask
+
+    def check_document_mask(self) -> None:
+        """Raises ValueError where a block's attention is not `model.layers.CausalSelfAttention`."""
+        for i, block in enumerate(cast(nn.ModuleList, self.transformer["h"])):
+            ours = [module for module in block.modules() if isinstance(module, CausalSelfAttention)]
+            # A subclass's own forward need not look at the mask.
+            if not ours or any(type(module).forward is not CausalSelfAttention.forward for module in ours):
+                raise ValueError(
+                    f"data.document_mask is true, but block {i} of model.block '{self.config.block}' does "
+                    "not attend through model.layers.CausalSelfAttention, which alone keeps documents apart"
+                )
 
     def num_parameters(self) -> int:
         """Parameters, the tied embedding counted once."""

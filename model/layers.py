@@ -1,16 +1,19 @@
 """GPT-2's two sublayers, shared by every block: causal self-attention and the MLP."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .config import BlockConfig, GPTConfig
+from .document_mask import DocumentMask, attend
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and earlier positions, through SDPA.
+    """Multi-head attention in which a position sees itself and earlier positions.
 
     Source: Radford et al. 2019 (GPT-2); parameter names as in nanoGPT.
+
+    Attributes:
+        document_mask: which of those it sees, all where None; `GPT.hidden` sets it at the start of each call.
     """
 
     def __init__(self, config: GPTConfig | BlockConfig) -> None:
@@ -21,6 +24,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
+        self.document_mask: DocumentMask | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -30,7 +34,7 @@ class CausalSelfAttention(nn.Module):
             for t in self.c_attn(x).split(self.n_embd, dim=2)
         )
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = attend(q, k, v, self.document_mask, dropout)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
 
 

@@ -26,15 +26,20 @@ class TrainState:
     skipped_steps: int = 0
     """Steps that the engine did not apply because a gradient was not finite."""
     skipped_in_a_row: int = 0
+    bad_documents: dict[str, int] = field(default_factory=dict)
+    """Documents that were left out, by reason."""
     wall_time_s: float = 0.0
     """Seconds spent in the loop, validation and checkpoints included."""
     cursors: dict[int, Sequence[int]] = field(default_factory=dict)
-    """Lane -> (epoch, shard, row, offset) of its next token; between saves a rank keeps only its own."""
+    """Lane -> (epoch, window, row, offset) of its next token; between saves a rank keeps only its own."""
+    data_fingerprint: str | None = None
+    """Of the source and the tokenizer that the cursors belong to; the run's summary holds it too."""
     rng: list[dict[str, str]] = field(default_factory=list)
     """Each rank's torch generators, as hex."""
     wandb_id: str | None = None
     val_loss: float | None = None
     """The latest validation loss, nats a token."""
+    val_bits_per_byte: float | None = None
     best_val_loss: float | None = None
     """Lowest validation loss so far, nats a token."""
     best_step: int | None = None

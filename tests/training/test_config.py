@@ -278,7 +278,8 @@ def test_every_recipe_resolves_on_two_ranks_and_a_gpt2_recipe_has_gpt2s_shape(
 
 
 def test_there_is_a_recipe_for_each_of_gpt2s_sizes() -> None:
-    assert {path.stem for path in RECIPES} == {f"{name}_fineweb" for name in PUBLISHED_SHAPES} | {"sample"}
+    fineweb = {f"{name}_fineweb" for name in PUBLISHED_SHAPES}
+    assert {path.stem for path in RECIPES} == fineweb | {"sample", "proxy_bytes_deep"}
 
 
 def test_the_medium_recipe_is_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

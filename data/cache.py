@@ -1,0 +1,78 @@
+"""A cache of tokens: what was tokenised once is read back, by later epochs, other runs and resumes."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+
+from data.config import DataConfig
+from data.documents import BadRow, DamagedShard, Document, Documents, Shard, Source
+from data.shard_file import as_rows, read_shard, text_bytes, tokenized, write_shard
+from data.token_shards import FORMAT, corpus_fingerprint, shard_path
+from data.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class CachedSource(Source):
+    """A source as token documents, each shard tokenised when it is first read and kept as a file.
+
+    Several processes may share a folder. A damaged file is made again; one that cannot be written is done
+    without.
+
+    Attributes:
+        folder: Where the shards are, a folder in `cache_dir`: another with anything that changes the tokens.
+    """
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, cache_dir: str) -> None:
+        """Raises ValueError where `cache_dir` cannot be written."""
+        super().__init__(source.config, source.file_sizes, source.shards)
+        self.fingerprint = source.fingerprint
+        self._source = source
+        self._tokenizer = tokenizer
+        self._warned = False
+        key = [FORMAT, corpus_fingerprint(source, tokenizer), self.config.max_document_bytes]
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        self.folder = os.path.join(os.path.expanduser(cache_dir), name)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise ValueError(
+                f"data.cache_dir is {cache_dir!r}, which cannot be written ({error.strerror}): "
+                "name a folder that can, or leave it out."
+            ) from error
+
+    def ids(self, shard: Shard) -> list[str] | None:
+        return self._source.ids(shard)
+
+    def _rows(self, shard: Shard) -> list[Document | BadRow | None]:
+        path = shard_path(self.folder, shard.index)
+        documents = read_if_final(path, self._tokenizer.eot, self.config)
+        if documents is None:
+            made = self._source.read(shard)
+            documents = tokenized(made, self._tokenizer)
+            if not documents.bad["unreadable"]:
+                self._keep(path, documents, text_bytes(made.kept, self._tokenizer))
+        return as_rows(documents)
+
+    def _keep(self, path: str, documents: Documents, size: int) -> None:
+        try:
+            write_shard(path, documents, self._tokenizer.dtype, size)
+        except OSError as error:
+            if not self._warned:
+                _log.warning("data.cache_dir: %s cannot be written (%s); going on without", path, error)
+            self._warned = True
+
+
+def read_if_final(path: str, eot: int, config: DataConfig) -> Documents | None:
+    """The documents of a shard; None where the source must be read: the shard is not there or damaged, part
+    of its source was unreadable, or it stands for bad documents that `data.on_bad_document` stops at."""
+    try:
+        documents = read_shard(path, eot)
+    except (OSError, DamagedShard):
+        return None
+    if documents.bad["unreadable"] or (documents.bad and config.on_bad_document == "stop"):
+        return None
+    return documents

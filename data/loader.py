@@ -1,0 +1,237 @@
+"""The training loop's data: micro-batches from the lanes of one rank, made ahead by worker processes."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, islice
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+import torch
+
+from data.config import DataConfig
+from data.corpus import Corpus
+from data.lanes import Cursor, Lane
+
+CHUNK = 16
+"""Sequences that a worker hands over at once."""
+PARENT_LOOK_SECONDS = 1.0
+
+
+class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
+    """Endless micro-batches of one rank, each with the cursors of the lanes that it moved.
+
+    Rank r takes the sequences `first_sequence` + r, + world_size, ... The cursors that come with a
+    micro-batch hold after it: given back as `cursors`, with `first_sequence` advanced by all ranks'
+    sequences, they continue the run, also on another world size or with other workers. What was made ahead
+    and not taken is not lost.
+
+    Attributes:
+        bad: The documents left out so far, by reason, on the way to the sequences that were taken.
+
+    Args:
+        corpus: The documents.
+        config: Lanes, seed, packing, shuffle window, workers and prefetch.
+        block_size: Input tokens a sequence, T; blocks are disjoint and T + 1 tokens long.
+        micro_batch: Sequences a micro-batch, B.
+        rank: This process, from 0.
+        world_size: The number of processes; it divides `config.lanes`.
+        first_sequence: The sequence of the run to begin with, a multiple of `world_size`.
+        cursors: Where lanes continue; a lane that is not named begins at its beginning.
+
+    Raises:
+        ValueError: the numbers do not fit each other.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: DataConfig,
+        *,
+        block_size: int,
+        micro_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        first_sequence: int = 0,
+        cursors: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
+        lanes, shards = config.lanes, len(corpus.shards)
+        if block_size < 1 or micro_batch < 1:
+            raise ValueError(f"block_size {block_size} and micro_batch {micro_batch} must both be 1 or more.")
+        if lanes > shards:
+            raise ValueError(
+                f"data.lanes is {lanes}, but {corpus.source.name} has {shards} shards to train on: "
+                f"set data.lanes to {shards} or less."
+            )
+        if lanes % world_size:
+            fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
+            raise ValueError(
+                f"data.lanes is {lanes}, which {world_size} processes cannot share evenly: "
+                f"world sizes that divide it are {fitting}."
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(
+                f"rank is {rank}: with a world size of {world_size} it is 0 to {world_size - 1}."
+            )
+        if first_sequence < 0 or first_sequence % world_size:
+            raise ValueError(
+                f"first_sequence is {first_sequence}: it must be a multiple of the world size {world_size}."
+            )
+        self.bad: Counter[str] = Counter()
+        self._shape = (micro_batch, block_size + 1)
+        self._dtype = corpus.tokenizer.dtype
+        places = cursors or {}
+        mine = {
+            lane: Lane(corpus, config, lane, block_size, Cursor(*places.get(lane, Cursor())))
+            for lane in range(rank, lanes, world_size)
+        }
+        # the lanes that this rank's sequences come from, round and round
+        turn = [(first_sequence + rank + i * world_size) % lanes for i in range(len(mine))]
+        if config.workers == 0:
+            self._sequences = _fill_in_turn(mine, turn, block_size, self._dtype)
+            return
+        count = min(config.workers, len(mine))
+        worker_of = {lane: number % count for number, lane in enumerate(mine)}
+        workers = [
+            _Worker(
+                _fill_in_turn(
+                    mine, [lane for lane in turn if worker_of[lane] == number], block_size, self._dtype
+                ),
+                ahead=config.prefetch,
+            )
+            for number in range(count)
+        ]
+        self._sequences = (next(workers[worker_of[lane]]) for lane in cycle(turn))
+        self._stop_workers = weakref.finalize(self, _stop, workers)
+        atexit.register(self._stop_workers)  # before multiprocessing waits for its children
+
+    def __next__(self) -> tuple[torch.Tensor, dict[int, Cursor]]:
+        """The next micro-batch: (B, T + 1) uint16 (int32 for a large vocabulary), and the cursors of the
+        lanes it moved.
+
+        Raises:
+            ValueError: a document is bad and stops the run, or a cursor does not fit the corpus.
+            OSError: the source cannot be read, or a worker was killed.
+        """
+        blocks = np.empty(self._shape, dtype=self._dtype)
+        moved = {}
+        for block in blocks:
+            block[:], lane, moved[lane], bad = next(self._sequences)
+            if bad:
+                self.bad += bad
+        return torch.from_numpy(blocks), moved
+
+
+class _Sequence(NamedTuple):
+    """T + 1 tokens, the lane that they come from, its cursor after them, and the documents that were left out
+    on the way."""
+
+    tokens: np.ndarray
+    lane: int
+    cursor: Cursor
+    bad: Counter[str] | None
+
+
+def _fill_in_turn(
+    lanes: Mapping[int, Lane], turn: Sequence[int], block_size: int, dtype: np.dtype
+) -> Iterator[_Sequence]:
+    for number in cycle(turn):
+        lane = lanes[number]
+        block = np.empty(block_size + 1, dtype=dtype)
+        cursor = lane.fill(block)
+        bad, lane.bad = lane.bad, Counter()
+        yield _Sequence(block, number, cursor, bad or None)
+
+
+class _Chunk(NamedTuple):
+    """Sequences as few large arrays, which go between processes several times faster than many small ones."""
+
+    blocks: np.ndarray
+    places: np.ndarray
+    bad: list[Counter[str] | None]
+
+    @classmethod
+    def of(cls, sequences: Sequence[_Sequence]) -> "_Chunk":
+        places = np.array([(sequence.lane, *sequence.cursor) for sequence in sequences])
+        return cls(np.stack([s.tokens for s in sequences]), places, [s.bad for s in sequences])
+
+    def sequences(self) -> Iterator[_Sequence]:
+        for block, (lane, *cursor), bad in zip(self.blocks, self.places.tolist(), self.bad, strict=True):
+            yield _Sequence(block, lane, Cursor(*cursor), bad)
+
+
+class _Worker(Iterator[_Sequence]):
+    """A process, forked at the first `next`, that makes `sequences` up to `ahead` of them before they are
+    asked for.
+
+    It hands over errors in their place and outlives its parent by at most `PARENT_LOOK_SECONDS`.
+    """
+
+    def __init__(self, sequences: Iterator[_Sequence], ahead: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self._queue = context.Queue(maxsize=max(1, ahead // CHUNK))
+        self._process = context.Process(target=self._run, args=(sequences, os.getpid()), daemon=True)
+        self._ready: Iterator[_Sequence] = iter(())
+
+    def __next__(self) -> _Sequence:
+        sequence = next(self._ready, None)
+        if sequence is None:
+            self._ready = self._receive()
+            sequence = next(self._ready)
+        return sequence
+
+    def stop(self) -> None:
+        """End the process at once; it holds nothing that could be lost."""
+        if self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
+        self._queue.cancel_join_thread()
+        self._queue.close()
+
+    def _receive(self) -> Iterator[_Sequence]:
+        if self._process.pid is None:
+            self._process.start()
+            self._queue._writer.close()  # type: ignore[attr-defined]  # so that a killed worker is an EOFError
+        try:
+            made = self._queue.get()
+        except EOFError:
+            self._process.join()
+            raise OSError(
+                f"a process that reads the data was killed (exit code {self._process.exitcode}), perhaps for "
+                "want of memory: lower data.workers or data.shuffle_window"
+            ) from None
+        if isinstance(made, Exception):
+            raise made
+        return made.sequences()
+
+    def _run(self, sequences: Iterator[_Sequence], parent: int) -> NoReturn:
+        for signum in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to stop, and kills
+            signal.signal(signum, signal.SIG_IGN)
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        try:
+            while True:
+                self._queue.put(_Chunk.of(list(islice(sequences, CHUNK))))
+        except Exception as error:
+            # other exceptions than Python's own may not survive the way to the parent
+            own = isinstance(error, (ValueError, OSError)) and type(error).__module__ == "builtins"
+            self._queue.put(error if own else RuntimeError(traceback.format_exc()))
+        while True:
+            time.sleep(60)
+
+
+def _end_with(parent: int) -> NoReturn:
+    while os.getppid() == parent:
+        time.sleep(PARENT_LOOK_SECONDS)
+    os._exit(0)
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.stop()

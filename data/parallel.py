@@ -1,0 +1,109 @@
+"""Work on a source's shards in several processes."""
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from multiprocessing.connection import Connection, wait
+from typing import Any, NoReturn, TypeVar
+
+from data.documents import Shard
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+RUNS_A_WORKER = 4
+
+
+def default_workers() -> int:
+    """A process for each core that this one may use, up to 16."""
+    return min(16, len(os.sched_getaffinity(0)))
+
+
+def runs(shards: Sequence[Shard], workers: int) -> list[list[Shard]]:
+    """The shards in runs that one process reads in order: those of a row group together, unless there are so
+    many that other processes would wait for them."""
+    longest = max(1, len(shards) // (RUNS_A_WORKER * max(1, workers)))
+    groups = [list(group) for _, group in groupby(shards, key=lambda shard: (shard.path, shard.group))]
+    return [group[at : at + longest] for group in groups for at in range(0, len(group), longest)]
+
+
+def in_processes(
+    function: Callable[[Item], Iterable[Result]], items: Sequence[Item], workers: int
+) -> Iterator[Result]:
+    """What `function` gives for each of `items`, as it comes, from forked processes (none for one worker).
+
+    Results wait in the process that made them until they are taken. A process whose parent was killed ends
+    with its next result.
+
+    Raises:
+        ValueError, OSError: as `function` did, or a process was killed.
+    """
+    if workers <= 1:
+        for item in items:
+            yield from function(item)
+        return
+    context = multiprocessing.get_context("fork")
+    counter = context.Value("q", 0)
+    processes: dict[Any, Any] = {}  # by the end of the pipe that this process reads
+
+    def work(sender: Connection, receivers: Sequence[Connection]) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
+        for receiver in receivers:  # so that nobody but the parent can keep the pipes alive
+            receiver.close()
+        try:
+            for result in _results(function, items, counter):
+                sender.send(result)
+        except BrokenPipeError:  # the parent is gone
+            os._exit(1)
+        os._exit(0)
+
+    try:
+        for _ in range(min(workers, len(items))):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=work, args=(sender, [*processes, receiver]), daemon=True)
+            process.start()
+            sender.close()
+            processes[receiver] = process
+        working = dict(processes)
+        while working:
+            ready: Any
+            for ready in wait(list(working)):
+                try:
+                    result: Any = ready.recv()
+                except EOFError:
+                    process = working.pop(ready)
+                    process.join()
+                    if process.exitcode:
+                        raise OSError(
+                            f"a worker process was killed (exit code {process.exitcode}), perhaps for want "
+                            "of memory: lower --workers"
+                        ) from None
+                    continue
+                if isinstance(result, Exception):
+                    raise result
+                yield result
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.join()
+
+
+def _results(
+    function: Callable[[Item], Iterable[Result]], items: Sequence[Item], counter: Any
+) -> Iterator[Any]:
+    """The results for the items that no other process takes, or the error that ends them."""
+    try:
+        while True:
+            with counter.get_lock():
+                number = counter.value
+                counter.value += 1
+            if number >= len(items):
+                return
+            yield from function(items[number])
+    except Exception as error:
+        # other exceptions than Python's own may not survive the way to the parent
+        own = isinstance(error, (ValueError, OSError)) and type(error).__module__ == "builtins"
+        yield error if own else RuntimeError(traceback.format_exc())

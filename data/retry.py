@@ -1,0 +1,114 @@
+"""Reading over a network that may drop: several tries with back-off, then one clear end."""
+
+import logging
+import lzma
+import re
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import aiohttp
+import fsspec
+import pyarrow as pa
+import zstandard
+
+RETRY_SECONDS = (1, 2, 4, 8, 16, 32)
+"""How long to wait before each further try."""
+# by name, because which of them fsspec and the hub's client use changes with their versions
+NETWORK_LIBRARIES = frozenset(
+    ["aiohttp", "botocore", "fsspec", "gcsfs", "httpcore", "httpx", "httpx2", "huggingface_hub"]
+    + ["requests", "urllib3"]
+)
+PASSING_STATUSES = frozenset({404, 408, 429})
+"""What a server that is busy, or a hub between two states, answers for a file that is there."""
+STALLED_SECONDS = 30
+HTTP_OPTIONS = {
+    "client_kwargs": {  # `trust_env` for the proxy that the environment names
+        "trust_env": True,
+        "timeout": aiohttp.ClientTimeout(sock_connect=STALLED_SECONDS, sock_read=STALLED_SECONDS),
+    },
+    "headers": {"Accept-Encoding": "identity"},  # parts of a file are asked for by their place in it
+}
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)  # without a handler a warning goes to stderr, which is the run's log
+
+
+def with_retries(read: Callable[[], T], path: str) -> T:
+    """What `read` gives. Where `path` is remote, a network failure is tried again, and so is damage, as a
+    download that was cut short looks like it.
+
+    Raises:
+        ConnectionError: a remote path cannot be read.
+        Exception: what `read` raises otherwise; damage of a remote path once it is there in every try.
+    """
+    if not is_remote(path):
+        return read()
+    for tries, wait in enumerate((*RETRY_SECONDS, None), start=1):
+        try:
+            return read()
+        except Exception as error:
+            damage = is_damage(error)
+            if type(error) is ValueError and "HTTP" in str(error):  # fsspec's
+                raise ValueError(
+                    f"data.source: the server of {path} does not send parts of a file: download it."
+                ) from error
+            if not damage and not _is_network_failure(error):
+                raise
+            reason = _answer(error)
+            if wait is None or _is_final(reason):
+                if damage:
+                    raise
+                raise ConnectionError(
+                    f"{path} cannot be read ({_in_words(reason)}; tried {tries} time{'s' * (tries > 1)}): "
+                    "once it can be, the same command goes on from the last checkpoint."
+                ) from error
+            _log.warning("%s: %s; trying again in %s s", path, _in_words(reason), wait)
+        time.sleep(wait)
+    raise AssertionError
+
+
+def filesystem_of(path: str, storage_options: dict[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system that holds a path, and what the path is called there. Options are by protocol."""
+    options = {"http": HTTP_OPTIONS, "https": HTTP_OPTIONS} | storage_options
+    return fsspec.core.url_to_fs(path, **{key: options[key] for key in options if f"{key}://" in path})
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL of anything but the local file system."""
+    return "://" in path and not path.startswith("file://")
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether the bytes were read but cannot be decoded."""
+    if type(error) is OSError:  # pyarrow's and bz2's own; the system's have a number
+        return error.errno is None
+    if isinstance(error, (MemoryError, pa.ArrowCancelled)):
+        return False
+    return isinstance(error, (pa.ArrowException, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError))
+
+
+def _answer(error: Exception) -> Exception:
+    """fsspec says FileNotFoundError whatever goes wrong, and keeps what did as the cause."""
+    cause = error.__cause__
+    return cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) else error
+
+
+def _is_network_failure(error: Exception) -> bool:
+    libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    # the hub's client closes its connections for all threads when one of them fails
+    closed = isinstance(error, RuntimeError) and "client has been closed" in str(error)
+    return isinstance(error, OSError) or closed or not libraries.isdisjoint(NETWORK_LIBRARIES)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the server answered, and would answer the same again."""
+    response = getattr(error, "response", None)
+    status = getattr(error, "status", None) or getattr(response, "status_code", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in PASSING_STATUSES
+
+
+def _in_words(error: Exception) -> str:
+    text = re.sub(r"(https?://[^\s?']+)\?[^\s']*", r"\1", str(error))  # a query may be a signature
+    return f"{type(error).__name__}: {' '.join(text.split())}".removesuffix(": ")

@@ -1,0 +1,439 @@
+"""Sources at a URL and on the hub: few bytes, drops that leave no trace, one sentence when patience ends."""
+
+import gzip
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data import jsonl, retry
+from data.config import DataConfig
+from data.documents import Documents
+from data.jsonl import JsonlSource
+from data.parquet import ParquetSource
+from data.sources import open_source
+from data.tokenizer import open_tokenizer
+
+COMMIT = "c0ffee" * 6 + "c0de"
+ROWS = [f"Text {row} " + "words and more " * 20 for row in range(6000)]
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    range: str | None
+    sent: int
+
+
+class Server(ThreadingHTTPServer):
+    """Files by path, with ranges; the next requests fail as `faults` says, or a GET of /faults/FAULT/TIMES.
+
+    A fault is an HTTP status, "drop" (no answer), "stall" (a late one) or "cut" (half of the body).
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
+        self.faults: list[int | str] = []
+        self.requests: list[Request] = []
+        self.ranges = True
+        self.compresses = False
+        self.url: str = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *_: object) -> None:
+        pass  # a client that goes away is none
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        server, asked = self.server, self.headers.get("Range")
+        if self.path.startswith("/faults/"):
+            fault, times = self.path.split("/")[2:]
+            server.faults = [int(fault) if fault.isdecimal() else fault] * int(times)
+            return self.send(200, b"")
+        fault = server.faults.pop(0) if server.faults else 200
+        path = self.path.removesuffix("?Signature=secret")
+        content = server.files.get(path, b"")
+        status = 404 if path not in server.files | server.redirects else 200
+        if fault == "stall":
+            time.sleep(1)
+        if fault == "drop":
+            self.close_connection = True
+            return self.log(0)
+        if isinstance(fault, int) and fault != 200:
+            status = fault
+        if status != 200:
+            return self.send(status, b"")
+        if self.path in server.redirects:
+            return self.send(302, b"", Location=server.redirects[self.path])
+        headers = {"ETag": hashlib.sha256(content).hexdigest()}
+        if asked and server.ranges:
+            status = 206
+            first, last = asked.removeprefix("bytes=").split("-")
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            content = content[int(first) : int(last) + 1]
+        if server.compresses and "gzip" in self.headers.get("Accept-Encoding", ""):
+            content = gzip.compress(content)
+            headers["Content-Encoding"] = "gzip"
+        self.send(status, content, half=fault == "cut", **headers)
+
+    def send(self, status: int, content: bytes, half: bool = False, **headers: str) -> None:
+        self.send_response(status)
+        headers |= {"X-Repo-Commit": COMMIT, "Content-Length": str(len(content))}
+        if status == 404:
+            headers["X-Error-Code"] = "EntryNotFound"
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if half:
+            content = content[: len(content) // 2]
+            self.close_connection = True
+        if self.command == "HEAD":
+            content = b""
+        self.log(len(content))
+        self.wfile.write(content)
+
+    def log(self, sent: int) -> None:
+        self.server.requests.append(Request(self.command, self.path, self.headers.get("Range"), sent))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(retry, "RETRY_SECONDS", (0, 0, 0))
+    monkeypatch.setattr(jsonl, "JSONL_DIR", tmp_path / "cache")
+
+
+def parquet_bytes(group: int) -> bytes:
+    file = io.BytesIO()
+    table = pa.table({"text": ROWS, "more": ["other columns are not fetched" * 5] * len(ROWS)})
+    pq.write_table(table, file, row_group_size=group, compression="none", use_dictionary=False)
+    return file.getvalue()
+
+
+@pytest.fixture(params=[500, 6000], ids=["small groups", "one large group"])
+def source(server: Server, request: pytest.FixtureRequest) -> ParquetSource:
+    server.files["/rows.parquet"] = parquet_bytes(request.param)
+    url = server.url + "/rows.parquet"
+    return ParquetSource(DataConfig(source=url), [url])
+
+
+def texts(source: ParquetSource) -> list[object]:
+    return [text for shard in source.shards for text in source.read(shard).kept]
+
+
+def fetched(server: Server) -> int:
+    return sum(request.sent for request in server.requests)
+
+
+def test_only_the_text_column_is_fetched(server: Server, source: ParquetSource) -> None:
+    metadata = pq.read_metadata(io.BytesIO(server.files["/rows.parquet"]))
+    groups = range(metadata.num_row_groups)
+    column = sum(metadata.row_group(group).column(0).total_compressed_size for group in groups)
+    footer = 2**16  # what pyarrow asks for at first
+    assert fetched(server) == footer
+    assert texts(source) == ROWS
+    assert fetched(server) == column + 2 * footer
+    assert source.file_sizes == {source.name: len(server.files["/rows.parquet"])}
+
+
+def test_a_shard_is_one_request_once_its_file_is_open(server: Server, source: ParquetSource) -> None:
+    source.read(source.shards[0])
+    server.requests.clear()
+    for shard in source.shards[1:5]:
+        source.read(shard)
+    small = source.shards[0].rows == 500
+    assert len(server.requests) == (4 if small else 0)  # the large group came in a piece of 2 MB
+    assert {request.method for request in server.requests} <= {"GET"}
+
+
+@pytest.mark.parametrize("fault", ["drop", "cut", 404, 429, 500, 503])
+def test_no_fault_of_the_network_leaves_a_trace(
+    server: Server, source: ParquetSource, fault: int | str
+) -> None:
+    found = []
+    for number, shard in enumerate(source.shards):
+        server.faults = [fault] * (number % 3)
+        found += source.read(shard).kept
+    assert found == ROWS
+    server.faults = [fault] * 2
+    assert ParquetSource(DataConfig(source=source.name), [source.name]).fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [("drop", "ServerDisconnectedError"), ("cut", "ClientPayloadError"), (503, "503, message")],
+)
+def test_patience_ends_with_a_sentence_and_the_source_goes_on_afterwards(
+    server: Server, source: ParquetSource, fault: int | str, why: str
+) -> None:
+    assert source.read(source.shards[0]).kept
+    server.faults = [fault] * 99
+    for shard in source.shards[:1], source.shards[3:4]:
+        with pytest.raises(ConnectionError) as caught:
+            source.read(shard[0])
+        message = str(caught.value)
+        assert (
+            message.startswith(f"{source.name} cannot be read (") and why in message and "\n" not in message
+        )
+        assert message.endswith(
+            "tried 4 times): once it can be, the same command goes on from the last checkpoint."
+        )
+    with pytest.raises(ConnectionError, match="tried 4 times"):
+        ParquetSource(DataConfig(source=source.name), [source.name])
+    server.faults = []
+    assert texts(source) == ROWS
+
+
+def test_a_file_that_lost_its_end_is_damaged_only_after_all_tries(
+    server: Server, source: ParquetSource
+) -> None:
+    whole = server.files["/rows.parquet"]
+    assert source.read(source.shards[0]).kept
+    server.files["/rows.parquet"] = whole[: len(whole) // 3]
+    found = source.read(source.shards[-1])
+    assert found == Documents([], {"unreadable": source.shards[-1].rows})  # type: ignore[arg-type]
+    assert len(server.requests) >= 4
+
+
+def test_a_server_that_compresses_is_asked_not_to(server: Server) -> None:
+    server.files["/rows.parquet"] = parquet_bytes(500)
+    server.files["/rows.jsonl"] = json_lines()
+    server.compresses = True
+    assert texts(ParquetSource(DataConfig(source="u"), [server.url + "/rows.parquet"])) == ROWS
+    assert texts(JsonlSource(DataConfig(source="u"), [server.url + "/rows.jsonl"])) == ROWS
+
+
+def test_a_server_without_ranges_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.files["/rows.parquet"] = parquet_bytes(500)
+    server.files["/rows.jsonl"] = json_lines()
+    server.ranges = False
+    monkeypatch.setattr(jsonl, "PIECE_BYTES", 100_000)
+    for kind, name in (ParquetSource, "rows.parquet"), (JsonlSource, "rows.jsonl"):
+        with pytest.raises(ValueError) as caught:
+            kind(DataConfig(source="u"), [f"{server.url}/{name}"])
+        assert (
+            str(caught.value)
+            == f"data.source: the server of {server.url}/{name} does not send parts of a file: download it."
+        )
+
+
+def test_a_url_that_is_not_there_and_one_that_is_forbidden(server: Server) -> None:
+    for kind in ParquetSource, JsonlSource:
+        with pytest.raises(ConnectionError, match=r"/none cannot be read \(.*404.*; tried 4 times\)"):
+            kind(DataConfig(source="u"), [server.url + "/none"])
+        server.requests.clear()
+        server.faults = [403] * 9
+        with pytest.raises(ConnectionError, match=r"403.*; tried 1 time\)"):
+            kind(DataConfig(source="u"), [server.url + "/none"])
+        server.faults = []
+
+
+def test_a_server_that_is_not_there(server: Server) -> None:
+    with pytest.raises(ConnectionError, match=r"cannot be read \(ClientConnectorError: .*; tried 4 times\)"):
+        ParquetSource(DataConfig(source="u"), ["http://127.0.0.1:1/rows.parquet"])
+
+
+def test_a_server_that_stalls_is_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_read=0.1)}}
+    monkeypatch.setattr(retry, "HTTP_OPTIONS", retry.HTTP_OPTIONS | options)
+    server.files["/rows.parquet"] = parquet_bytes(6000)
+    source = ParquetSource(DataConfig(source="u"), [server.url + "/rows.parquet"])
+    server.faults = ["stall", "stall", "stall"]
+    assert texts(source) == ROWS
+    assert not server.faults
+
+
+def test_forked_workers_read_on_from_a_url(server: Server, source: ParquetSource) -> None:
+    assert source.read(source.shards[0]).kept == ROWS[: source.shards[0].rows]
+    children = []
+    for number in range(2):
+        child = os.fork()
+        if child == 0:
+            try:
+                found = [text for shard in source.shards[1 + number :: 2] for text in source.read(shard).kept]
+                first = 1 + number
+                right = found == [
+                    text
+                    for shard in source.shards[first::2]
+                    for text in ROWS[shard.group * 500 + shard.first_row :][: shard.rows]
+                ]
+            finally:
+                os._exit(0 if right else 1)
+        children.append(child)
+    assert texts(source) == ROWS
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+
+
+def json_lines() -> bytes:
+    return "".join(
+        json.dumps({"text": text, "id": f"id-{row}"}) + "\n" for row, text in enumerate(ROWS)
+    ).encode()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("fault", ["drop", "cut", 503])
+def test_json_lines_at_a_url_are_fetched_once_whatever_happens(
+    server: Server, suffix: str, fault: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = gzip.compress(json_lines()) if suffix else json_lines()
+    monkeypatch.setattr(jsonl, "PIECE_BYTES", len(content) // 6)
+    server.files[f"/rows.jsonl{suffix}"] = content
+    url = f"{server.url}/rows.jsonl{suffix}"
+    server.faults = [200, fault, 200, 200, 200, 200, 200, 200, fault, fault, 200, fault]
+    source = JsonlSource(DataConfig(source=url), [url])
+    assert not server.faults
+    assert texts(source) == ROWS and source.file_sizes == {url: len(content)}
+    server.requests.clear()
+    assert texts(JsonlSource(DataConfig(source=url), [url])) == ROWS
+    assert fetched(server) == 0
+
+
+def test_json_lines_that_stay_away_are_a_sentence_and_leave_nothing(server: Server) -> None:
+    server.files["/rows.jsonl"] = json_lines()
+    url = f"{server.url}/rows.jsonl"
+    server.faults = [200, 200] + ["cut"] * 99
+    with pytest.raises(ConnectionError, match=r"rows.jsonl cannot be read \(.*; tried 4 times\)"):
+        JsonlSource(DataConfig(source=url), [url])
+    assert [file.name for file in jsonl.JSONL_DIR.iterdir()] == ["lock"]
+    server.faults = []
+    assert texts(JsonlSource(DataConfig(source=url), [url])) == ROWS
+
+
+def test_many_files_of_json_lines_are_fetched_by_many_processes(server: Server) -> None:
+    urls = [f"{server.url}/{number}.jsonl" for number in range(6)]
+    for number in range(6):
+        server.files[f"/{number}.jsonl"] = json_lines().replace(b"Text ", b"%d " % number)
+    server.faults = ["drop", "cut"] * 6
+    source = JsonlSource(DataConfig(source="u"), urls)
+    assert texts(source) == [text.replace("Text ", f"{number} ") for number in range(6) for text in ROWS]
+    assert list(source.file_sizes) == urls
+
+
+def test_json_lines_that_change_are_fetched_again(server: Server) -> None:
+    url = f"{server.url}/rows.jsonl"
+    for first in "ab":
+        server.files["/rows.jsonl"] = b'{"text": "' + first.encode() + b' text"}\n'
+        assert texts(JsonlSource(DataConfig(source=url), [url])) == [first + " text"]
+
+
+def hub(server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, str]) -> None:
+    """A data set in the hub's own URLs; `subsets` are patterns by name."""
+    card = {
+        "configs": [
+            {"config_name": name, "data_files": [{"split": "train", "path": path}]}
+            for name, path in subsets.items()
+        ]
+    }
+    files = {"README.md": f"---\n{json.dumps(card)}\n---\n".encode(), **files}
+    siblings = [{"rfilename": name} for name in files]
+    api = f"/api/datasets/{repo}"
+    for revision in "", "/revision/v1", f"/revision/{COMMIT}":
+        about = {"id": repo, "sha": COMMIT, "siblings": siblings}
+        server.files[api + revision] = json.dumps(about).encode()
+    for name, content in files.items():
+        path = f"/datasets/{repo}/resolve/{COMMIT}/{name}"
+        if name == "README.md":
+            server.files[path] = content
+        else:
+            server.files[f"/storage/{name}"] = content
+            server.redirects[path] = f"{server.url}/storage/{name}?Signature=secret"
+    folders = {str(folder) for name in files for folder in Path(name).parents} - {"."}
+    tree = [{"type": "file", "oid": "0" * 40, "size": len(files[name]), "path": name} for name in files] + [
+        {"type": "directory", "oid": "0" * 40, "size": 0, "path": name} for name in folders
+    ]
+    for folder in ("", *folders):
+        place = f"{api}/tree/{COMMIT}{'/' if folder else ''}{folder.replace('/', '%2F')}"
+        below = [entry for entry in tree if Path(folder) in Path(str(entry["path"])).parents]
+        children = [entry for entry in below if Path(str(entry["path"])).parent == Path(folder)]
+        server.files[f"{place}?recursive=true&expand=false"] = json.dumps(below).encode()
+        server.files[f"{place}?recursive=false&expand=false"] = json.dumps(children).encode()
+
+
+def read_from_hub(url: str) -> None:
+    """Runs in a process of its own, where `HF_ENDPOINT` was `url` at import."""
+
+    def fail(fault: int | str, times: int) -> None:
+        urllib.request.urlopen(f"{url}/faults/{fault}/{times}").close()
+
+    time.sleep = lambda _: None  # the hub's client waits too
+    retry.RETRY_SECONDS = (0, 0)
+    config = DataConfig(source="org/name", subset="sample-10BT", revision="v1")
+    source = open_source(config, open_tokenizer("bytes"))
+    assert isinstance(source, ParquetSource)
+    assert list(source.file_sizes) == [
+        f"hf://datasets/org/name@{COMMIT}/sample/10BT/{name}_00000.parquet" for name in ("000", "001")
+    ]
+    assert len(source.shards) == 12 + 6
+    assert texts(source) == ROWS * 2
+    for fault in ("drop", "cut", 503, 429):
+        found = []
+        for number, shard in enumerate(source.shards):
+            fail(fault, number % 9)  # the hub's client tries 6 times by itself
+            found += source.read(shard).kept
+        assert found == ROWS * 2, fault
+    fail("drop", 999)
+    with pytest.raises(
+        ConnectionError, match=r"^hf://datasets/org/name@.* cannot be read \(.*tried 3 times\)"
+    ):
+        source.read(source.shards[0])
+    fail("drop", 0)
+    child = os.fork()
+    if child == 0:
+        try:
+            right = texts(source) == ROWS * 2
+        finally:
+            os._exit(0 if right else 1)
+    assert texts(source) == ROWS * 2
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_subset_of_a_hub_data_set_is_read_through_every_fault(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = {
+        "data/2020/000.parquet": parquet_bytes(6000),
+        "sample/10BT/000_00000.parquet": parquet_bytes(500),
+        "sample/10BT/001_00000.parquet": parquet_bytes(6000),
+    }
+    hub(server, "org/name", files, {"default": "data/*/*", "sample-10BT": "sample/10BT/*"})
+    hub(server, "org/lines", {"rows.jsonl.gz": gzip.compress(json_lines())}, {"default": "*.gz"})
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(read_from_hub, server.url).result(timeout=120)
+    assert not [request for request in server.requests if request.path.startswith("/storage/data")]
