@@ -129,7 +129,7 @@ def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[s
 
 def _job(path: str, storage_options: dict[str, Any], text_column: str) -> _Job:
     filesystem, location = filesystem_of(path, storage_options)
-    info = with_retries(lambda: filesystem.info(location), path)
+    info = with_retries(lambda: filesystem.info(location), path, opening=True)
     if info["size"] is None:
         raise ValueError(f"data.source: the server of {path} does not say its size: download the file.")
     version = [str(info.get(key)) for key in _VERSION_KEYS]

@@ -178,7 +178,7 @@ class ParquetSource(Source):
                 return _Footer(rows, file.schema_arrow, filesystem.size(location))
 
         try:
-            return with_retries(read, path)
+            return with_retries(read, path, opening=True)
         except Exception as error:
             if is_damage(error):
                 return f"{path} is not a readable parquet file ({' '.join(str(error).split())})"

@@ -35,9 +35,10 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)  # without a handler a warning goes to stderr, which is the run's log
 
 
-def with_retries(read: Callable[[], T], path: str) -> T:
+def with_retries(read: Callable[[], T], path: str, opening: bool = False) -> T:
     """What `read` gives. Where `path` is remote, a network failure is tried again, and so is damage, as a
-    download that was cut short looks like it.
+    download that was cut short looks like it. With `opening` a file that is not there is no failure that
+    passes.
 
     Raises:
         ConnectionError: a remote path cannot be read.
@@ -57,12 +58,12 @@ def with_retries(read: Callable[[], T], path: str) -> T:
             if not damage and not _is_network_failure(error):
                 raise
             reason = _answer(error)
-            if wait is None or _is_final(reason):
+            if wait is None or _is_final(reason, opening):
                 if damage:
                     raise
                 raise ConnectionError(
                     f"{path} cannot be read ({_in_words(reason)}; tried {tries} time{'s' * (tries > 1)}): "
-                    "once it can be, the same command goes on from the last checkpoint."
+                    "once it can be, the same command goes on from there."
                 ) from error
             _log.warning("%s: %s; trying again in %s s", path, _in_words(reason), wait)
         time.sleep(wait)
@@ -102,10 +103,12 @@ def _is_network_failure(error: Exception) -> bool:
     return isinstance(error, OSError) or closed or not libraries.isdisjoint(NETWORK_LIBRARIES)
 
 
-def _is_final(error: Exception) -> bool:
+def _is_final(error: Exception, opening: bool) -> bool:
     """Whether the server answered, and would answer the same again."""
     response = getattr(error, "response", None)
     status = getattr(error, "status", None) or getattr(response, "status_code", None)
+    if status == 404 and opening:
+        return True
     return isinstance(status, int) and 400 <= status < 500 and status not in PASSING_STATUSES
 
 

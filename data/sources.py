@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
@@ -23,6 +22,7 @@ from data.documents import ROWS_PER_SHARD, BadRow, Document, Shard, Source
 from data.jsonl import JsonlSource
 from data.names import nearest, nearest_path
 from data.parquet import ParquetSource, check_text_column
+from data.retry import filesystem_of, is_remote, with_retries
 from data.sample import SAMPLE_DIR, build_sample
 from data.token_shards import is_token_source, open_token_source
 from data.tokenizer import Tokenizer
@@ -85,10 +85,13 @@ def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str,
     if is_token_source(config.source):
         _refuse_options(config, key, {})
         return open_token_source(config, tokenizer)
+    if is_remote(config.source):
+        _refuse_options(config, key, {})
+        reader = JsonlSource if _format(key, config.source) == "json" else ParquetSource
+        return reader(config, _matching(key, config.source))
     builder, split, revision = _resolve(config, key, splits)
     paths = list(builder.config.data_files[split])
-    hub = paths[0].startswith("hf://")  # which these options are for, and nothing else understands
-    storage_options = (builder.storage_options or {}) if hub else {}
+    storage_options = builder.storage_options or {}
     if isinstance(builder, Parquet):
         return ParquetSource(config, paths, storage_options, revision)
     if isinstance(builder, Json):
@@ -100,7 +103,7 @@ def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str,
         raise ValueError(f"{key}: {config.source} cannot be read as documents ({reason}).") from error
     sizes = {}
     for path in paths:
-        filesystem, location = fsspec.core.url_to_fs(path, **storage_options)
+        filesystem, location = filesystem_of(path, storage_options)
         sizes[path] = filesystem.size(location)
     return TableSource(config, sizes, builder.as_dataset(split=split), revision)
 
@@ -117,8 +120,6 @@ def _resolve(
         folder = build_sample(SAMPLE_DIR, progress=True)
         files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}
         arguments = {"path": str(folder), "data_files": files}
-    elif "://" in source:
-        arguments = {"path": _format(key, source), "data_files": {splits[0]: [source]}}
     elif local.is_dir():
         arguments = {"path": str(local), "name": config.subset}
     elif local.is_file():
@@ -161,6 +162,17 @@ def _refuse_options(config: DataConfig, key: str, arguments: dict[str, Any]) -> 
             raise ValueError(
                 f"data.{option} is {getattr(config, option)!r}, but {key} {config.source} has no {option}s."
             )
+
+
+def _matching(key: str, url: str) -> list[str]:
+    """The URLs that a pattern matches, where the file system can list its files; any other is itself."""
+    filesystem, location = filesystem_of(url, {})
+    if not glob.has_magic(location) or url.startswith(("http://", "https://")):
+        return [url]
+    found = with_retries(lambda: filesystem.glob(location), url, opening=True)
+    if not found:
+        raise FileNotFoundError(f"{key}: {url} matches no file.")
+    return [filesystem.unstrip_protocol(path) for path in sorted(found)]
 
 
 def _format(key: str, url: str) -> str:

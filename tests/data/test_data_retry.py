@@ -103,7 +103,7 @@ def test_the_end_is_one_sentence(waits: list[float], caplog: pytest.LogCaptureFi
         with_retries(read, URL)
     assert str(caught.value) == (
         f"{URL} cannot be read (ConnectionResetError: [Errno 104] reset by peer; tried 7 times): "
-        "once it can be, the same command goes on from the last checkpoint."
+        "once it can be, the same command goes on from there."
     )
     assert waits == list(retry.RETRY_SECONDS) == [1, 2, 4, 8, 16, 32]
     assert [record.getMessage().split()[-2] for record in caplog.records] == ["1", "2", "4", "8", "16", "32"]
