@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,28 @@ def test_an_old_python_gets_one_sentence(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: Python 3.9.1 is too old") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_readmes_data_examples_run(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TMPDIR": str(tmp_path),
+        "NORMLAB_JSONL_DIR": str(tmp_path / "jsonl"),
+        "WANDB_MODE": "offline",
+        "DS_ACCELERATOR": "cpu",
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    # the same documents in all four forms
+    assert len(re.findall(r"^documents.*", done.stdout, re.MULTILINE)) == 4
+    assert len(set(re.findall(r"^documents.*", done.stdout, re.MULTILINE))) == 1, done.stdout
+    assert "is finished: validation loss" in done.stderr
