@@ -20,13 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
 
-from data import DataConfig, LaneLoader, gpt2_encoding, open_data
+from data import Cursor, DataConfig, LaneLoader, gpt2_encoding, open_data
 from data.sample import SAMPLE_DIR, build_sample
 
 BLOCK_SIZE, MICRO_BATCH, EOT = 1024, 16, 50256
@@ -171,8 +172,9 @@ def resume(arguments: argparse.Namespace) -> dict[str, float]:
     config = DataConfig(source=arguments.source, workers=0)
     corpus, _ = open_data(config)
     config = replace(config, lanes=min(64, len(corpus.shards)))
-    options = {"block_size": BLOCK_SIZE, "micro_batch": config.lanes}
-    loader, places = LaneLoader(corpus, config, **options), [{}]
+    open_at = partial(LaneLoader, corpus, config, block_size=BLOCK_SIZE, micro_batch=config.lanes)
+    loader = open_at()
+    places: list[dict[int, Cursor]] = [{}]
     while not any(cursor.epoch for cursor in places[-1].values()):
         places.append(next(loader)[1])
     found = {}
@@ -181,11 +183,7 @@ def resume(arguments: argparse.Namespace) -> dict[str, float]:
         times = []
         for _ in range(9):
             started = time.perf_counter()
-            next(
-                LaneLoader(
-                    corpus, config, **options, first_sequence=step * config.lanes, cursors=places[step]
-                )
-            )
+            next(open_at(first_sequence=step * config.lanes, cursors=places[step]))
             times.append(time.perf_counter() - started)
         found[f"{percent} %"] = statistics.median(times)
     return found
