@@ -13,6 +13,8 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -126,7 +128,8 @@ def train(
 
     if run.rank == 0 and "floors" not in run.summary:
         vocab_size, in_process = corpus.tokenizer.vocab_size, replace(recipe.data, workers=0)
-        unigram = unigram_loss(batches(config=in_process, micro_batch=16), validation, vocab_size)
+        sample = until_error(batches(config=in_process, micro_batch=16))
+        unigram = unigram_loss(sample, validation, vocab_size)
         run.summary["floors"] = {"uniform": uniform_loss(vocab_size), "unigram": unigram}
     run.summary.pop("error", None)
     run.update_summary(
@@ -217,13 +220,21 @@ def train(
     in_words = {
         "finished": f"is finished: validation loss {state.val_loss or math.nan:.4f} nats a token, "
         f"{state.val_bits_per_byte or math.nan:.4f} bits a byte",
-        "interrupted": f"is stopped and saved at step {state.step}: the same command goes on from there",
+        "interrupted": f"is stopped and saved at step {state.step}: the same command goes on from there"
+        if state.step
+        else "is stopped before its first step: the same command begins again",
         "diverged": f"diverged: the gradients of the last {state.skipped_in_a_row} steps were not finite",
     }
     dist.barrier()  # the ranks end together, so that the next run does not meet one of this
     skips = f"; {state.skipped_steps} step(s) were skipped" if state.skipped_steps else ""
     console.say(f"{run.path} {in_words[status]}{skips}")
     return 1 if diverged or data_error else 0
+
+
+def until_error(batches: Iterator[Any]) -> Iterator[Any]:
+    """What comes before the data cannot be read on: the loop comes to that place too, and says so."""
+    with suppress(ValueError, OSError):
+        yield from batches
 
 
 @dataclass

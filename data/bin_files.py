@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ SHARD_TOKENS = (2**12, 2**20)
 LONGEST_RUN = 2**20
 """More tokens than this without an `eot` are cut where a shard's nominal end is."""
 _WINDOW = 2**14
+_VALIDATION = re.compile(r"(?<![a-z])(val|valid|validation)(?![a-z])", re.IGNORECASE)
 
 
 class BinFiles(Source):
@@ -67,6 +69,8 @@ class BinFiles(Source):
             found = np.flatnonzero(self._read(path, begin, min(begin + _WINDOW, end)) == self._tokenizer.eot)
             if len(found):
                 return begin + int(found[0]) + 1
+        if end == tokens and self._tokenizer.eot in self._read(path, max(0, tokens - LONGEST_RUN), nominal):
+            return tokens  # inside the file's last document
         return nominal
 
     def _read(self, path: str, begin: int, end: int) -> np.ndarray:
@@ -120,8 +124,8 @@ def _bin_file(path: str, tokenizer: Tokenizer) -> _BinFile:
 def bin_paths(config: DataConfig) -> list[str]:
     """The files of `data.source` that belong to `data.split`.
 
-    Of a folder's or a glob's those with `val` in their name are the split `validation` (or `val`), the others
-    `train`; where there is no such file all are taken.
+    Of a folder's or a glob's those with the word `val` (`valid`, `validation`) in their name are the split
+    `validation` (or `val`), the others `train`; where there is no such file all are taken.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -134,10 +138,10 @@ def bin_paths(config: DataConfig) -> list[str]:
     files = sorted(os.path.abspath(path) for path in glob.glob(pattern))
     if not files:
         raise FileNotFoundError(f"data.source: {config.source} does not exist{nearest_path(place)}.")
-    validation = [path for path in files if "val" in os.path.basename(path)]
+    validation = [path for path in files if _VALIDATION.search(os.path.basename(path))]
     if not validation or (len(validation) == len(files) and not place.is_dir()):
         return files
-    training = [path for path in files if "val" not in os.path.basename(path)]
+    training = [path for path in files if path not in validation]
     splits = {"train": training, "validation": validation, "val": validation}
     if not splits.get(config.split):
         has = "train and validation" if training else "validation"

@@ -8,7 +8,7 @@ import tempfile
 
 from data.config import DataConfig
 from data.documents import BadRow, DamagedShard, Document, Documents, Shard, Source
-from data.shard_file import as_rows, read_shard, text_bytes, tokenized, write_shard
+from data.shard_file import as_rows, read_shard, tokenized, write_shard
 from data.token_shards import FORMAT, corpus_fingerprint, shard_path
 from data.tokenizer import Tokenizer
 
@@ -29,12 +29,15 @@ class CachedSource(Source):
         """Raises ValueError where `cache_dir` cannot be written."""
         super().__init__(source.config, source.file_sizes, source.shards)
         self.fingerprint = source.fingerprint
+        self.notes = source.notes
         self._source = source
         self._tokenizer = tokenizer
         self._warned = False
         key = [FORMAT, corpus_fingerprint(source, tokenizer), self.config.max_document_bytes]
+        # a file that was edited may have its old size, and so its old fingerprint
+        key += [os.stat(path).st_mtime_ns for path in source.file_sizes if os.path.exists(path)]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        self.folder = os.path.join(os.path.expanduser(cache_dir), name)
+        self.folder = os.path.abspath(os.path.join(os.path.expanduser(cache_dir), name))
         try:
             os.makedirs(self.folder, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
@@ -51,15 +54,14 @@ class CachedSource(Source):
         path = shard_path(self.folder, shard.index)
         documents = read_if_final(path, self._tokenizer.eot, self.config)
         if documents is None:
-            made = self._source.read(shard)
-            documents = tokenized(made, self._tokenizer)
+            documents = tokenized(self._source.read(shard), self._tokenizer)
             if not documents.bad["unreadable"]:
-                self._keep(path, documents, text_bytes(made.kept, self._tokenizer))
+                self._keep(path, documents)
         return as_rows(documents)
 
-    def _keep(self, path: str, documents: Documents, size: int) -> None:
+    def _keep(self, path: str, documents: Documents) -> None:
         try:
-            write_shard(path, documents, self._tokenizer.dtype, size)
+            write_shard(path, documents, self._tokenizer.dtype)
         except OSError as error:
             if not self._warned:
                 _log.warning("data.cache_dir: %s cannot be written (%s); going on without", path, error)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 import typing
 from collections.abc import Sequence
 from typing import NoReturn
@@ -9,6 +10,9 @@ from typing import NoReturn
 import docstring_parser
 
 from data.config import DataConfig
+from data.documents import Source
+from data.sources import open_source
+from data.tokenizer import Tokenizer, open_tokenizer
 
 KEYS = ("tokenizer", "text_column", "split", "subset", "revision", "max_document_bytes", "on_bad_document")
 
@@ -43,6 +47,19 @@ class SourceParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}.")
+
+
+def open_with_notes(config: DataConfig) -> tuple[Source, Tokenizer]:
+    """The source that a command names, and its tokenizer; the source's notes go to stderr.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_source` and `open_tokenizer`.
+    """
+    tokenizer = open_tokenizer(config.tokenizer)
+    source = open_source(config, tokenizer)
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return source, tokenizer
 
 
 def at_least(lowest: int) -> typing.Callable[[str], int]:

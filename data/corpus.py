@@ -1,8 +1,6 @@
 """A source as one tokenizer reads it, and the part of it that training may see."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import groupby
 
 import numpy as np
 import xxhash
@@ -12,7 +10,7 @@ from data.token_shards import corpus_fingerprint
 from data.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """What lanes are made of.
 
@@ -27,12 +25,6 @@ class Corpus:
     tokenizer: Tokenizer
     shards: tuple[Shard, ...]
     held_out: frozenset[bytes] = field(default=frozenset(), repr=False)
-
-    @cached_property
-    def groups(self) -> list[list[Shard]]:
-        """The shards, those of one row group together."""
-        runs = groupby(self.shards, key=lambda shard: (shard.path, shard.group))
-        return [list(run) for _, run in runs]
 
     @property
     def fingerprint(self) -> str:

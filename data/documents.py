@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +61,12 @@ class Shard:
     group: int
     first_row: int
     rows: int
+
+
+def runs(shards: Sequence[Shard], longest: int = sys.maxsize) -> list[list[Shard]]:
+    """The shards of each row group, in runs of at most `longest`."""
+    groups = [list(group) for _, group in groupby(shards, key=lambda shard: (shard.path, shard.group))]
+    return [group[at : at + longest] for group in groups for at in range(0, len(group), longest)]
 
 
 class Source(ABC):

@@ -3,26 +3,21 @@
 A line becomes a row, in order; one that holds no text becomes a row that says why. Blank lines are left out.
 """
 
-import bz2
 import codecs
 import hashlib
 import json
-import lzma
 import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 from filelock import FileLock
-from tqdm import tqdm
 
 from data.config import DataConfig
+from data.content import content_of, late_bar
 from data.documents import BAD_REASONS, ROWS_PER_SHARD, BadRow, Document, Shard
 from data.names import nearest
 from data.parallel import default_workers, in_processes
@@ -34,21 +29,12 @@ JSONL_DIR = Path(
 )
 
 FORMAT = 1  # of the converted files: a file of another is converted again
-PIECE_BYTES = 2**22  # a request each where the file is remote
-DECODED_BYTES = 2**14  # at once, as they may become a thousand times as many
 LONGEST_LINE_BYTES = 2**28
 LARGEST_GROUP_CHARACTERS = 2**28
-BAR_AFTER_SECONDS = 5.0
 # names that no text column has
 _PROBLEM, _LINE = "normlab_problem", "normlab_line"
 # what a file system knows of a file that changes when the file does
 _VERSION_KEYS = ("size", "mtime", "LastModified", "Last-Modified", "ETag", "md5Hash", "blob_id")
-_DECODERS: dict[str, Callable[[], Any]] = {
-    ".gz": partial(zlib.decompressobj, wbits=31),
-    ".bz2": bz2.BZ2Decompressor,
-    ".xz": lzma.LZMADecompressor,
-    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(),
-}
 
 
 class JsonlSource(ParquetSource):
@@ -143,12 +129,8 @@ def _run(jobs: Sequence[_Job]) -> None:
         _convert(jobs[0], bar=True)
         return
     done = in_processes(lambda job: [_convert(job)], jobs, default_workers())
-    for _ in _bar(done, "JSON lines", len(jobs), unit="file"):
+    for _ in late_bar(done, "JSON lines", len(jobs), unit="file"):
         pass
-
-
-def _bar(*arguments: Any, **options: Any) -> tqdm:
-    return tqdm(*arguments, delay=BAR_AFTER_SECONDS, mininterval=BAR_AFTER_SECONDS, **options)
 
 
 def _convert(job: _Job, bar: bool = False) -> Path:
@@ -183,8 +165,9 @@ def _rows(job: _Job, bar: bool) -> Iterator[_Row]:
     columns: list[str] = []  # of the first object
     kinds: set[str] = set()  # of what stands in the text column
     number, beginning = 0, ""
+    content = content_of(job.path, job.storage_options, job.size, bar)
     try:
-        for number, line in enumerate(_lines(job.path, _content(job, bar)), start=1):
+        for number, line in enumerate(_lines(job.path, content), start=1):
             if not line.strip():
                 continue
             beginning = beginning or repr(line[:40])[1:]
@@ -269,53 +252,3 @@ def _lines(path: str, content: Iterable[bytes]) -> Iterator[bytes]:
             size += len(rest)
     if size:
         yield b"".join(parts)
-
-
-def _content(job: _Job, bar: bool) -> Iterator[bytes]:
-    """What a file holds once it is decompressed, in pieces that are not empty.
-
-    Raises:
-        EOFError: a compressed file ends before its content does.
-    """
-    suffix = Path(job.path.partition("?")[0]).suffix
-    if suffix not in _DECODERS:
-        yield from _pieces(job, bar)
-        return
-    decoder = None
-    for piece in _pieces(job, bar):
-        for begin in range(0, len(piece), DECODED_BYTES):
-            rest = piece[begin : begin + DECODED_BYTES]
-            while rest:  # compressed files may follow one another
-                decoder = decoder or _DECODERS[suffix]()
-                if content := decoder.decompress(rest):
-                    yield content
-                rest = decoder.unused_data if decoder.eof else b""
-                decoder = None if decoder.eof else decoder
-    if decoder is not None:
-        raise EOFError(f"{job.path} ends in the middle of its content")
-
-
-def _pieces(job: _Job, bar: bool) -> Iterator[bytes]:
-    """The bytes of a file. One that the network drops is read again."""
-    filesystem, location = filesystem_of(job.path, job.storage_options)
-
-    def read(start: int, size: int) -> bytes:
-        with filesystem.open(location, "rb", cache_type="none") as file:
-            file.seek(start)
-            piece = file.read(size)
-        if len(piece) < size:
-            raise ConnectionError(f"{job.path} gave {len(piece)} bytes instead of {size}")
-        return piece
-
-    title = os.path.basename(job.path)
-    with _bar(desc=title, total=job.size, unit="B", unit_scale=True, disable=not bar) as progress:
-        for start in range(0, job.size, PIECE_BYTES):
-            size = min(PIECE_BYTES, job.size - start)
-            try:
-                piece = with_retries(partial(read, start, size), job.path)
-            except ConnectionError:
-                raise
-            except OSError as error:  # so that it is not taken for one of writing
-                raise ValueError(f"data.source: {job.path} cannot be read ({error}).") from error
-            yield piece
-            progress.update(size)

@@ -1,12 +1,13 @@
 """Lanes: documents in, packed blocks of tokens out, in an order that no number of processes can change.
 
-The shards of a corpus are permuted by (seed, epoch), those of one row group staying together, and dealt to a
-fixed number of lanes. A lane reads its shards in order, permutes the documents inside each window of
-`data.shuffle_window` of them, tokenises them, closes each with `eot`, and cuts the stream into blocks of
-`block_size + 1` tokens. Sequence n of a run comes from lane n mod lanes. A lane's whole position is one
-`Cursor`.
+The shards of a corpus are permuted by (seed, epoch), those of one row group staying together where they can,
+and cut into as many equal parts as there are lanes. A lane reads its shards in order, permutes the documents
+inside each window of `data.shuffle_window` of them, tokenises them, closes each with `eot`, and cuts the
+stream into blocks of `block_size + 1` tokens. Sequence n of a run comes from lane n mod lanes. A lane's whole
+position is one `Cursor`.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 
 from data.config import DataConfig
 from data.corpus import Corpus
-from data.documents import Document, Shard
+from data.documents import Document, Shard, runs
 from data.packing import best_fit
 
 
@@ -33,13 +34,29 @@ class Cursor(NamedTuple):
 
 
 def deal(corpus: Corpus, lanes: int, lane: int, seed: int, epoch: int) -> list[Shard]:
-    """The shards of one lane in one epoch, in order.
+    """The shards of one lane in one epoch, in order: its share of all of them.
 
-    Shards of one row group stay together while there are enough row groups for the lanes.
+    A lane that would begin inside a row group begins with a whole one instead, where its share changes by an
+    eighth at most: all that stands before in the row group would be decoded too.
     """
-    groups = corpus.groups if len(corpus.groups) >= lanes else [[shard] for shard in corpus.shards]
-    order = np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(len(groups))
-    return [shard for group in order[lane::lanes] for shard in groups[group]]
+    shards, ends = _permuted(corpus, lanes, seed, epoch)
+
+    def cut(before: int) -> int:
+        even = len(shards) * before // lanes
+        nearest = int(ends[np.abs(ends - even).argmin()])
+        return nearest if abs(nearest - even) <= len(shards) // lanes // 16 else even
+
+    return shards[cut(lane) : cut(lane + 1)]
+
+
+@functools.lru_cache(maxsize=2)  # the lanes of a process pass from one epoch to the next at different times
+def _permuted(corpus: Corpus, lanes: int, seed: int, epoch: int) -> tuple[list[Shard], np.ndarray]:
+    """All shards, those of a row group in runs of a lane's share at most, and where runs begin and end."""
+    in_order = runs(corpus.shards, len(corpus.shards) // lanes)
+    order = np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(len(in_order))
+    permuted = [in_order[run] for run in order]
+    ends = np.cumsum([0, *map(len, permuted)])
+    return [shard for run in permuted for shard in run], ends
 
 
 class Lane:
@@ -145,7 +162,8 @@ class Lane:
             # a lane may draw only empty shards in one epoch and fare better in the next, unless all are empty
             if not self._any_text and not self._corpus_has_text():
                 raise ValueError(
-                    f"data.source: {self._corpus.source.name} holds no text in its training shards."
+                    f"data.source: {self._corpus.source.name} holds no text in its training shards that is "
+                    "not held out."
                 )
             self._any_text = False
             self._shards = None

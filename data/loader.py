@@ -6,12 +6,11 @@ import os
 import signal
 import threading
 import time
-import traceback
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle, islice
-from typing import NamedTuple, NoReturn
+from itertools import cycle
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -19,9 +18,10 @@ import torch
 from data.config import DataConfig
 from data.corpus import Corpus
 from data.lanes import Cursor, Lane
+from data.parallel import portable
 
 CHUNK = 16
-"""Sequences that a worker hands over at once."""
+"""Sequences that a worker hands over at once, at most."""
 PARENT_LOOK_SECONDS = 1.0
 
 
@@ -108,7 +108,7 @@ class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
             )
             for number in range(count)
         ]
-        self._sequences = (next(workers[worker_of[lane]]) for lane in cycle(turn))
+        self._sequences = _from_workers(workers, [worker_of[lane] for lane in turn])
         self._stop_workers = weakref.finalize(self, _stop, workers)
         atexit.register(self._stop_workers)  # before multiprocessing waits for its children
 
@@ -150,6 +150,13 @@ def _fill_in_turn(
         yield _Sequence(block, number, cursor, bad or None)
 
 
+def _from_workers(workers: Sequence["_Worker"], turn: Sequence[int]) -> Iterator[_Sequence]:
+    for worker in workers:
+        worker.start()
+    for number in cycle(turn):
+        yield next(workers[number])
+
+
 class _Chunk(NamedTuple):
     """Sequences as few large arrays, which go between processes several times faster than many small ones."""
 
@@ -168,17 +175,26 @@ class _Chunk(NamedTuple):
 
 
 class _Worker(Iterator[_Sequence]):
-    """A process, forked at the first `next`, that makes `sequences` up to `ahead` of them before they are
-    asked for.
+    """A process that makes `sequences`, up to `ahead` of them before they are asked for.
 
     It hands over errors in their place and outlives its parent by at most `PARENT_LOOK_SECONDS`.
     """
 
     def __init__(self, sequences: Iterator[_Sequence], ahead: int) -> None:
-        context = multiprocessing.get_context("fork")
-        self._queue = context.Queue(maxsize=max(1, ahead // CHUNK))
-        self._process = context.Process(target=self._run, args=(sequences, os.getpid()), daemon=True)
+        self._sequences = sequences
+        self._chunk = min(CHUNK, ahead)
+        self._chunks_ahead = ahead // self._chunk
+        self._queue: Any = None
+        self._process: Any = None
         self._ready: Iterator[_Sequence] = iter(())
+
+    def start(self) -> None:
+        # no process but the worker may hold the end that it writes to: so a killed worker is an EOFError
+        context = multiprocessing.get_context("fork")
+        self._queue = context.Queue(maxsize=self._chunks_ahead)
+        self._process = context.Process(target=self._run, args=(os.getpid(),), daemon=True)
+        self._process.start()
+        self._queue._writer.close()
 
     def __next__(self) -> _Sequence:
         sequence = next(self._ready, None)
@@ -189,19 +205,15 @@ class _Worker(Iterator[_Sequence]):
 
     def stop(self) -> None:
         """End the process at once; it holds nothing that could be lost."""
-        if self._process.pid is not None:
+        if self._process is not None:
             self._process.kill()
             self._process.join()
-        self._queue.cancel_join_thread()
-        self._queue.close()
+            self._queue.close()
 
     def _receive(self) -> Iterator[_Sequence]:
-        if self._process.pid is None:
-            self._process.start()
-            self._queue._writer.close()  # type: ignore[attr-defined]  # so that a killed worker is an EOFError
         try:
             made = self._queue.get()
-        except EOFError:
+        except (EOFError, OSError):  # the end of the pipe, also inside a message
             self._process.join()
             raise OSError(
                 f"a process that reads the data was killed (exit code {self._process.exitcode}), perhaps for "
@@ -211,17 +223,21 @@ class _Worker(Iterator[_Sequence]):
             raise made
         return made.sequences()
 
-    def _run(self, sequences: Iterator[_Sequence], parent: int) -> NoReturn:
+    def _run(self, parent: int) -> NoReturn:
         for signum in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to stop, and kills
             signal.signal(signum, signal.SIG_IGN)
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        chunk: list[_Sequence] = []
         try:
-            while True:
-                self._queue.put(_Chunk.of(list(islice(sequences, CHUNK))))
+            for sequence in self._sequences:
+                chunk.append(sequence)
+                if len(chunk) == self._chunk:
+                    self._queue.put(_Chunk.of(chunk))
+                    chunk = []
         except Exception as error:
-            # other exceptions than Python's own may not survive the way to the parent
-            own = isinstance(error, (ValueError, OSError)) and type(error).__module__ == "builtins"
-            self._queue.put(error if own else RuntimeError(traceback.format_exc()))
+            if chunk:
+                self._queue.put(_Chunk.of(chunk))
+            self._queue.put(portable(error))
         while True:
             time.sleep(60)
 

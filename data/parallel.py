@@ -2,14 +2,15 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TypeVar
 
-from data.documents import Shard
+from data.documents import Shard, runs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,12 +23,9 @@ def default_workers() -> int:
     return min(16, len(os.sched_getaffinity(0)))
 
 
-def runs(shards: Sequence[Shard], workers: int) -> list[list[Shard]]:
-    """The shards in runs that one process reads in order: those of a row group together, unless there are so
-    many that other processes would wait for them."""
-    longest = max(1, len(shards) // (RUNS_A_WORKER * max(1, workers)))
-    groups = [list(group) for _, group in groupby(shards, key=lambda shard: (shard.path, shard.group))]
-    return [group[at : at + longest] for group in groups for at in range(0, len(group), longest)]
+def runs_for(workers: int, shards: Sequence[Shard]) -> list[list[Shard]]:
+    """Runs of shards that one process reads in order, short enough that no other waits for it."""
+    return runs(shards, max(1, len(shards) // (RUNS_A_WORKER * workers)))
 
 
 def in_processes(
@@ -73,7 +71,7 @@ def in_processes(
             for ready in wait(list(working)):
                 try:
                     result: Any = ready.recv()
-                except EOFError:
+                except (EOFError, OSError):  # the end of the pipe, also inside a message
                     process = working.pop(ready)
                     process.join()
                     if process.exitcode:
@@ -104,6 +102,13 @@ def _results(
                 return
             yield from function(items[number])
     except Exception as error:
-        # other exceptions than Python's own may not survive the way to the parent
-        own = isinstance(error, (ValueError, OSError)) and type(error).__module__ == "builtins"
-        yield error if own else RuntimeError(traceback.format_exc())
+        yield portable(error)
+
+
+def portable(error: Exception) -> Exception:
+    """An error that survives the way to another process: what a user is told as it is where it can be sent,
+    any other as its traceback."""
+    if isinstance(error, (ValueError, OSError)):
+        with suppress(Exception):
+            return pickle.loads(pickle.dumps(error))
+    return RuntimeError("".join(traceback.format_exception(error)))

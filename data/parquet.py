@@ -39,18 +39,11 @@ class _Place(NamedTuple):
     column: str
 
 
-class _Stream(NamedTuple):
-    """A large row group that is being read from its beginning to its end."""
-
-    next_row: int
-    batches: Iterator[pa.RecordBatch]
-
-
 class ParquetSource(Source):
     """Row groups of up to `ROWS_PER_SHARD` rows are one shard, larger ones several.
 
     A large row group is decoded as a stream, one shard after the other; a shard in its middle costs decoding
-    what stands before it.
+    what stands before it, unless a stream has come that far.
     """
 
     def __init__(
@@ -62,7 +55,8 @@ class ParquetSource(Source):
     ) -> None:
         self._storage_options = storage_options or {}
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
-        self._streams: dict[_Place, _Stream] = {}
+        # large row groups that are being read, by the next row
+        self._streams: OrderedDict[tuple[_Place, int], Iterator[pa.RecordBatch]] = OrderedDict()
         self._broken: dict[_Place, tuple[int, str]] = {}  # from which row on, and why
         self._process = os.getpid()
         with ThreadPoolExecutor(16) as pool:  # on the hub each footer is a request or two
@@ -77,7 +71,7 @@ class ParquetSource(Source):
                     raise ValueError(f"data.source: {footer}.")
                 notes.append(f"data.source: {footer}: it is left out.")
                 continue
-            check_text_column(config, footer.schema)
+            check_text_column(config, footer.schema, path)
             self._has_ids &= "id" in footer.schema.names
             sizes[path] = footer.size
             for group, rows in enumerate(footer.rows):
@@ -135,10 +129,8 @@ class ParquetSource(Source):
         return values
 
     def _next_of_stream(self, shard: Shard, place: _Place, metadata: pq.FileMetaData) -> pa.ChunkedArray:
-        stream = self._streams.pop(place, None)
-        if stream is not None and stream.next_row == shard.first_row:
-            batches = stream.batches
-        else:
+        batches = self._streams.pop((place, shard.first_row), None)
+        if batches is None:
             file = self._open(shard.path, metadata=metadata, buffer_size=STREAM_BUFFER_BYTES)
             batches = file.iter_batches(
                 ROWS_PER_SHARD, [shard.group], columns=[place.column], use_threads=False
@@ -146,8 +138,11 @@ class ParquetSource(Source):
             for _ in _take(batches, shard.first_row):
                 pass
         values = pa.chunked_array(_take(batches, shard.rows))
-        if shard.first_row + shard.rows < metadata.row_group(shard.group).num_rows:
-            self._streams[place] = _Stream(shard.first_row + shard.rows, batches)
+        next_row = shard.first_row + shard.rows
+        if next_row < metadata.row_group(shard.group).num_rows:
+            self._streams[place, next_row] = batches
+            if len(self._streams) > 2 * self.config.lanes:  # one a lane, and what lanes left half read
+                self._streams.popitem(last=False)
         return values
 
     def _file(self, path: str) -> pq.ParquetFile:
@@ -210,16 +205,14 @@ def _decoded(value: bytes | None) -> Document | BadRow | None:
         return BadRow("not_utf8")
 
 
-def check_text_column(config: DataConfig, schema: pa.Schema) -> None:
-    """Raises ValueError where `data.text_column` is missing or holds no text."""
+def check_text_column(config: DataConfig, schema: pa.Schema, path: str) -> None:
+    """Raises ValueError where `data.text_column` is missing, there twice, or holds no text."""
     column = config.text_column
-    if column not in schema.names:
+    if schema.names.count(column) != 1:
         raise ValueError(
-            f"data.text_column is {column!r}, but {config.source} has the columns "
+            f"data.text_column is {column!r}, but {path} has the columns "
             f"{', '.join(schema.names)}{nearest(column, schema.names)}."
         )
     kind = schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise ValueError(
-            f"data.text_column is {column!r}, but that column of {config.source} holds {kind}, not text."
-        )
+        raise ValueError(f"data.text_column is {column!r}, but that column of {path} holds {kind}, not text.")

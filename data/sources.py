@@ -14,6 +14,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.text.text import Text
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -44,7 +45,7 @@ class TableSource(Source):
         table: datasets.Dataset,
         revision: str | None = None,
     ) -> None:
-        check_text_column(config, table.features.arrow_schema)
+        check_text_column(config, table.features.arrow_schema, config.source)
         self._table = table.select_columns([config.text_column])
         starts = range(0, table.num_rows, ROWS_PER_SHARD)
         shards = [
@@ -105,7 +106,10 @@ def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str,
     for path in paths:
         filesystem, location = filesystem_of(path, storage_options)
         sizes[path] = filesystem.size(location)
-    return TableSource(config, sizes, builder.as_dataset(split=split), revision)
+    source = TableSource(config, sizes, builder.as_dataset(split=split), revision)
+    if isinstance(builder, Text):
+        source.notes.append(f"{key}: each line of a text file is a document: longer ones need JSON lines.")
+    return source
 
 
 def _resolve(

@@ -23,11 +23,10 @@ from tqdm import tqdm
 
 from console import fail
 from data.bin_files import BinFiles
-from data.command import SourceParser, at_least
+from data.command import SourceParser, at_least, open_with_notes
 from data.documents import BAD_REASONS, Document, Shard, Source
-from data.parallel import default_workers, in_processes, runs
-from data.sources import open_source
-from data.tokenizer import Tokenizer, open_tokenizer
+from data.parallel import default_workers, in_processes, runs_for
+from data.tokenizer import Tokenizer
 
 LONG_DOCUMENT_TOKENS = 1024
 SUSPICIOUS_SHARE = 0.2
@@ -157,7 +156,7 @@ def measure(
 
 def _parts(source: Source, documents: int | None, workers: int) -> list[tuple[list[Shard], int]]:
     """Runs of shards, and how many documents to take from the beginning of each."""
-    all_runs = runs(source.shards, workers)
+    all_runs = runs_for(workers, source.shards)
     if documents is None:
         return [(run, sys.maxsize) for run in all_runs]
     rows = sum(shard.rows for shard in source.shards)
@@ -259,14 +258,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, config = parser.parse(arguments)
         if options.json and not Path(options.json).absolute().parent.is_dir():
             raise ValueError(f"--json is {options.json}, but there is no folder to write it to.")
-        tokenizer = open_tokenizer(config.tokenizer)
-        source = open_source(config, tokenizer)
+        source, tokenizer = open_with_notes(config)
         figures = measure(source, tokenizer, options.documents, options.workers, progress=True)
+        print(to_text(figures), end="")
         if options.json:
             Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
     except (ValueError, OSError) as error:
         return fail(error)
-    print(to_text(figures), end="")
+    except KeyboardInterrupt:
+        return fail("interrupted") and 130
     return 0
 
 

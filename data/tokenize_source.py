@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data.cache import read_if_final
 from data.config import DataConfig
 from data.documents import Shard, Source
-from data.parallel import in_processes, runs
+from data.parallel import in_processes, runs_for
 from data.shard_file import ShardFacts, shard_facts, text_bytes, tokenized, write_atomically, write_shard
 from data.token_shards import DESCRIPTION, FORMAT, MANIFEST, described, shard_path
 from data.tokenizer import Tokenizer
@@ -38,11 +38,13 @@ def tokenize_source(
     Shards that are there and whole are not made again. Each process holds one shard at a time.
 
     Raises:
-        ValueError: the folder holds something else, is being written by another process, or a document is bad
-            and `data.on_bad_document` is `stop`.
+        ValueError: the folder is inside the source, holds something else or is being written by another
+            process, or a document is bad and `data.on_bad_document` is `stop`.
         OSError: the source cannot be read or the folder cannot be written.
     """
     description = _describe(source, config, tokenizer)
+    if Path(folder).resolve().is_relative_to(Path(config.source).expanduser().resolve()):
+        raise ValueError(f"--out: {folder} is inside the source {config.source}: give a folder elsewhere.")
     _prepare(Path(folder), description)
     lock = FileLock(os.path.join(folder, ".lock"))
     try:
@@ -84,7 +86,7 @@ def _make_shards(
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 5.0,
     ) as bar:
-        for index, facts_of_shard, is_there in in_processes(make, runs(source.shards, workers), workers):
+        for index, facts_of_shard, is_there in in_processes(make, runs_for(workers, source.shards), workers):
             facts[index] = facts_of_shard
             if not is_there:
                 tokens += facts_of_shard.tokens

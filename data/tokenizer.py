@@ -98,6 +98,8 @@ class FileTokenizer(Tokenizer):
         except Exception as error:  # tokenizers raises plain Exception for a file that it cannot parse
             raise ValueError(f"data.tokenizer: {path} is no Hugging Face tokenizer ({error}).") from error
         self._tokenizer.encode_special_tokens = True  # as ordinary text
+        self._tokenizer.no_truncation()  # which many files come with, as they do with padding
+        self._tokenizer.no_padding()
         ids = (self._tokenizer.token_to_id(token) for token in _END_OF_TEXT)
         eot = next((token for token in ids if token is not None), None)
         if eot is None:
@@ -112,8 +114,8 @@ class FileTokenizer(Tokenizer):
         )
 
     def encode(self, text: str) -> np.ndarray:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return np.array(ids, dtype=self.dtype)
+        ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=self.dtype)
+        return ids[ids != self.eot]  # some vocabularies have it among the ordinary tokens too
 
     def decode_bytes(self, tokens: np.ndarray) -> bytes:
         return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False).encode()

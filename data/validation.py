@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -14,14 +16,20 @@ import xxhash
 from data.cache import CachedSource
 from data.config import DataConfig
 from data.corpus import Corpus, digest
-from data.documents import Document, Shard, Source
+from data.documents import ROWS_PER_SHARD, Document, Documents, Shard, Source, runs
 from data.packing import IGNORED_TARGET
-from data.sources import open_source, open_validation_source
+from data.parquet import ParquetSource
+from data.remembered import RememberedSource, open_or_remember
+from data.sources import open_validation_source
 from data.token_shards import is_token_source
-from data.tokenizer import Tokenizer, gpt2_encoding, open_tokenizer
+from data.tokenizer import Tokenizer, open_tokenizer
 
 CHECKED_AT_START_BYTES = 2**28
 """Local sources up to this size are searched for validation documents before a run begins."""
+CHECKED_DOCUMENTS = 1_000
+"""So many validation documents must come back from their tokens."""
+SLOW_START_ROWS = 2_000_000
+"""More rows than this, decoded before the first batch, get a note."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ def open_data(config: DataConfig) -> tuple[Corpus, ValidationSet]:
 
     The validation set is the beginning of `data.validation_source`, or of the sample's own validation part,
     or else of the source's last shards: as many as hold `data.validation_tokens` tokens, but at most a tenth
-    of all and at least one. Copies of its documents elsewhere in the source are left out of training.
+    of all and at least one. Copies of its documents elsewhere in the source are left out of training. With
+    `data.cache_dir` tokens are read from there, where it has them.
 
     Raises:
         FileNotFoundError: a source or tokenizer does not exist or cannot be reached.
@@ -71,73 +80,103 @@ def open_data(config: DataConfig) -> tuple[Corpus, ValidationSet]:
             `data.validation_source` is also one of `data.source`: the same id, or the same text.
     """
     tokenizer = open_tokenizer(config.tokenizer)
-    source = open_source(config, tokenizer)
+    source = read = open_or_remember(config, tokenizer)
+    if config.cache_dir is not None and not is_token_source(config.source):
+        read = CachedSource(source, tokenizer, config.cache_dir)
     if config.validation_source is None and config.source == "sample":
         config = replace(config, validation_source="sample")
+    shards = source.shards
     if config.validation_source is None:
-        reserved = _reserve(config, source, tokenizer)
-        shards = source.shards[: len(source.shards) - len(reserved)]
-        documents = _documents(source, reserved)
-        held_out = _collect(documents, config.validation_tokens, source.name, tokenizer)
+        # as text where it can be reached: tokens may have lost some of it
+        reserved = _reserve(config, read if isinstance(source, RememberedSource) else source, tokenizer)
+        for shard in shards[-len(reserved) :] if read is not source else ():
+            read.read(shard)  # so that a start without the network finds them too
+        shards = shards[: -len(reserved)]
+        held_out = _collect(chain.from_iterable(reserved), config.validation_tokens, source.name)
     else:
         held_out_source = open_validation_source(config, tokenizer)
-        shards = source.shards
-        documents = _documents(held_out_source, held_out_source.shards)
-        held_out = _collect(documents, config.validation_tokens, config.validation_source, tokenizer)
+        of_shards = (_of_shard(one, held_out_source.read(one), tokenizer) for one in held_out_source.shards)
+        held_out = _collect(
+            chain.from_iterable(of_shards), config.validation_tokens, config.validation_source
+        )
         _check_held_out(config, source, held_out_source, held_out, tokenizer)
-    if config.cache_dir is not None and not is_token_source(config.source):
-        source = CachedSource(source, tokenizer, config.cache_dir)
-    corpus = Corpus(source, tokenizer, shards, frozenset(map(digest, held_out.tokens)))
+        source.notes += held_out_source.notes
+    source.notes += _notes(config, source, held_out, tokenizer)
+    corpus = Corpus(read, tokenizer, shards, frozenset(digest(document.tokens) for document in held_out))
     return corpus, _validation_set(held_out, tokenizer)
 
 
 class _HeldOut(NamedTuple):
-    """The documents of the validation set, as texts and as tokens."""
+    """A document as text and as tokens, and how many tokens GPT-2 makes of it and its end."""
 
-    texts: list[str]
-    tokens: list[np.ndarray]
+    shard: Shard
+    text: str
+    tokens: np.ndarray
+    gpt2_tokens: int
 
 
-def _reserve(config: DataConfig, source: Source, tokenizer: Tokenizer) -> tuple[Shard, ...]:
-    """The last shards of a source, as many as validation needs."""
+def _of_shard(shard: Shard, documents: Documents, tokenizer: Tokenizer) -> Iterator[_HeldOut]:
+    for document in documents.kept:
+        if isinstance(document, str):
+            text, tokens = document, tokenizer.encode_document(document)
+        else:
+            text, tokens = tokenizer.decode(document[:-1]), document
+        # in GPT-2's vocabulary, so that every tokenizer holds out the same documents
+        gpt2 = tokens if tokenizer.name == "gpt2" else open_tokenizer("gpt2").encode_document(text)
+        yield _HeldOut(shard, text, tokens, len(gpt2))
+
+
+def _reserve(config: DataConfig, source: Source, tokenizer: Tokenizer) -> list[list[_HeldOut]]:
+    """The documents of a source's last shards, of as many as validation needs."""
     if len(source.shards) < 2:
         raise ValueError(
             f"data.source {source.name} is a single shard, so that none can be reserved for validation: "
             "give data.validation_source."
         )
-    count = tokens = 0
+    reserved: list[list[_HeldOut]] = []
+    tokens = 0
     at_most = max(1, len(source.shards) // 10)
-    # past the tenth only where it holds no document at all
-    while (tokens < config.validation_tokens and count < at_most) or not tokens:
-        if count == len(source.shards) - 1:
-            raise ValueError(f"data.source {source.name} holds too little text to reserve validation from.")
-        count += 1
-        documents = source.read(source.shards[-count]).kept
-        tokens += sum(_length(document, tokenizer) for document in documents)
-    return source.shards[-count:]
+    for shard, documents in _from_the_end(source):
+        reserved.append(list(_of_shard(shard, documents, tokenizer)))
+        tokens += sum(document.gpt2_tokens for document in reserved[-1])
+        # past the tenth only where it holds no document at all
+        if tokens and (tokens >= config.validation_tokens or len(reserved) >= at_most):
+            break
+    if not tokens or len(reserved) == len(source.shards):
+        raise ValueError(f"data.source {source.name} holds too little text to reserve validation from.")
+    return reserved[::-1]
 
 
-def _collect(documents: Iterable[Document], at_most: int, name: str, tokenizer: Tokenizer) -> _HeldOut:
+def _from_the_end(source: Source) -> Iterator[tuple[Shard, Documents]]:
+    """The shards, the last one first. Of a large row group so many are read in order that the number doubles
+    each time, as a shard in its middle costs decoding all that stands before."""
+    for run in reversed(runs(source.shards)):
+        step = 1
+        while run:
+            run, last, step = run[:-step], run[-step:], 2 * step
+            yield from reversed([(shard, source.read(shard)) for shard in last])
+
+
+def _collect(documents: Iterable[_HeldOut], at_most: int, name: str) -> list[_HeldOut]:
     """Whole documents until the next would pass `at_most` tokens, but at least one."""
-    held_out = _HeldOut([], [])
+    held_out: list[_HeldOut] = []
     total = 0
     for document in documents:
-        total += _length(document, tokenizer)
-        if held_out.tokens and total > at_most:
+        total += document.gpt2_tokens
+        if held_out and total > at_most:
             break
-        if isinstance(document, str):
-            held_out.texts.append(document)
-            held_out.tokens.append(tokenizer.encode_document(document))
-        else:
-            held_out.texts.append(tokenizer.decode(document[:-1]))
-            held_out.tokens.append(document)
-    if not held_out.tokens:
+        held_out.append(document)
+    if not held_out:
         raise ValueError(f"The part of {name} that is held out for validation holds no text.")
     return held_out
 
 
 def _check_held_out(
-    config: DataConfig, source: Source, held_out_source: Source, held_out: _HeldOut, tokenizer: Tokenizer
+    config: DataConfig,
+    source: Source,
+    held_out_source: Source,
+    held_out: Sequence[_HeldOut],
+    tokenizer: Tokenizer,
 ) -> None:
     """Raises ValueError for a document that stands in both; a source that is too large to be searched now is
     searched as it is read."""
@@ -148,48 +187,60 @@ def _check_held_out(
             f"{source.name} too."
         )
 
-    shared = sorted(held_out_source.file_sizes.keys() & source.file_sizes.keys())
-    if shared:
-        raise overlap(shared[0])
+    held_out_files = set(map(_real_path, held_out_source.file_sizes))
+    for path in source.file_sizes:
+        if _real_path(path) in held_out_files:
+            raise overlap(path)
     remote = any("://" in path for path in source.file_sizes)
     if remote or sum(source.file_sizes.values()) > CHECKED_AT_START_BYTES:
         return
-    ids = {id_ for shard in held_out_source.shards for id_ in held_out_source.ids(shard) or ()}
-    seen = {xxhash.xxh3_128_digest(text.encode()) for text in held_out.texts} | set(
-        map(digest, held_out.tokens)
-    )
+    shards = dict.fromkeys(document.shard for document in held_out)
+    ids = {id_ for shard in shards for id_ in held_out_source.ids(shard) or ()}
     for shard in source.shards:
-        for id_ in source.ids(shard) or ():
+        for id_ in (source.ids(shard) or ()) if ids else ():
             if id_ in ids:
                 raise overlap(f"the document with the id {id_}")
+    seen = {xxhash.xxh3_128_digest(document.text.encode()) for document in held_out}
+    seen |= {digest(document.tokens) for document in held_out}
+    for shard in source.shards:
         for document in source.read(shard).kept:
             if _text_or_token_hash(document) in seen:
                 raise overlap(f"the document that begins {_beginning(document, tokenizer)!r}")
 
 
-def _validation_set(held_out: _HeldOut, tokenizer: Tokenizer) -> ValidationSet:
+def _notes(
+    config: DataConfig, source: Source, held_out: Sequence[_HeldOut], tokenizer: Tokenizer
+) -> Iterator[str]:
+    """What a user should know of how the source and the options go together."""
+    tried = held_out[:CHECKED_DOCUMENTS]
+    changed = sum(tokenizer.decode(document.tokens[:-1]) != document.text for document in tried)
+    if changed:
+        yield (
+            f"data.tokenizer: {tokenizer.name} does not give back {changed} of {len(tried)} validation "
+            "documents as they were: what it loses is free, so its bits a byte are too low."
+        )
+    largest = max(map(len, runs(source.shards))) * ROWS_PER_SHARD
+    if isinstance(source, ParquetSource) and config.lanes * largest // 2 > SLOW_START_ROWS:
+        yield (
+            f"data.source: row groups of {largest:,} rows make every start slow, as {config.lanes} lanes "
+            "begin inside of them: scripts/tokenize.py makes token shards, which start at once."
+        )
+
+
+def _validation_set(held_out: Sequence[_HeldOut], tokenizer: Tokenizer) -> ValidationSet:
     opening = np.array([tokenizer.eot], dtype=tokenizer.dtype)
-    lengths = [len(tokens) for tokens in held_out.tokens]
+    lengths = [len(document.tokens) for document in held_out]
+    texts = [document.text for document in held_out]
     return ValidationSet(
-        tokens=np.concatenate([opening, *held_out.tokens]),
+        tokens=np.concatenate([opening, *(document.tokens for document in held_out)]),
         document=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-        bytes=np.array([len(text.encode()) for text in held_out.texts]),
-        text_fingerprint=hashlib.sha256(json.dumps(held_out.texts).encode()).hexdigest(),
+        bytes=np.array([len(text.encode()) for text in texts]),
+        text_fingerprint=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     )
 
 
-def _documents(source: Source, shards: Iterable[Shard]) -> Iterator[Document]:
-    for shard in shards:
-        yield from source.read(shard).kept
-
-
-def _length(document: Document, tokenizer: Tokenizer) -> int:
-    """The tokens of a document and its end, in GPT-2's vocabulary: every tokenizer holds out the same."""
-    if not isinstance(document, str):
-        if tokenizer.name == "gpt2":
-            return len(document)
-        document = tokenizer.decode(document[:-1])
-    return len(gpt2_encoding().encode_to_numpy(document, disallowed_special=())) + 1
+def _real_path(path: str) -> str:
+    return path if "://" in path else os.path.realpath(path)
 
 
 def _text_or_token_hash(document: Document) -> bytes:

@@ -83,10 +83,11 @@ def unigram_loss(
     """Nats a token that a unigram model scores on the validation set.
 
     Its probabilities are the frequencies among the first `sample` training tokens, add-one smoothed;
-    `batches` yields (tokens, cursors) as the training loop gets them.
+    `batches` yields (tokens, cursors) as the training loop gets them; all of them if they end before that.
     """
     counts = np.ones(vocab_size)
-    while counts.sum() < sample + vocab_size:
-        tokens, _ = next(batches)
+    for tokens, _ in batches:
         counts += np.bincount(tokens.numpy().ravel(), minlength=vocab_size)
+        if counts.sum() >= sample + vocab_size:
+            break
     return float(-np.log(counts / counts.sum())[validation.tokens[1:]].mean())

@@ -15,11 +15,9 @@ import time
 from collections.abc import Sequence
 
 from console import fail
-from data.command import SourceParser, at_least
+from data.command import SourceParser, at_least, open_with_notes
 from data.parallel import default_workers
-from data.sources import open_source
 from data.tokenize_source import tokenize_source
-from data.tokenizer import open_tokenizer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     try:
         options, config = parser.parse(arguments)
-        tokenizer = open_tokenizer(config.tokenizer)
-        source = open_source(config, tokenizer)
+        source, tokenizer = open_with_notes(config)
         made = tokenize_source(source, config, tokenizer, options.out, options.workers, progress=True)
     except (ValueError, OSError) as error:
         return fail(error)

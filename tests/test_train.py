@@ -1,15 +1,8 @@
 """The main job as a user runs it: to the end, killed and resumed, stopped, diverging, and refused."""
 
-import json
-import os
 import pydoc_data.topics
 import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,92 +11,16 @@ import torch
 
 import train
 from eval.checkpoint import load_model
+from tests.jobs import command, lines_of, make_job, run, run_until, steps_of, summary_of
 
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = os.environ | {"WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
 STEPS = 12
-RECIPE = """
-model: {{variant: vanilla, n_layer: 2, n_head: 2, n_embd: 32, block_size: 32, dropout: 0.1}}
-data: {{source: {source}, validation_tokens: 4000, lanes: 4}}
-train: {{steps: {steps}, val_every: 4, checkpoint_every: 3}}
-schedule: {{warmup_steps: 2}}
-"""
-DS_CONFIG = {
-    "train_batch_size": 8,
-    "train_micro_batch_size_per_gpu": 2,
-    "gradient_clipping": 1.0,
-    "zero_optimization": {"stage": 1},
-    "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.1, "torch_adam": True}},
-}
-BF16 = {
-    "bf16": {"enabled": True},
-    "data_types": {"grad_accum_dtype": "fp32"},
-    "communication_data_type": "fp32",
-}
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small corpus of real English, a recipe and DeepSpeed configs for it."""
-    folder = tmp_path_factory.mktemp("job")
     texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
-    (folder / "corpus").mkdir()
-    pq.write_table(pa.table({"text": texts}), folder / "corpus" / "topics.parquet", row_group_size=4)
-    (folder / "recipe.yaml").write_text(RECIPE.format(source=folder / "corpus", steps=STEPS))
-    (folder / "fp32.json").write_text(json.dumps(DS_CONFIG))
-    (folder / "bf16.json").write_text(json.dumps(DS_CONFIG | BF16))
-    return folder
-
-
-def command(
-    job: Path, run_dir: Path, *options: str, ranks: int = 1, ds_config: str = "fp32.json"
-) -> list[str]:
-    launcher = [sys.executable]
-    if ranks > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        runner = "deepspeed.launcher.runner"
-        launcher += ["-m", runner, "--quiet", "--num_accelerators", str(ranks), "--master_port", port]
-    files = ["--config", str(job / "recipe.yaml"), "--deepspeed_config", str(job / ds_config)]
-    return [*launcher, "train.py", *files, "--run_dir", str(run_dir), *options]
-
-
-def run(words: list[str], timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
-
-
-def run_until(
-    words: list[str], run_dir: Path, lines: int, signum: signal.Signals, whole_group: bool = True
-) -> int:
-    """Start, and once metrics.jsonl has `lines` lines send `signum` to all processes, or to the first alone.
-
-    Returns the exit status.
-    """
-    process = subprocess.Popen(
-        words,
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    metrics = run_dir / "metrics.jsonl"
-    while process.poll() is None:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= lines:
-            (os.killpg if whole_group else os.kill)(process.pid, signum)
-            break
-        time.sleep(0.02)
-    return process.wait(timeout=120)
-
-
-def steps_of(run_dir: Path) -> list[tuple[Any, ...]]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [(line["kind"], line["step"], line["tokens"], line["loss"]) for line in lines]
-
-
-def summary_of(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text())
+    return make_job(tmp_path_factory.mktemp("job"), texts, STEPS)
 
 
 def assert_evaluation_reads_the_trained_weights(run_dir: Path) -> None:
@@ -236,7 +153,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_reported(job: Path) ->
     assert "step 3 is skipped: its gradients are not finite" in result.stderr
     assert "1 step(s) were skipped" in result.stderr
     assert summary_of(run_dir)["skipped_steps"] == 1 and summary_of(run_dir)["status"] == "finished"
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = lines_of(run_dir)
     assert [line["step"] for line in lines if line.get("skipped")] == [3]
     assert [line["step"] for line in lines if line["loss"] is None] == [3]
 

@@ -68,6 +68,7 @@ class Feed:
     def take(self) -> list[Any]:
         """The global batch that was fetched."""
         batch, self._batch, self._bad = self._batch, [], self._bad_of_next
+        self._wait = 0.0  # until the next one is fetched, which after the last step none is
         return batch
 
     def of_all_ranks(self, loss_and_targets: torch.Tensor, stop: bool) -> StepResult:

@@ -56,13 +56,14 @@ def reference(
     """The first sequences of a run with concatenation, (sequences, block_size + 1), from whole streams."""
     needed = -(-sequences // config.lanes) * (block_size + 1)
     groups = [[shard] for shard in range(5)] + [[5, 6, 7]] + [[shard] for shard in range(8, len(texts))]
-    if len(groups) < config.lanes:
-        groups = [[shard] for shard in range(len(texts))]
+    longest = len(texts) // config.lanes
+    groups = [group[at : at + longest] for group in groups for at in range(0, len(group), longest)]
     streams: list[list[int]] = [[] for _ in range(config.lanes)]
     for lane, stream in enumerate(streams):
         for epoch in itertools.count():
             order = np.random.default_rng([config.seed, epoch]).permutation(len(groups))
-            shards = [shard for group in order[lane :: config.lanes] for shard in groups[group]]
+            shards = [shard for group in order for shard in groups[group]]
+            shards = shards[len(texts) * lane // config.lanes : len(texts) * (lane + 1) // config.lanes]
             for start in range(0, len(shards), config.shuffle_window):
                 window = shards[start : start + config.shuffle_window]
                 documents = [text for shard in window for text in texts[shard] if text]

@@ -6,12 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.cache import CachedSource
 from data.config import DataConfig
 from data.documents import BadRow, DamagedShard, Document, Shard, Source
 from data.parallel import in_processes
+from data.parquet import ParquetSource
 from data.tokenizer import open_tokenizer
 
 ROWS: list[list[Document | BadRow | None]] = [
@@ -141,6 +144,28 @@ def test_a_folder_that_cannot_be_made_is_a_mistake_at_once(tmp_path: Path) -> No
     assert (
         message.startswith("data.cache_dir is '") and "cannot be written" in message and "\n" not in message
     )
+
+
+def test_a_file_that_is_edited_at_its_old_size_is_read_again(tmp_path: Path) -> None:
+    def opened() -> CachedSource:
+        path = str(tmp_path / "a.parquet")
+        source = ParquetSource(DataConfig(source=path), [path])
+        return cached(source, tmp_path / "cache")
+
+    for text in ("one", "two"):
+        pq.write_table(pa.table({"text": [text]}), tmp_path / "a.parquet", compression="none")
+        assert read(opened()) == [([text], Counter())]
+    assert opened().folder == opened().folder and len(os.listdir(tmp_path / "cache")) == 2
+
+
+def test_the_notes_of_a_source_and_its_place_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Texts()
+    source.notes.append("A note.")
+    monkeypatch.chdir(tmp_path)
+    by_cache = cached(source, "cache")
+    monkeypatch.chdir("/")
+    assert read(by_cache) == EXPECTED and by_cache.notes == ["A note."]
+    assert len(list((tmp_path / "cache").glob("*/*.bin"))) == 3
 
 
 def test_several_processes_may_fill_one_folder(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The order of the lanes, against a reference that builds every lane's whole token stream."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import Corpus, Cursor, DataConfig, LaneLoader, gpt2_encoding, open_tokenizer
+from data import Corpus, Cursor, DataConfig, LaneLoader, Shard, gpt2_encoding, open_tokenizer
 from data.corpus import digest
+from data.lanes import deal
 from tests.data.corpora import EOT, make_corpus, make_texts, reference
 
 CONFIG = DataConfig(source="memory", lanes=8, seed=7, workers=0)
@@ -169,6 +171,39 @@ def test_a_large_row_group_is_read_from_its_beginning_to_its_end() -> None:
     reads = corpus.source.reads  # type: ignore[attr-defined]
     at = reads.index(5)
     assert reads[at : at + 3] == [5, 6, 7]
+
+
+def dealt(sizes: list[int], lanes: int, epoch: int = 0) -> list[list[Shard]]:
+    """The shards of all lanes; the source has row groups of `sizes` shards."""
+    shards = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
+    made = [Shard(index, "file", group, 1000 * row, 1000) for index, (group, row) in enumerate(shards)]
+    corpus = replace(make_corpus(), shards=tuple(made))
+    found = [deal(corpus, lanes, lane, 7, epoch) for lane in range(lanes)]
+    assert sorted((shard for part in found for shard in part), key=lambda shard: shard.index) == made
+    return found
+
+
+@pytest.mark.parametrize(
+    "sizes", [[450], [300] + [1] * 100, [7, 90, 1, 40] * 3, [1] * 65, [1] * 64, [10] * 65, [100, 1] * 40]
+)
+def test_every_lane_has_its_share_whatever_the_row_groups(sizes: list[int]) -> None:
+    share = sum(sizes) / 64
+    for epoch in range(3):
+        found = dealt(sizes, 64, epoch)
+        assert all(int(share * 7 / 8) <= len(part) <= math.ceil(share * 9 / 8) for part in found)
+        # long runs, which are cheap to read
+        runs = sum(
+            one.group != other.group or one.index + 1 != other.index
+            for part in found
+            for one, other in itertools.pairwise(part)
+        )
+        assert runs <= len(sizes) + 64
+    assert dealt(sizes, 64) == dealt(sizes, 64) and (len(sizes) == 1 or dealt(sizes, 64, 1) != found)
+
+
+def test_lanes_of_a_large_source_begin_with_a_whole_row_group() -> None:
+    found = dealt([25] * 600, 64)
+    assert all(part[0].first_row == 0 for part in found)
 
 
 def test_seed_and_epoch_change_the_order() -> None:

@@ -67,6 +67,30 @@ def test_a_large_row_group_is_decoded_once_when_it_is_read_in_order(
     assert not source._streams and len(source._files) == 1
 
 
+def test_lanes_inside_one_row_group_do_not_decode_it_over_and_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened_at = []
+    open_file = ParquetSource._open
+
+    def counted(self, path, **options):  # type: ignore[no-untyped-def]
+        opened_at.append(path)
+        return open_file(self, path, **options)
+
+    source = opened(write(tmp_path / "a.parquet"), lanes=5)
+    monkeypatch.setattr(ParquetSource, "_open", counted)
+    for step in range(5):
+        for lane in range(5):
+            shard = source.shards[5 * lane + step]
+            assert source.read(shard) == expected(shard)
+    assert len(opened_at) == 1 + 5  # the footer, and a stream a lane
+    for shard in source.shards:  # and those that lanes left are given up
+        source.read(shard)
+    for index in np.random.default_rng(0).integers(0, 24, 60):
+        assert source.read(source.shards[index]) == expected(source.shards[index])
+    assert len(source._streams) <= 2 * 5
+
+
 def test_a_large_row_group_gives_the_same_in_any_order(tmp_path: Path) -> None:
     source = opened(write(tmp_path / "a.parquet", group=12_500))
     for index in np.random.default_rng(0).integers(0, len(source.shards), 60):

@@ -1,19 +1,15 @@
 """Sources at a URL and on the hub: few bytes, drops that leave no trace, one sentence when patience ends."""
 
 import gzip
-import hashlib
 import io
 import json
 import multiprocessing
 import os
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
 
 import aiohttp
 import pyarrow as pa
@@ -27,109 +23,15 @@ from data.jsonl import JsonlSource
 from data.parquet import ParquetSource
 from data.sources import open_source
 from data.tokenizer import open_tokenizer
+from tests.data.servers import COMMIT, Server, serving
 
-COMMIT = "c0ffee" * 6 + "c0de"
 ROWS = [f"Text {row} " + "words and more " * 20 for row in range(6000)]
-
-
-class Request(NamedTuple):
-    method: str
-    path: str
-    range: str | None
-    sent: int
-
-
-class Server(ThreadingHTTPServer):
-    """Files by path, with ranges; the next requests fail as `faults` says, or a GET of /faults/FAULT/TIMES.
-
-    A fault is an HTTP status, "drop" (no answer), "stall" (a late one) or "cut" (half of the body).
-    """
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.redirects: dict[str, str] = {}
-        self.faults: list[int | str] = []
-        self.requests: list[Request] = []
-        self.ranges = True
-        self.compresses = False
-        self.url: str = f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, *_: object) -> None:
-        pass  # a client that goes away is none
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        server, asked = self.server, self.headers.get("Range")
-        if self.path.startswith("/faults/"):
-            fault, times = self.path.split("/")[2:]
-            server.faults = [int(fault) if fault.isdecimal() else fault] * int(times)
-            return self.send(200, b"")
-        fault = server.faults.pop(0) if server.faults else 200
-        path = self.path.removesuffix("?Signature=secret")
-        content = server.files.get(path, b"")
-        status = 404 if path not in server.files | server.redirects else 200
-        if fault == "stall":
-            time.sleep(1)
-        if fault == "drop":
-            self.close_connection = True
-            return self.log(0)
-        if isinstance(fault, int) and fault != 200:
-            status = fault
-        if status != 200:
-            return self.send(status, b"")
-        if self.path in server.redirects:
-            return self.send(302, b"", Location=server.redirects[self.path])
-        headers = {"ETag": hashlib.sha256(content).hexdigest()}
-        if asked and server.ranges:
-            status = 206
-            first, last = asked.removeprefix("bytes=").split("-")
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-            content = content[int(first) : int(last) + 1]
-        if server.compresses and "gzip" in self.headers.get("Accept-Encoding", ""):
-            content = gzip.compress(content)
-            headers["Content-Encoding"] = "gzip"
-        self.send(status, content, half=fault == "cut", **headers)
-
-    def send(self, status: int, content: bytes, half: bool = False, **headers: str) -> None:
-        self.send_response(status)
-        headers |= {"X-Repo-Commit": COMMIT, "Content-Length": str(len(content))}
-        if status == 404:
-            headers["X-Error-Code"] = "EntryNotFound"
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if half:
-            content = content[: len(content) // 2]
-            self.close_connection = True
-        if self.command == "HEAD":
-            content = b""
-        self.log(len(content))
-        self.wfile.write(content)
-
-    def log(self, sent: int) -> None:
-        self.server.requests.append(Request(self.command, self.path, self.headers.get("Range"), sent))
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +142,7 @@ def test_a_server_without_ranges_is_named(server: Server, monkeypatch: pytest.Mo
     server.files["/rows.parquet"] = parquet_bytes(500)
     server.files["/rows.jsonl"] = json_lines()
     server.ranges = False
-    monkeypatch.setattr(jsonl, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr("data.content.PIECE_BYTES", 100_000)
     for kind, name in (ParquetSource, "rows.parquet"), (JsonlSource, "rows.jsonl"):
         with pytest.raises(ValueError) as caught:
             kind(DataConfig(source="u"), [f"{server.url}/{name}"])
@@ -309,7 +211,7 @@ def test_json_lines_at_a_url_are_fetched_once_whatever_happens(
     server: Server, suffix: str, fault: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = gzip.compress(json_lines()) if suffix else json_lines()
-    monkeypatch.setattr(jsonl, "PIECE_BYTES", len(content) // 6)
+    monkeypatch.setattr("data.content.PIECE_BYTES", len(content) // 6)
     server.files[f"/rows.jsonl{suffix}"] = content
     url = f"{server.url}/rows.jsonl{suffix}"
     server.faults = [200, fault, 200, 200, 200, 200, 200, 200, fault, fault, 200, fault]

@@ -117,6 +117,15 @@ def test_another_text_column_is_read(tmp_path: Path) -> None:
     assert read_all(open_source(DataConfig(source=str(tmp_path), text_column="page"))) == ["two"]
 
 
+def test_that_lines_of_text_files_are_documents_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One line.\nAnother line.\n")
+    source = open_source(DataConfig(source=str(tmp_path / "a.txt")))
+    assert read_all(source) == ["One line.", "Another line."]
+    assert source.notes == [
+        "data.source: each line of a text file is a document: longer ones need JSON lines."
+    ]
+
+
 def test_the_fingerprint_follows_content_not_place(files: Path, tmp_path: Path) -> None:
     here = open_source(DataConfig(source=str(files / "parquet"))).fingerprint
     shutil.copytree(files / "parquet", tmp_path / "elsewhere")
@@ -151,8 +160,14 @@ def test_a_missing_column_or_one_without_text_is_named(files: Path) -> None:
     write_parquet(files / "columns" / "a.parquet", ["one"], number=[1])
     where = str(files / "columns")
     assert error(source=where, text_column="texts") == (
-        f"data.text_column is 'texts', but {where} has the columns text, number (did you mean text?)."
+        f"data.text_column is 'texts', but {where}/a.parquet has the columns text, number "
+        "(did you mean text?)."
     )
+    pq.write_table(pa.table({"page": ["two"]}), files / "columns" / "b.parquet")
+    assert f"'text', but {where}/b.parquet has the columns page." in error(source=where)
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(twice, files / "twice.parquet")
+    assert "twice.parquet has the columns text, text" in error(source=str(files / "twice.parquet"))
     assert "that column of" in error(source=where, text_column="number")
     assert "has the columns text, score" in error(source=str(files / "plain"), text_column="page")
 

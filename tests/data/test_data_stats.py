@@ -123,6 +123,26 @@ def test_the_command_answers_mistakes_with_one_sentence(
     assert "has the columns" in sentence(parquet, "--data.text_column", "page")
 
 
+def test_the_command_says_what_a_user_should_know(
+    tmp_path: Path, parquet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 is no parquet file PAR1")
+    (tmp_path / "folder").mkdir()
+    assert main([str(tmp_path), "--data.tokenizer", "bytes", "--json", str(tmp_path / "folder")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(
+        f"note: data.source: {tmp_path}/b.parquet is not a readable parquet file ("
+    )
+    assert captured.out.startswith("documents          7\n"), "what was counted is not lost"
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data.stats.measure", interrupted)
+    assert main([str(parquet)]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data")
 def test_real_prose_looks_like_no_padding() -> None:
     found = figures(SHARED_DATA / "fineweb" / "fineweb_20rows.parquet", "gpt2")

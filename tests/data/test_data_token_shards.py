@@ -156,6 +156,13 @@ def test_foreign_files_give_their_documents_in_order(tmp_path: Path, write) -> N
     assert "data.split is 'test'" in sentence(tmp_path, split="test")
 
 
+def test_only_the_word_val_makes_a_file_one_of_validation(tmp_path: Path) -> None:
+    for number, name in enumerate(["medieval.bin", "interval_1.bin", "a-Valid.bin", "val2.bin", "xval.bin"]):
+        nanogpt_file(tmp_path / name, [f"Text {number}."])
+    assert sorted(all_texts(open_tokens(tmp_path))) == ["Text 0.", "Text 1.", "Text 4."]
+    assert sorted(all_texts(open_tokens(tmp_path, split="val"))) == ["Text 2.", "Text 3."]
+
+
 def test_the_fingerprint_of_foreign_files_follows_them(tmp_path: Path) -> None:
     nanogpt_file(tmp_path / "train.bin", TEXTS)
     before = open_tokens(tmp_path).fingerprint
@@ -179,6 +186,18 @@ def test_documents_longer_than_a_shard_stay_whole(tmp_path: Path) -> None:
     source = open_tokens(tmp_path / "a.bin")
     assert len(source.shards) == 9
     assert all(map(same, all_documents(source), written))
+
+
+@pytest.mark.parametrize("write", [nanogpt_file, llm_c_file])
+@pytest.mark.parametrize("longest", [2**11, 2**20])
+def test_the_last_document_stays_whole_too(tmp_path: Path, write, longest: int, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("data.bin_files.LONGEST_RUN", longest)
+    texts = [*TEXTS[:100], "and so on " * 500, "the last " * 6_000]
+    write(tmp_path / "a.bin", texts)
+    found = all_texts(open_tokens(tmp_path))
+    assert "".join(found) == "".join(texts)
+    assert found[:101] == texts[:101]
+    assert len(found) == 102 if longest > 12_000 else len(found) > 102
 
 
 def test_a_file_without_an_end_of_text_is_cut_where_its_shards_end(tmp_path: Path) -> None:

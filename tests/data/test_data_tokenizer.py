@@ -129,6 +129,28 @@ def test_a_missing_vocabulary_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
         gpt2_encoding.__wrapped__()
 
 
+def words_file(path: Path, vocabulary: list[str]) -> Tokenizer:
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="?")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.enable_truncation(3)
+    made.enable_padding(length=10, pad_token="?")
+    made.save(str(path))
+    return open_tokenizer(str(path))
+
+
+def test_a_file_that_asks_for_truncation_and_padding_gives_whole_documents(tmp_path: Path) -> None:
+    tokenizer = words_file(tmp_path / "a.json", ["?", "one", "two", "</s>"])
+    assert tokenizer.encode_document("one two one two one").tolist() == [1, 2, 1, 2, 1, 3]
+    assert tokenizer.encode_document("one").tolist() == [1, 3]
+
+
+def test_no_text_spells_the_end_of_text(tmp_path: Path) -> None:
+    tokenizer = words_file(tmp_path / "a.json", ["?", "one", "two", "</s>"])
+    assert tokenizer.encode_document("one </s> two").tolist() == [1, 2, 3]
+
+
 def test_unknown_names_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.tokenizer is 'gpt4': it may be gpt2, bytes, the path"):
         open_tokenizer("gpt4")

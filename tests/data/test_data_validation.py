@@ -3,12 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 import torch
 
-from data import IGNORED_TARGET, DataConfig, ValidationSet, gpt2_encoding, open_data
+from data import IGNORED_TARGET, DataConfig, ValidationSet, gpt2_encoding, open_data, open_tokenizer, parquet
 from data.corpus import digest
 
 EOT = 50256
@@ -161,6 +163,94 @@ def test_the_same_id_in_training_and_validation_is_refused(tmp_path: Path) -> No
     )
     with pytest.raises(ValueError, match=r"is not held out: the document with the id <2> is in data\.source"):
         open_data(config)
+
+
+def test_only_ids_of_shards_that_are_held_out_count(tmp_path: Path) -> None:
+    write_documents(tmp_path / "train.parquet", ["a", "b"], 1, id=["<1>", "<2>"])
+    write_documents(tmp_path / "held.parquet", ["c c c", "d", "e"], 1, id=["<3>", "<2>", "<1>"])
+    config = DataConfig(
+        source=str(tmp_path / "train.parquet"),
+        validation_source=str(tmp_path / "held.parquet"),
+        validation_tokens=4,
+    )
+    assert decode(open_data(config)[1]) == ["c c c"]
+
+
+def test_the_same_file_by_another_path_is_refused_at_any_size(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.validation.CHECKED_AT_START_BYTES", 0)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "held.parquet").symlink_to(folder / "b.parquet")
+    monkeypatch.chdir(folder)
+    for where in (tmp_path / "other", tmp_path / "other" / "held.parquet", "b.parquet", "../documents"):
+        with pytest.raises(ValueError, match=r"is not held out: .*[ab]\.parquet is in data\.source"):
+            open_data(DataConfig(source=str(folder), validation_source=str(where)))
+
+
+def test_token_files_have_a_validation_set_too(tmp_path: Path, texts: list[str]) -> None:
+    encode = open_tokenizer("gpt2").encode_document
+    for name, part in (("train", texts[:150]), ("val", texts[150:])):
+        np.concatenate([encode(text * 50) for text in part]).tofile(tmp_path / f"{name}.bin")
+    held_out = [text * 50 for text in texts[150:]]
+    for source, where in (("", "val.bin"), ("", ""), ("train.bin", "val.bin")):
+        config = DataConfig(source=str(tmp_path / source), validation_source=str(tmp_path / where))
+        corpus, validation = open_data(config)
+        assert decode(validation) == held_out
+        assert validation.bytes.tolist() == [len(text) for text in held_out]
+        assert corpus.shards == corpus.source.shards
+    corpus, validation = open_data(DataConfig(source=str(tmp_path)))
+    assert set(decode(validation)) < {text * 50 for text in texts[:150]}
+    with pytest.raises(ValueError, match=r"is not held out: .*train\.bin is in"):
+        open_data(DataConfig(source=str(tmp_path), validation_source=str(tmp_path / "train.bin")))
+
+
+def test_a_large_row_group_is_reserved_from_without_decoding_it_for_each_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"Document number {number}." for number in range(100_000)]
+    write_documents(tmp_path / "a.parquet", texts, 100_000)
+    decoded = []
+    take = parquet._take
+
+    def counted(batches, rows):  # type: ignore[no-untyped-def]
+        decoded.append(rows)
+        return take(batches, rows)
+
+    monkeypatch.setattr(parquet, "_take", counted)
+    corpus, validation = open_data(DataConfig(source=str(tmp_path), validation_tokens=40_000))
+    assert len(corpus.shards) == 93 and decode(validation)[0] == "Document number 93000."
+    assert sum(decoded) < 350_000  # three times, not seven
+
+
+def test_a_tokenizer_that_loses_text_gets_a_note(tmp_path: Path, texts: list[str]) -> None:
+    words = sorted({word for text in texts[:190] for word in text.split()})
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: n for n, word in enumerate(["?", *words])}, unk_token="?")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["</s>"])
+    made.save(str(tmp_path / "words.json"))
+    write_documents(tmp_path / "documents" / "a.parquet", texts)
+    options = {"source": str(tmp_path / "documents"), "cache_dir": str(tmp_path / "cache")}
+    corpus, _ = open_data(DataConfig(tokenizer=str(tmp_path / "words.json"), **options))
+    assert corpus.source.notes == [
+        f"data.tokenizer: {tmp_path}/words.json does not give back 10 of 20 validation documents as they "
+        "were: what it loses is free, so its bits a byte are too low."
+    ]
+    for tokenizer in ("gpt2", "bytes"):
+        assert open_data(DataConfig(tokenizer=tokenizer, **options))[0].source.notes == []
+
+
+def test_large_row_groups_and_damaged_files_get_a_note(folder: Path, tmp_path: Path) -> None:
+    write_documents(tmp_path / "large.parquet", ["Some text."] * 70_000, 70_000)
+    write_documents(tmp_path / "held" / "a.parquet", ["Held out."])
+    (tmp_path / "held" / "b.parquet").write_bytes(b"PAR1 is no parquet file PAR1")
+    config = DataConfig(source=str(tmp_path / "large.parquet"), validation_source=str(tmp_path / "held"))
+    damaged, large = open_data(config)[0].source.notes
+    assert damaged.startswith(f"data.source: {tmp_path}/held/b.parquet is not a readable parquet file (")
+    assert large.startswith("data.source: row groups of 70,000 rows make every start slow, as 64 lanes begin")
+    assert open_data(replace(config, lanes=8))[0].source.notes == [damaged]
 
 
 def test_copies_of_reserved_documents_are_marked_to_be_left_out_of_training(

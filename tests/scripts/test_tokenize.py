@@ -201,6 +201,11 @@ def test_a_folder_that_holds_something_else_is_left_alone(parquet: Path, tmp_pat
         tokenized(parquet, tmp_path / "other")
     with pytest.raises(ValueError, match="cannot be made a folder"):
         tokenized(parquet, tmp_path / "file")
+    with pytest.raises(
+        ValueError, match=r"--out: .*/tokens is inside the source .*: give a folder elsewhere"
+    ):
+        tokenized(parquet, parquet / "a" / "tokens")
+    assert not (parquet / "a" / "tokens").exists()
     assert contents(out) == before and contents(tmp_path / "other") == {"file": b"mine"}
 
 

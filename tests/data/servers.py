@@ -1,0 +1,114 @@
+"""A web server on this machine that fails when it is told to."""
+
+import gzip
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+
+COMMIT = "c0ffee" * 6 + "c0de"
+"""What it says that every file belongs to, as the hub does."""
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    range: str | None
+    sent: int
+
+
+class Server(ThreadingHTTPServer):
+    """Files by path, with ranges; the next requests fail as `faults` says, or a GET of /faults/FAULT/TIMES.
+
+    A fault is an HTTP status, "drop" (no answer), "stall" (a late one) or "cut" (half of the body).
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
+        self.faults: list[int | str] = []
+        self.requests: list[Request] = []
+        self.ranges = True
+        self.compresses = False
+        self.url: str = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *_: object) -> None:
+        pass  # a client that goes away is none
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        server, asked = self.server, self.headers.get("Range")
+        if self.path.startswith("/faults/"):
+            fault, times = self.path.split("/")[2:]
+            server.faults = [int(fault) if fault.isdecimal() else fault] * int(times)
+            return self.send(200, b"")
+        fault = server.faults.pop(0) if server.faults else 200
+        path = self.path.removesuffix("?Signature=secret")
+        content = server.files.get(path, b"")
+        status = 404 if path not in server.files | server.redirects else 200
+        if fault == "stall":
+            time.sleep(1)
+        if fault == "drop":
+            self.close_connection = True
+            return self.log(0)
+        if isinstance(fault, int) and fault != 200:
+            status = fault
+        if status != 200:
+            return self.send(status, b"")
+        if self.path in server.redirects:
+            return self.send(302, b"", Location=server.redirects[self.path])
+        headers = {"ETag": hashlib.sha256(content).hexdigest()}
+        if asked and server.ranges:
+            status = 206
+            first, last = asked.removeprefix("bytes=").split("-")
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            content = content[int(first) : int(last) + 1]
+        if server.compresses and "gzip" in self.headers.get("Accept-Encoding", ""):
+            content = gzip.compress(content)
+            headers["Content-Encoding"] = "gzip"
+        self.send(status, content, half=fault == "cut", **headers)
+
+    def send(self, status: int, content: bytes, half: bool = False, **headers: str) -> None:
+        self.send_response(status)
+        headers |= {"X-Repo-Commit": COMMIT, "Content-Length": str(len(content))}
+        if status == 404:
+            headers["X-Error-Code"] = "EntryNotFound"
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if half:
+            content = content[: len(content) // 2]
+            self.close_connection = True
+        if self.command == "HEAD":
+            content = b""
+        self.log(len(content))
+        self.wfile.write(content)
+
+    def log(self, sent: int) -> None:
+        self.server.requests.append(Request(self.command, self.path, self.headers.get("Range"), sent))
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server that runs until the block ends."""
+    server = Server()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
