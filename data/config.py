@@ -59,9 +59,9 @@ class DataConfig:
     max_document_bytes: int = 20_000_000
 
     def __post_init__(self) -> None:
-        for key in ("source", "split", "text_column", "tokenizer"):
-            if not getattr(self, key):
-                raise ValueError(f"data.{key} is empty: it must name something.")
+        for key, given in vars(self).items():
+            if given == "":
+                raise ValueError(f"data.{key} is empty: it must name something, or be left out.")
         lowest = {"seed": 0, "workers": 0}
         for key in (
             "validation_tokens",

@@ -4,8 +4,9 @@
 """
 
 import glob
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,14 @@ def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str,
         reader = JsonlSource if _format(key, config.source) == "json" else ParquetSource
         return reader(config, _matching(key, config.source))
     builder, split, revision = _resolve(config, key, splits)
+    source = _source_of(builder, split, revision, config, key)
+    source.notes += _notes(builder, config, key)
+    return source
+
+
+def _source_of(
+    builder: datasets.DatasetBuilder, split: str, revision: str | None, config: DataConfig, key: str
+) -> Source:
     paths = list(builder.config.data_files[split])
     storage_options = builder.storage_options or {}
     if isinstance(builder, Parquet):
@@ -106,10 +115,29 @@ def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str,
     for path in paths:
         filesystem, location = filesystem_of(path, storage_options)
         sizes[path] = filesystem.size(location)
-    source = TableSource(config, sizes, builder.as_dataset(split=split), revision)
+    return TableSource(config, sizes, builder.as_dataset(split=split), revision)
+
+
+def _notes(builder: datasets.DatasetBuilder, config: DataConfig, key: str) -> Iterator[str]:
+    """What a user may not expect of the way in which `datasets` reads files."""
     if isinstance(builder, Text):
-        source.notes.append(f"{key}: each line of a text file is a document: longer ones need JSON lines.")
-    return source
+        yield f"{key}: each line of a text file is a document: longer ones need JSON lines."
+    folder = Path(config.source).expanduser()
+    if not folder.is_dir() or (folder / "README.md").exists():  # which says what is read
+        return
+    read = {os.path.realpath(path) for paths in builder.config.data_files.values() for path in paths}
+    unread = [
+        path.name
+        for path in sorted(folder.rglob("*"))
+        if not {".parquet", ".jsonl", ".ndjson"}.isdisjoint(path.suffixes)
+        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+        and os.path.realpath(path) not in read
+    ]
+    if unread:
+        yield (
+            f"{key}: of {config.source} {len(unread)} files such as {unread[0]} are not read: a folder is read "
+            "in one format, and where names of files have a split such as train in them, only those files are."
+        )
 
 
 def _resolve(

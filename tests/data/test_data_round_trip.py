@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -21,7 +22,18 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import Corpus, Cursor, DataConfig, LaneLoader, Source, Tokenizer, open_source, open_tokenizer
+from data import (
+    Corpus,
+    Cursor,
+    DataConfig,
+    LaneLoader,
+    Source,
+    Tokenizer,
+    ValidationSet,
+    open_data,
+    open_source,
+    open_tokenizer,
+)
 from data.cache import CachedSource
 from data.tokenize_source import tokenize_source
 from tests.data.servers import Server, serving
@@ -156,8 +168,9 @@ def large_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     made.add_special_tokens(["<|endoftext|>"])
-    made.save(str(tmp_path_factory.mktemp("tokenizer") / "large.json"))
-    return str(tmp_path_factory.getbasetemp() / "tokenizer0" / "large.json")
+    path = str(tmp_path_factory.mktemp("tokenizer") / "large.json")
+    made.save(path)
+    return path
 
 
 @pytest.fixture(params=["gpt2", "bytes", "large"])
@@ -203,6 +216,31 @@ def test_every_kind_of_tokens_gives_the_documents(
         for document, expected, text in zip(found, written, texts, strict=True):
             assert document.dtype == tokenizer.dtype and np.array_equal(document, expected), name
             assert tokenizer.decode(document[:-1]) == text, name
+
+
+def test_a_vocabulary_of_32_bits_goes_all_the_way(tmp_path: Path, large_tokenizer: str) -> None:
+    def first(tokenizer: str, **options: str) -> tuple[np.ndarray, str, ValidationSet]:
+        config = DataConfig(source=source, tokenizer=tokenizer, lanes=4, **options)  # type: ignore[arg-type]
+        corpus, validation = open_data(config)
+        loader = LaneLoader(corpus, config, block_size=64, micro_batch=8)
+        return next(loader)[0].numpy(), corpus.fingerprint, validation
+
+    source = parquet(tmp_path / "source", NASTY, 100)
+    (small, fingerprint, of_small), (large, other_fingerprint, of_large) = (
+        first("gpt2"),
+        first(large_tokenizer),
+    )
+    assert (small.dtype, large.dtype) == (np.uint16, np.int32) and fingerprint != other_fingerprint
+    assert np.array_equal(np.where(small == 50256, 70_000, small), large)  # the same but for the end of text
+    assert of_large.tokens.dtype == np.int32 and of_large.bytes.tolist() == of_small.bytes.tolist()
+    assert of_large.text_fingerprint == of_small.text_fingerprint
+    stored = np.where(of_small.tokens == 50256, 70_000, of_small.tokens).astype("<u4")
+    assert of_large.fingerprint == hashlib.sha256(stored.tobytes()).hexdigest()
+    assert of_large.blocks(100)[1].max() == 70_000
+    for _ in range(2):
+        by_cache, fingerprint_by_cache, of_cache = first(large_tokenizer, cache_dir=str(tmp_path / "cache"))
+        assert np.array_equal(by_cache, large) and fingerprint_by_cache == other_fingerprint
+        assert of_cache.fingerprint == of_large.fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,121 @@
+"""The feed: what the ranks add up to, an error on one that all stop at, and the advice about waiting."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.distributed import run_on_ranks
+from training.feed import Feed, StepResult
+
+REASONS = ("empty", "too_long")
+
+
+class Loader:
+    """Gives the micro-batches 0, 1, 2, ... and after each one more bad document; fails at `end`."""
+
+    def __init__(
+        self, reason: str = "empty", end: int = 99, error: Exception | None = None, seconds: float = 0
+    ) -> None:
+        self.bad: Counter[str] = Counter()
+        self._reason = reason
+        self._numbers: Iterator[int] = iter(range(end))
+        self._seconds = seconds
+        self._error = error or ValueError("the data ends here")
+
+    def __next__(self) -> int:
+        time.sleep(self._seconds)
+        number = next(self._numbers, None)
+        if number is None:
+            raise self._error
+        self.bad[self._reason] += 1
+        return number
+
+
+def sums(loss: float, targets: int) -> torch.Tensor:
+    return torch.tensor([loss, targets], dtype=torch.float64)
+
+
+def step(feed: Feed, loss: float = 1, targets: int = 1) -> tuple[list[int], StepResult]:
+    """The batch that is taken, and what the ranks make of it while the next one is fetched."""
+    batch = feed.take()
+    feed.fetch()
+    return batch, feed.of_all_ranks(sums(loss, targets), stop=False)
+
+
+def add_up(rank: int) -> None:
+    feed = Feed(Loader(REASONS[rank]), 3, {"too_long": 10}, REASONS)
+    feed.fetch()
+    result = feed.of_all_ranks(sums(loss=6, targets=2 + rank), stop=False)
+    assert (result.loss, result.tokens, result.stop) == (12 / 5, 5, False)
+    assert result.bad_documents == {"too_long": 10}  # nothing of the first batch is taken yet
+    for number in range(2):
+        batch, result = step(feed, loss=1e9 + rank, targets=10**9)
+        assert batch == [3 * number, 3 * number + 1, 3 * number + 2]
+        assert (result.loss, result.tokens) == ((2e9 + 1) / 2e9, 2 * 10**9)  # which fp32 cannot hold
+        assert result.bad_documents == {"empty": 3 * (number + 1), "too_long": 10 + 3 * (number + 1)}
+    assert step(feed, loss=0, targets=0)[1].loss == 0
+    assert feed.of_all_ranks(sums(0, 1), stop=rank == 1).stop
+    assert feed.error_of_any_rank() is None
+
+
+def test_two_ranks_add_up_their_losses_and_bad_documents() -> None:
+    run_on_ranks(add_up, 2)
+
+
+def stop_together(rank: int) -> None:
+    for error in (ValueError("a document is bad"), OSError("the server is gone")):
+        feed = Feed(Loader(end=5 if rank == 1 else 99, error=error), 2, {}, REASONS)
+        feed.fetch()
+        assert not step(feed)[1].stop
+        batch, result = step(feed)  # after which rank 1's third batch lacks its second half
+        assert batch == [2, 3] and result.stop and result.bad_documents == {"empty": 8}
+        assert feed.error == (str(error) if rank == 1 else None)
+        assert feed.error_of_any_rank() == str(error)
+    feed = Feed(Loader(end=0 if rank == 1 else 99), 2, {}, REASONS)
+    feed.fetch()
+    assert feed.of_all_ranks(sums(0, 0), stop=False).stop
+
+
+def test_two_ranks_stop_together_when_the_data_of_one_ends() -> None:
+    run_on_ranks(stop_together, 2)
+
+
+def wait_for_the_slower(rank: int) -> None:
+    feed = Feed(Loader(seconds=0.05 * rank), 4, {}, REASONS)
+    feed.fetch()
+    assert 0.2 <= step(feed)[1].wait < 2
+    feed.take()  # the last batch: no other is fetched, nor waited for
+    assert feed.of_all_ranks(sums(1, 1), stop=False).wait == 0
+
+
+def test_two_ranks_wait_as_long_as_the_slower_one() -> None:
+    run_on_ranks(wait_for_the_slower, 2)
+
+
+def test_an_error_that_is_a_mistake_of_ours_is_not_swallowed() -> None:
+    with pytest.raises(RuntimeError):
+        Feed(Loader(end=0, error=RuntimeError("a bug")), 1, {}, REASONS).fetch()
+
+
+def advice(waits: list[float], step: float = 1.0) -> list[str | None]:
+    feed = Feed(Loader(), 1, {}, REASONS)
+    return [feed.remedy(wait, step, workers=2) for wait in waits]
+
+
+def test_waiting_for_data_is_named_once_with_its_remedy() -> None:
+    said = advice([0.06] * 50)
+    assert said[:19] == [None] * 19 and said[20:] == [None] * 30
+    assert said[19] == (
+        "the last 20 steps waited for data 6% of their time: raise data.workers (now 2), set data.cache_dir, "
+        "or make token shards with scripts/tokenize.py"
+    )
+
+
+def test_less_waiting_is_not_named() -> None:
+    assert advice([0.049] * 50) == [None] * 50
+    assert advice([0.9] + [0.0] * 50) == [None] * 51  # of one step
+    told = advice([0.0] * 30 + [0.06] * 50)
+    assert [bool(sentence) for sentence in told].index(True) == 30 + 16  # 17 of 20 steps with 6 % each
