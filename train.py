@@ -54,7 +54,8 @@ from training.tracking import Tracker
 
 
 def main(argv: list[str]) -> int:
-    """The main job. Returns the exit status: 0 trained (or stopped and saved), 1 diverged, 2 refused."""
+    """The main job. Returns the exit status: 0 trained (or stopped and saved), 1 diverged or out of data, 2
+    refused."""
     try:
         recipe, ds_config, run = resolve(argv)
         console = Console(run.path / "logs" / f"rank{run.rank}.log", silent=run.rank > 0)
@@ -128,7 +129,7 @@ def train(
 
     if run.rank == 0 and "floors" not in run.summary:
         vocab_size, in_process = corpus.tokenizer.vocab_size, replace(recipe.data, workers=0)
-        sample = until_error(batches(config=in_process, micro_batch=16))
+        sample = first_epoch(batches(config=in_process, micro_batch=16))
         unigram = unigram_loss(sample, validation, vocab_size)
         run.summary["floors"] = {"uniform": uniform_loss(vocab_size), "unigram": unigram}
     run.summary.pop("error", None)
@@ -231,10 +232,13 @@ def train(
     return 1 if diverged or data_error else 0
 
 
-def until_error(batches: Iterator[Any]) -> Iterator[Any]:
-    """What comes before the data cannot be read on: the loop comes to that place too, and says so."""
+def first_epoch(batches: Iterator[Any]) -> Iterator[Any]:
+    """What comes before a lane begins again, or the data cannot be read on: the loop will say so there."""
     with suppress(ValueError, OSError):
-        yield from batches
+        for tokens, cursors in batches:
+            yield tokens, cursors
+            if any(cursor.epoch for cursor in cursors.values()):
+                return
 
 
 @dataclass

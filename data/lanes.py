@@ -91,7 +91,7 @@ class Lane:
         """
         filled, length = 0, len(block)
         while filled < length:
-            document = self._current_document()
+            document = self._document if self._document is not None else self._next_document()
             end = self._offset + length - filled
             taken = document[self._offset : end]
             block[filled : filled + len(taken)] = taken
@@ -102,7 +102,7 @@ class Lane:
                 self._end_row()
         return Cursor(self._epoch, self._window, self._row, self._offset)
 
-    def _current_document(self) -> np.ndarray:
+    def _next_document(self) -> np.ndarray:
         while self._document is None:
             if self._rows is None:
                 self._rows = self._read_window()

@@ -146,8 +146,10 @@ def _fill_in_turn(
         lane = lanes[number]
         block = np.empty(block_size + 1, dtype=dtype)
         cursor = lane.fill(block)
-        bad, lane.bad = lane.bad, Counter()
-        yield _Sequence(block, number, cursor, bad or None)
+        bad = None
+        if lane.bad:
+            bad, lane.bad = lane.bad, Counter()
+        yield _Sequence(block, number, cursor, bad)
 
 
 def _from_workers(workers: Sequence["_Worker"], turn: Sequence[int]) -> Iterator[_Sequence]:

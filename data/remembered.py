@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import astuple
 
 from data.config import DataConfig
@@ -59,6 +60,7 @@ def open_or_remember(config: DataConfig, tokenizer: Tokenizer) -> Source:
             "file_sizes": source.file_sizes,
             "shards": list(map(astuple, source.shards)),
         }
-        os.makedirs(os.path.dirname(note), exist_ok=True)
-        write_atomically(note, json.dumps(content).encode())
+        with suppress(OSError):  # `CachedSource` says so
+            os.makedirs(os.path.dirname(note), exist_ok=True)
+            write_atomically(note, json.dumps(content).encode())
     return source

@@ -123,8 +123,8 @@ def _notes(builder: datasets.DatasetBuilder, config: DataConfig, key: str) -> It
     if isinstance(builder, Text):
         yield f"{key}: each line of a text file is a document: longer ones need JSON lines."
     folder = Path(config.source).expanduser()
-    if not folder.is_dir() or (folder / "README.md").exists():  # which says what is read
-        return
+    if config.source == "sample" or not folder.is_dir() or (folder / "README.md").exists():
+        return  # a README.md may say what is read
     read = {os.path.realpath(path) for paths in builder.config.data_files.values() for path in paths}
     unread = [
         path.name
@@ -135,8 +135,8 @@ def _notes(builder: datasets.DatasetBuilder, config: DataConfig, key: str) -> It
     ]
     if unread:
         yield (
-            f"{key}: of {config.source} {len(unread)} files such as {unread[0]} are not read: a folder is read "
-            "in one format, and where names of files have a split such as train in them, only those files are."
+            f"{key}: not every file of {config.source} is read ({len(unread)} are not, such as {unread[0]}): "
+            "a folder is read in one format, and where file names have a split in them, only those files."
         )
 
 

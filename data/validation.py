@@ -196,8 +196,8 @@ def _check_held_out(
         return
     shards = dict.fromkeys(document.shard for document in held_out)
     ids = {id_ for shard in shards for id_ in held_out_source.ids(shard) or ()}
-    for shard in source.shards:
-        for id_ in (source.ids(shard) or ()) if ids else ():
+    for shard in source.shards if ids else ():
+        for id_ in source.ids(shard) or ():
             if id_ in ids:
                 raise overlap(f"the document with the id {id_}")
     seen = {xxhash.xxh3_128_digest(document.text.encode()) for document in held_out}

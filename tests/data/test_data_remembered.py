@@ -59,6 +59,13 @@ def test_a_cached_source_is_read_on_when_it_cannot_be_reached(tmp_path: Path, se
         open_data(config)
 
 
+def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "file").write_text("")
+    config = DataConfig(source=server.url + "/rows.parquet", lanes=4, cache_dir=str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"^data\.cache_dir is '.*file', which cannot be written \("):
+        open_data(config)
+
+
 def test_what_the_cache_does_not_have_ends_with_a_sentence(tmp_path: Path, server: Server) -> None:
     cache = str(tmp_path / "cache")
     config = DataConfig(source=server.url + "/rows.parquet", lanes=4, workers=0, cache_dir=cache)

@@ -127,18 +127,21 @@ def test_that_lines_of_text_files_are_documents_is_said(tmp_path: Path) -> None:
 
 
 def test_files_of_a_folder_that_are_not_read_are_said(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
     for name in ("wiki", "books", "math-train"):
-        write_parquet(tmp_path / f"{name}.parquet", [name])
-    (tmp_path / "notes.txt").write_text("no document")
-    source = open_source(DataConfig(source=str(tmp_path)))
+        write_parquet(folder / f"{name}.parquet", [name])
+    (folder / "notes.txt").write_text("no document")
+    source = open_source(DataConfig(source=str(folder)))
     assert read_all(source) == ["math-train"]
     (note,) = source.notes
-    assert note.startswith(f"data.source: of {tmp_path} 2 files such as books.parquet are not read: a folder")
-    (tmp_path / "math-train.parquet").rename(tmp_path / "math.parquet")
-    source = open_source(DataConfig(source=str(tmp_path)))
-    assert read_all(source) == ["books", "math", "wiki"] and source.notes == []
-    (tmp_path / "rows.jsonl").write_bytes(lines(["one"]))
-    assert "1 files such as rows.jsonl" in open_source(DataConfig(source=str(tmp_path))).notes[0]
+    assert note.startswith(
+        f"data.source: not every file of {folder} is read (2 are not, such as books.parquet): a folder is"
+    )
+    (folder / "math-train.parquet").rename(folder / "math.parquet")
+    source = open_source(DataConfig(source=str(folder)))
+    assert read_all(source) == ["books", "math-train", "wiki"] and source.notes == []
+    (folder / "rows.jsonl").write_bytes(lines(["one"]))
+    assert "(1 are not, such as rows.jsonl)" in open_source(DataConfig(source=str(folder))).notes[0]
 
 
 def test_the_fingerprint_follows_content_not_place(files: Path, tmp_path: Path) -> None:
