@@ -155,6 +155,27 @@ def test_the_command_works_from_anywhere_and_names_the_recipe_key(parquet: Path,
     assert contents(tmp_path / "tokens") == contents(tokenized(parquet, tmp_path / "again"))
 
 
+STOPPED = """
+import os, runpy, sys, time
+from pathlib import Path
+import data.tokenize_source as tokenizing
+
+stop_at, sent, script, source, out = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:6]
+command, write = os.getpid(), tokenizing.write_shard
+
+def write_and_stop_the_command(*arguments):
+    write(*arguments)
+    if len(list(Path(out).glob("*.bin"))) >= stop_at and os.getppid() == command:
+        os.kill(command, sent)
+        while os.getppid() == command:
+            time.sleep(0.01)
+
+tokenizing.write_shard = write_and_stop_the_command
+sys.argv = [script, source, "--out", out, "--workers", "2"]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path: Path) -> None:
     for number in range(12):
         write_parquet(tmp_path / "in" / f"{number:03d}.parquet", 1000 * number, 1000, 100, repeat=6)
@@ -162,13 +183,12 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path: Path) -> 
     out = tmp_path / "out"
     command = [sys.executable, SCRIPT, tmp_path / "in", "--out", out, "--workers", "2"]
     for stop_at, sent in ((1, signal.SIGKILL), (30, signal.SIGINT), (60, signal.SIGKILL)):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and len(list(out.glob("*.bin"))) < stop_at:
-            time.sleep(0.002)
-        process.send_signal(sent)
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode == (130 if sent == signal.SIGINT else -sent)
-        assert "Traceback" not in said
+        words = [str(stop_at), str(int(sent)), str(SCRIPT), str(tmp_path / "in"), str(out)]
+        done = subprocess.run(
+            [sys.executable, "-c", STOPPED, *words], cwd=ROOT, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == (130 if sent == signal.SIGINT else -sent)
+        assert "Traceback" not in done.stderr
         assert stop_at <= len(list(out.glob("*.bin"))) < 120 and not (out / "manifest.json").exists()
         with pytest.raises(ValueError, match=r"not complete: run scripts/tokenize\.py again"):
             opened(out, tokenizer="gpt2")
