@@ -45,7 +45,14 @@ from eval.validation import (
 from model import GPT
 from recipe import Recipe, resolve
 from training.accelerator import Launcher, bf16_arithmetic, join_ranks, world_size_from_environment
-from training.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint, step_name
+from training.checkpoint import (
+    TrainState,
+    load_checkpoint,
+    newest_checkpoint,
+    read_state,
+    save_checkpoint,
+    step_name,
+)
 from training.engine import build_engine, gradient_norm, set_learning_rate
 from training.feed import Feed, StepResult
 from training.run_folder import RunFolder, plain
@@ -109,15 +116,8 @@ def train(
     """Build the engine, resume where a checkpoint is, run the loop; returns the exit status."""
     device = join_ranks()
     batches = partial(LaneLoader, corpus, config=recipe.data, block_size=recipe.model.block_size)
-    torch.manual_seed(recipe.train.init_seed)
-    gpt = GPT(recipe.model)
-    engine = build_engine(gpt, ds_config)
-    torch.manual_seed(recipe.train.init_seed + run.rank)  # each rank draws its own dropout
-
     checkpoint = newest_checkpoint(run.checkpoints, console.say)
-    state = load_checkpoint(engine, checkpoint) if checkpoint else TrainState()
-    state.data_fingerprint = corpus.fingerprint
-    run.keep_metrics_until(state.step)
+    state = read_state(checkpoint) if checkpoint else TrainState()
     loader = batches(
         micro_batch=ds_config["train_micro_batch_size_per_gpu"],
         rank=run.rank,
@@ -125,6 +125,16 @@ def train(
         first_sequence=state.step * ds_config["train_batch_size"],
         cursors=state.cursors,
     )
+    loader.start()  # forked while this process is small: every page that it writes later would be kept twice
+    torch.manual_seed(recipe.train.init_seed)
+    gpt = GPT(recipe.model)
+    engine = build_engine(gpt, ds_config)
+    torch.manual_seed(recipe.train.init_seed + run.rank)  # each rank draws its own dropout
+
+    if checkpoint:
+        state = load_checkpoint(engine, checkpoint)
+    state.data_fingerprint = corpus.fingerprint
+    run.keep_metrics_until(state.step)
     feed = Feed(loader, ds_config["gradient_accumulation_steps"], state.bad_documents, tuple(BAD_REASONS))
 
     if run.rank == 0 and "floors" not in run.summary:

@@ -94,6 +94,7 @@ class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
         }
         # the lanes that this rank's sequences come from, round and round
         turn = [(first_sequence + rank + i * world_size) % lanes for i in range(len(mine))]
+        self._workers: list[_Worker] = []
         if config.workers == 0:
             self._sequences = _fill_in_turn(mine, turn, block_size, self._dtype)
             return
@@ -108,9 +109,17 @@ class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
             )
             for number in range(count)
         ]
+        self._workers = workers
         self._sequences = _from_workers(workers, [worker_of[lane] for lane in turn])
         self._stop_workers = weakref.finalize(self, _stop, workers)
         atexit.register(self._stop_workers)  # before multiprocessing waits for its children
+
+    def start(self) -> None:
+        """Fork the workers now and not at the first `next`.
+
+        Best while the process is small: they keep a copy of every page that it writes afterwards.
+        """
+        _start(self._workers)
 
     def __next__(self) -> tuple[torch.Tensor, dict[int, Cursor]]:
         """The next micro-batch: (B, T + 1) uint16 (int32 for a large vocabulary), and the cursors of the
@@ -153,10 +162,14 @@ def _fill_in_turn(
 
 
 def _from_workers(workers: Sequence["_Worker"], turn: Sequence[int]) -> Iterator[_Sequence]:
-    for worker in workers:
-        worker.start()
+    _start(workers)
     for number in cycle(turn):
         yield next(workers[number])
+
+
+def _start(workers: Sequence["_Worker"]) -> None:
+    for worker in workers:
+        worker.start()
 
 
 class _Chunk(NamedTuple):
@@ -191,6 +204,8 @@ class _Worker(Iterator[_Sequence]):
         self._ready: Iterator[_Sequence] = iter(())
 
     def start(self) -> None:
+        if self._process is not None:
+            return
         # no process but the worker may hold the end that it writes to: so a killed worker is an EOFError
         context = multiprocessing.get_context("fork")
         self._queue = context.Queue(maxsize=self._chunks_ahead)

@@ -117,8 +117,8 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def load_checkpoint(engine: Any, checkpoint: Path) -> TrainState:
-    """Load weights, optimizer and random state into this rank, and return the state.
+def read_state(checkpoint: Path) -> TrainState:
+    """The state alone, before there is an engine.
 
     Raises ValueError where the checkpoint is of another number of ranks.
     """
@@ -129,7 +129,15 @@ def load_checkpoint(engine: Any, checkpoint: Path) -> TrainState:
             "running: resume on the same number"
         )
     saved["cursors"] = {int(lane): cursor for lane, cursor in saved["cursors"].items()}
-    state = TrainState(**saved)
+    return TrainState(**saved)
+
+
+def load_checkpoint(engine: Any, checkpoint: Path) -> TrainState:
+    """Load weights, optimizer and random state into this rank, and return the state.
+
+    Raises ValueError where the checkpoint is of another number of ranks.
+    """
+    state = read_state(checkpoint)
     loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if loaded is None:
         raise ValueError(f"DeepSpeed found no checkpoint in {checkpoint}")
