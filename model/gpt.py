@@ -1,17 +1,16 @@
 """GPT-2 (Radford et al. 2019) as nanoGPT users know it, with norm, block and topology as plug points."""
 
 import math
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .config import GPTConfig
 from .designs import find_designs
 from .document_mask import document_mask
 from .layers import CausalSelfAttention
-from .sphere import UnitLinear
+from .loss import Head, Reduction
+from .sphere import UnitHead
 
 
 class GPT(nn.Module):
@@ -43,11 +42,8 @@ class GPT(nn.Module):
                 "ln_f": designs.final_norm(config),
             }
         )
-        self.lm_head: nn.Linear
-        if getattr(designs.topology, "unit_embedding", False):
-            self.lm_head = UnitLinear(config.n_embd, config.vocab_size, dim=1)
-        else:
-            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        head = UnitHead if getattr(designs.topology, "unit_embedding", False) else Head
+        self.lm_head = head(config.n_embd, config.vocab_size)
         wte.weight = self.lm_head.weight
         self._init_weights()
 
@@ -68,7 +64,7 @@ class GPT(nn.Module):
         self,
         idx: torch.Tensor,
         targets: torch.Tensor | None = None,
-        reduction: Literal["mean", "none"] = "mean",
+        reduction: Reduction = "mean",
         documents: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Logits without targets; the loss with them.
@@ -89,16 +85,10 @@ class GPT(nn.Module):
             raise ValueError(
                 f"a sequence of {T} tokens is longer than model.block_size {self.config.block_size}"
             )
-        logits = self.lm_head(self.hidden(idx, documents))
+        hidden = self.hidden(idx, documents)
         if targets is None:
-            return logits, None
-        loss = F.cross_entropy(
-            logits.float().view(-1, logits.size(-1)),
-            targets.reshape(-1),
-            ignore_index=-1,
-            reduction=reduction,
-        )
-        return None, loss if reduction == "mean" else loss.view_as(targets)
+            return self.lm_head(hidden), None
+        return None, self.lm_head(hidden, targets, reduction)
 
     def hidden(self, idx: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
         """What the head reads: (B, T) token ids, and their documents -> (B, T, C) after the final norm."""

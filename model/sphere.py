@@ -18,6 +18,7 @@ from torch import nn
 
 from .config import BlockConfig, TopologyConfig
 from .layers import MLP, CausalSelfAttention
+from .loss import Head
 from .residuals import learned
 from .topologies import Chain
 
@@ -43,6 +44,23 @@ class UnitLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""
         return F.linear(input, unit(self.weight, self.dim))
+
+
+class UnitHead(Head):
+    """The head with rows at length 1, whatever the stored weight's."""
+
+    def __init__(self, n_embd: int, vocab_size: int) -> None:
+        super().__init__(n_embd, vocab_size)
+        vars(self.weight).update(_no_weight_decay=True)
+
+    def init_weights(self) -> None:
+        """Start at length 1, which the paper's learning rates assume."""
+        with torch.no_grad():
+            self.weight.copy_(unit(self.weight))
+
+    def rows(self) -> torch.Tensor:
+        """What the logits are products with: (vocab_size, C)."""
+        return unit(self.weight)
 
 
 class Scale(nn.Module):

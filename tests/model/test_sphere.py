@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
+from model.loss import Head
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
 from training.engine import parameter_groups
 
@@ -76,7 +77,7 @@ def test_the_head_alone_has_rows_of_length_1() -> None:
     torch.testing.assert_close(hidden.norm(dim=-1), s_z.expand(2, 8))
     assert (gpt(idx)[0].abs() <= s_z + 1e-9).all()
     assert gpt.lm_head.weight is gpt.transformer["wte"].weight
-    assert type(GPT(GPTConfig(**TINY)).lm_head) is torch.nn.Linear
+    assert type(GPT(GPTConfig(**TINY)).lm_head) is Head
 
 
 def test_every_block_returns_length_1() -> None:
