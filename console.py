@@ -11,6 +11,16 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 
+class _Terminal(io.FileIO):
+    """What is written after its reader is gone, as when ssh breaks off, is lost: the run goes on."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
 class Console:
     """The terminal, once the noise is gone.
 
@@ -27,7 +37,8 @@ class Console:
             stream.flush()
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(line_buffering=True)  # what a killed run printed last is in its log
-        self.terminal: TextIO = os.fdopen(os.dup(2), "w", buffering=1)
+        terminal = io.BufferedWriter(_Terminal(os.dup(2), "w"))
+        self.terminal: TextIO = io.TextIOWrapper(terminal, line_buffering=True)
         log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)

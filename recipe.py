@@ -31,6 +31,8 @@ class TrainConfig:
         keep_checkpoints: how many of the newest stay, beside the one with the best validation loss
         max_skipped_steps: so many steps in a row with gradients that are not finite end the run as diverged
         preflight: whether the design is checked before the run begins; --skip_preflight sets it to false
+        compile: whether torch.compile compiles the blocks; it changes numbers by rounding only
+        profile_steps: steps to profile, counted from this start; --profile sets it to 3, 4 and 5
     """
 
     steps: int = 200
@@ -40,11 +42,15 @@ class TrainConfig:
     keep_checkpoints: int = 2
     max_skipped_steps: int = 10
     preflight: bool = True
+    compile: bool = True
+    profile_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "val_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+        if any(step < 1 for step in self.profile_steps):
+            raise ValueError(f"train.profile_steps is {list(self.profile_steps)}: steps count from 1")
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,11 @@ SHORTHANDS = {
         f"{', '.join(DESIGN_KEYS)}",
     ),
 }
+SWITCHES = {
+    "--skip_preflight": "--train.preflight=false",
+    "--profile": "--train.profile_steps=[3, 4, 5]",
+}
+"""Options without a value, and what each stands for."""
 VOCAB_MULTIPLE = 64
 """The embedding has the tokenizer's vocabulary rounded up to a multiple of this: GPT-2's 50257 to 50304."""
 # What may change when a run goes on: none of it enters a step's numbers.
@@ -124,12 +135,17 @@ FREE_TO_CHANGE = {
     "train.keep_checkpoints",
     "train.max_skipped_steps",
     "train.preflight",
+    "train.profile_steps",
     "data.workers",
     "data.prefetch",
     "data.cache_dir",
     "data.on_bad_document",
     "eval",
     "tracking",
+    # the same global batch from another number of ranks; ds.train_batch_size is not free
+    "ds.checkpoint.load_universal",
+    "ds.train_micro_batch_size_per_gpu",
+    "ds.gradient_accumulation_steps",
 }
 
 
@@ -139,7 +155,7 @@ def resolve(argv: list[str]) -> tuple[Recipe, dict[str, Any], RunFolder]:
     Raises ValueError or OSError, one sentence each.
     """
     command = parse_command(
-        ["--train.preflight=false" if word == "--skip_preflight" else word for word in argv],
+        [SWITCHES.get(word, word) for word in argv],
         SECTIONS,
         SHORTHANDS,
         description="Train one GPT-2 variant and score it on the fixed validation set.",

@@ -45,7 +45,9 @@ from eval.validation import (
 from model import GPT
 from model.designs import design_files, design_fingerprint
 from recipe import Recipe, resolve
-from training.accelerator import Launcher, bf16_arithmetic, join_ranks, world_size_from_environment
+from training.accelerator import Launcher, from_rank_0, join_ranks, world_size_from_environment
+from training.accounting import flops_per_token
+from training.bf16 import bf16_arithmetic
 from training.checkpoint import (
     TrainState,
     load_checkpoint,
@@ -54,17 +56,22 @@ from training.checkpoint import (
     save_checkpoint,
     step_name,
 )
+from training.compilation import wrap_blocks
 from training.design_check import refusal
 from training.engine import build_engine, gradient_norm, set_learning_rate
 from training.feed import Feed, StepResult
+from training.profiling import StartUp, StepProfiler
 from training.run_folder import RunFolder, plain
 from training.schedule import learning_rate
+from training.throughput import Throughput
 from training.tracking import Tracker
 
 
 def main(argv: list[str]) -> int:
     """The main job. Returns the exit status: 0 trained (or stopped and saved), 1 diverged or out of data, 2
     refused."""
+    start_up = StartUp()
+    start_up.mark("imports")
     try:
         recipe, ds_config, run = resolve(argv)
         console = Console(run.path / "logs" / f"rank{run.rank}.log", silent=run.rank > 0)
@@ -96,13 +103,17 @@ def main(argv: list[str]) -> int:
         run.pin("code", design_fingerprint=design_fingerprint(recipe.model))
     except (ValueError, OSError) as error:
         return console.fail(error)
-    if refused := refusal(recipe.model, run, recipe.train.preflight, console.say):
+    start_up.mark("data")
+    refused = refusal(recipe.model, run, recipe.train.preflight, console.say)
+    start_up.mark("pre-flight")
+    device = join_ranks()
+    if refused := from_rank_0(refused or run.not_shared(dist.get_world_size())):
         return console.fail(refused)
     run.write_configs(vars(recipe), ds_config, argv)
     run.keep_designs(design_files(recipe.model))
     try:
         with bf16_arithmetic():
-            return train(recipe, ds_config, run, console, corpus, validation)
+            return train(recipe, ds_config, run, console, corpus, validation, device, start_up)
     except Exception as error:
         run.update_summary(status="failed", error=f"{type(error).__name__}: {error}")
         raise
@@ -115,9 +126,10 @@ def train(
     console: Console,
     corpus: Corpus,
     validation: ValidationSet,
+    device: torch.device,
+    start_up: StartUp,
 ) -> int:
     """Build the engine, resume where a checkpoint is, run the loop; returns the exit status."""
-    device = join_ranks()
     batches = partial(LaneLoader, corpus, config=recipe.data, block_size=recipe.model.block_size)
     checkpoint = newest_checkpoint(run.checkpoints, console.say)
     state = TrainState(data_fingerprint=corpus.fingerprint)
@@ -133,6 +145,8 @@ def train(
     loader.start()  # forked while this process is small: every page that it writes later would be kept twice
     torch.manual_seed(recipe.train.init_seed)
     gpt = GPT(recipe.model)
+    parameters, flops = gpt.num_parameters(), flops_per_token(gpt)  # ZeRO-3 leaves a rank its part of them
+    wrap_blocks(gpt, recipe.train.compile, ds_config, console.say)
     engine = build_engine(gpt, ds_config)
     torch.manual_seed(recipe.train.init_seed + run.rank)  # each rank draws its own dropout
 
@@ -151,7 +165,7 @@ def train(
         status="running",
         val_loss=None,
         val_bits_per_byte=None,
-        parameters=gpt.num_parameters(),
+        parameters=parameters,
         world_size=dist.get_world_size(),
         val_tokens=len(validation.tokens) - 1,
         val_bytes=int(validation.bytes.sum()),
@@ -168,10 +182,25 @@ def train(
         config = plain(vars(recipe)) | {"deepspeed": ds_config, "run": run.summary}
         tracker = Tracker(recipe.tracking, run.path, state.wandb_id, config, console.say)
         state.wandb_id = tracker.id
+    throughput = Throughput(flops, device, dist.get_world_size())
+    profiler = StepProfiler(recipe.train.profile_steps, run.path / "profile", run.rank, console.say)
     job = Job(
-        recipe, ds_config, run, console, engine, state, feed, corpus, validation, device, tracker, Launcher()
+        recipe,
+        ds_config,
+        run,
+        console,
+        engine,
+        state,
+        feed,
+        corpus,
+        validation,
+        device,
+        tracker,
+        throughput,
+        Launcher(),
     )
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    start_up.mark("engine")
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, job.ask_stop)
 
     steps, tokens_per_step = recipe.train.steps, run.summary["tokens_per_step"]
@@ -181,12 +210,15 @@ def train(
     engine.train()
     feed.fetch()
     stop = feed.of_all_ranks(torch.zeros(2, dtype=torch.float64, device=device), job.wants_stop()).stop
+    first_step = state.step + 1
     while state.step < steps and not stop and not diverged:
         step_started = time.perf_counter()
+        profiler.before_step()
         rate = learning_rate(state.step, ds_config["optimizer"]["params"]["lr"], recipe.schedule)
         set_learning_rate(engine, rate)
         loss, tokens, wait, stop, bad_documents = job.train_step()
         seconds = time.perf_counter() - step_started
+        profiler.after_step()
 
         skipped = {} if engine.was_step_applied() else {"skipped": True}
         state.step += 1
@@ -202,11 +234,16 @@ def train(
             loss=loss,
             grad_norm=gradient_norm(engine),
             lr=rate,
-            tokens_per_s=tokens / seconds,
             data_wait=wait / seconds,
+            **throughput.step(tokens, seconds),
             **skipped,
             **({"bad_documents": bad_documents} if bad_documents else {}),
         )
+        if state.step == first_step:
+            start_up.mark("first step")
+            run.update_summary(start_up_s=start_up.seconds())
+            if recipe.train.profile_steps:
+                console.say(start_up.in_words())
         bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{loss:.3f}", refresh=False)
         bar.update(tokens)
         if skipped:
@@ -216,15 +253,20 @@ def train(
 
         last = state.step == steps
         if not diverged and (last or state.step % recipe.train.val_every == 0):
-            job.validate()
+            with throughput.phase("validation"):
+                job.validate()
         state.wall_time_s = before + time.perf_counter() - started
         if not diverged and (last or stop or state.step % recipe.train.checkpoint_every == 0):
-            job.save()
+            with throughput.phase("checkpoint"):
+                job.save()
     bar.close()
+    profiler.finish()
+    console.say(throughput.in_words())
 
     data_error = feed.error_of_any_rank()
     status = "diverged" if diverged else "finished" if state.step == steps else "interrupted"
     run.update_summary(status=status, step=state.step, tokens=state.tokens, skipped_steps=state.skipped_steps)
+    run.update_summary(throughput=throughput.summary())
     if status == "finished":
         run.update_summary(val_loss=state.val_loss, val_bits_per_byte=state.val_bits_per_byte)
     if data_error:
@@ -270,27 +312,32 @@ class Job:
     validation: ValidationSet
     device: torch.device
     tracker: Tracker | None
+    throughput: Throughput
     launcher: Launcher
     stop_asked: bool = False
 
     def train_step(self) -> StepResult:
         """One optimizer step on the global batch that was fetched; meanwhile the next one is."""
-        eot = self.corpus.tokenizer.eot
+        eot, phase = self.corpus.tokenizer.eot, self.throughput.phase
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss in nats, targets
         for tokens, cursors in self.feed.take():
             tokens = tokens.to(self.device, non_blocking=True).long()  # (micro_batch, T + 1)
             inputs, targets = inputs_and_targets(tokens, eot)
             documents = document_ids(inputs, eot) if self.recipe.data.document_mask else None
-            _, loss = self.engine(inputs, targets, documents=documents)
+            with phase("forward"):
+                _, loss = self.engine(inputs, targets, documents=documents)
             # every target of the global batch has the same weight, wherever ignored ones lie
             live = (targets != IGNORED_TARGET).sum()
             loss = loss * (live / targets.numel())
-            self.engine.backward(loss)
-            self.engine.step()  # the optimizer moves at the last of the accumulation
+            with phase("backward"):
+                self.engine.backward(loss)
+            with phase("optimizer"):
+                self.engine.step()  # the optimizer moves at the last of the accumulation
             sums += torch.stack([loss.detach().double() * targets.numel(), live])
             self.state.cursors.update(cursors)
         if self.state.step + 1 < self.recipe.train.steps:
-            self.feed.fetch()
+            with phase("data"):
+                self.feed.fetch()
         return self.feed.of_all_ranks(sums, self.wants_stop())
 
     def wants_stop(self) -> bool:

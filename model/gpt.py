@@ -11,6 +11,8 @@ from .document_mask import document_mask
 from .layers import CausalSelfAttention
 from .loss import Head, Reduction
 from .sphere import UnitHead
+from .streams import BranchTopology
+from .topologies import is_residual
 
 
 class GPT(nn.Module):
@@ -126,6 +128,17 @@ class GPT(nn.Module):
                     f"data.document_mask is true, but block {i} of model.block '{self.config.block}' does "
                     "not attend through model.layers.CausalSelfAttention, which alone keeps documents apart"
                 )
+
+    def repeated_methods(self) -> list[tuple[nn.Module, str]]:
+        """What repeats over depth, as (block, name of its method): `forward`, or both branches of a block
+        that its topology takes apart. To replace such a method is to wrap that part of the model in place."""
+        parts: list[tuple[nn.Module, str]] = []
+        over_branches = isinstance(self.transformer["topology"], BranchTopology)
+        for block in self.blocks:
+            apart = over_branches and is_residual(block)
+            names = ("attention_branch", "mlp_branch") if apart else ("forward",)
+            parts += [(block, name) for name in names]
+        return parts
 
     def num_parameters(self) -> int:
         """Parameters, the tied embedding counted once."""

@@ -3,6 +3,8 @@
 GPT-2's logits are 50,304 wide: at micro-batch 96 x 1024 they alone would take 19.8 GB in fp32.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -75,7 +77,10 @@ def linear_cross_entropy(
             return _MeanLoss.apply(hidden, rows, targets, chunk)
         parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
         return torch.cat(
-            [F.cross_entropy((x @ rows.T).float(), y, ignore_index=IGNORED, reduction="none") for x, y in parts]
+            [
+                F.cross_entropy((x @ rows.T).float(), y, ignore_index=IGNORED, reduction="none")
+                for x, y in parts
+            ]
         )
 
 
@@ -106,7 +111,7 @@ class _MeanLoss(torch.autograd.Function):
         grad_rows = torch.zeros_like(rows, dtype=torch.float32) if learn else None
         for start in range(0, len(hidden), chunk):
             x, y = hidden[start : start + chunk], targets[start : start + chunk]
-            of_chunk, grad_logits = _loss_and_gradient(x @ rows.T, y, count)
+            of_chunk, grad_logits = _compiled_of_chunk()(x @ rows.T, y, count)
             loss += of_chunk
             if grad_hidden is not None and grad_rows is not None:
                 torch.mm(grad_logits, rows, out=grad_hidden[start : start + chunk])
@@ -142,5 +147,7 @@ def _of_chunk(
     return loss, gradient.to(logits.dtype)
 
 
-# Uncompiled it goes over the fp32 logits eight times; compiled, in two or three passes over bf16.
-_loss_and_gradient = torch.compile(_of_chunk, dynamic=True)
+@functools.cache
+def _compiled_of_chunk() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Uncompiled it goes over the fp32 logits eight times; compiled, two or three times over bf16."""
+    return torch.compile(_of_chunk, dynamic=True)

@@ -6,7 +6,7 @@ B_l is the l-th block, l from 1; a topology over branches takes each residual bl
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -46,7 +46,7 @@ class Topology(nn.Module):
         B(x) - x for any other block."""
         found: list[Branch] = []
         for layer, block in enumerate(self.blocks):
-            if isinstance(block, ResidualBlock) and type(block).forward is ResidualBlock.forward:
+            if is_residual(block):
                 found += [block.attention_branch, block.mlp_branch]
             else:
                 found.append(partial(self._residual, layer, state))
@@ -161,6 +161,11 @@ class UNet(Topology):
             if layer < n_layer // 2:
                 saved.append(x)
         return x
+
+
+def is_residual(block: nn.Module) -> TypeGuard[ResidualBlock]:
+    """Whether a block is x + F1, x + F2 and nothing else, so that a topology may take it apart."""
+    return isinstance(block, ResidualBlock) and type(block).forward is ResidualBlock.forward
 
 
 def takes_state(block: nn.Module) -> bool:

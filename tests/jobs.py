@@ -59,8 +59,8 @@ def command(
         runner = "deepspeed.launcher.runner"
         launcher += ["-m", runner, "--quiet", "--num_accelerators", str(ranks), "--master_port", port]
     files = ["--config", str(job / "recipe.yaml"), "--deepspeed_config", str(job / ds_config)]
-    skipped = [] if "--train.preflight" in options else ["--skip_preflight"]  # it takes seconds
-    return [*launcher, "train.py", *files, "--run_dir", str(run_dir), *skipped, *options]
+    quick = ["--skip_preflight", "--train.compile", "false"]  # each takes seconds; an option asks for it
+    return [*launcher, "train.py", *files, "--run_dir", str(run_dir), *quick, *options]
 
 
 def run(words: list[str], timeout: int = 300) -> subprocess.CompletedProcess[str]:

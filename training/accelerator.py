@@ -3,13 +3,10 @@
 import ctypes
 import os
 import socket
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import psutil
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+import torch.distributed as dist
 
 if not torch.cuda.is_available():
     # DeepSpeed finds this out by itself, but with a warning on every rank.
@@ -25,8 +22,8 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 __all__ = [
     "Launcher",
-    "bf16_arithmetic",
     "deepspeed",
+    "from_rank_0",
     "join_ranks",
     "rank_from_environment",
     "world_size_from_environment",
@@ -73,6 +70,14 @@ def join_ranks() -> torch.device:
     return device
 
 
+def from_rank_0(sentence: str | None) -> str | None:
+    """What rank 0 says, on all ranks: a launcher ends the ranks of its own host only."""
+    said = [sentence]
+    dist.broadcast_object_list(said)
+    dist.barrier()  # rank 0 serves the others until they know
+    return said[0]
+
+
 class Launcher:
     """Whoever started this rank: if DeepSpeed's launcher is killed, its workers would go on by themselves."""
 
@@ -101,42 +106,3 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_max = -1, -4  # malloc.h
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
-
-
-def bf16_arithmetic() -> AbstractContextManager:
-    """What bf16 steps run under on this hardware: nothing special, but on CPUs without bf16 instructions."""
-    if torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return nullcontext()
-    return MultiplyBF16InFP32()
-
-
-class MultiplyBF16InFP32(TorchDispatchMode):
-    """Matrix products and attention on bf16 tensors, computed in fp32 and rounded to bf16.
-
-    That is what bf16 hardware does too: exact products, sums in fp32, one rounding. On a CPU without bf16
-    instructions torch's own bf16 kernels are 3 to 60 times slower than this.
-    """
-
-    _PRODUCTS = frozenset(
-        {
-            torch.ops.aten.mm.default,
-            torch.ops.aten.addmm.default,
-            torch.ops.aten.bmm.default,
-            torch.ops.aten.baddbmm.default,
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
-        }
-    )
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func not in self._PRODUCTS or args[0].dtype != torch.bfloat16:
-            return func(*args, **kwargs)
-        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs))
-        result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor):
-            return result.bfloat16()
-        if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
-            output, log_sum_exp = result
-            return output.bfloat16(), log_sum_exp  # bf16 attention keeps its log-sum-exp in fp32
-        return tuple(gradient.bfloat16() for gradient in result)

@@ -59,6 +59,17 @@ class RunFolder:
                 f"{self.path} is being trained by another process: wait for it or stop it"
             ) from error
 
+    def not_shared(self, world_size: int) -> str | None:
+        """A sentence where a rank on another host has a folder of its own. All ranks have called `claim`."""
+        locks = set(os.listdir(self.path / "logs"))
+        missing = [rank for rank in range(world_size) if f"rank{rank}.lock" not in locks]
+        if not missing:
+            return None
+        return (
+            f"{self.path} is not the same folder on all hosts (rank {missing[0]} has another): choose a "
+            "--run_dir on a file system that they share"
+        )
+
     def check_same_run(self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], free: set[str]) -> None:
         """Refuse to continue a run under another recipe or DeepSpeed config.
 

@@ -57,6 +57,7 @@ class Tracker:
         say: Callable[[str], None],
     ) -> None:
         self.id = run_id or generate_id()
+        self._say = say
         mode: Any = wandb_mode().replace("dryrun", "offline")
         reason = _offline_reason() if mode == "online" else None
         if reason:
@@ -72,6 +73,7 @@ class Tracker:
             config=facts,
             settings=wandb.Settings(init_timeout=20, silent=True, console="off", quiet=True),
         )
+        self.run: Any = None
         try:
             self.run = wandb.init(mode=mode, **arguments)
         except (CommError, UsageError) as error:
@@ -85,12 +87,23 @@ class Tracker:
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Log `kind/name` for each value, against `step` as the x-axis."""
-        self.run.log({"step": step} | {f"{kind}/{name}": value for name, value in values.items()})
+        self._send(lambda run: run.log({"step": step} | {f"{kind}/{name}": v for name, v in values.items()}))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the run's summary and close it."""
-        self.run.summary.update({key: value for key, value in summary.items() if not isinstance(value, dict)})
-        self.run.finish()
+        facts = {key: value for key, value in summary.items() if not isinstance(value, dict)}
+        self._send(lambda run: run.summary.update(facts))
+        self._send(lambda run: run.finish())
+
+    def _send(self, action: Callable[[Any], object]) -> None:
+        """W&B runs in a process of its own: where that was ended, by a signal to all, the run goes on."""
+        if self.run is None:
+            return
+        try:
+            action(self.run)
+        except Exception as error:
+            self.run = None
+            self._say(f"W&B is lost ({type(error).__name__}: {error}): metrics.jsonl goes on without it")
 
 
 def _offline_reason() -> str | None:

@@ -8,7 +8,7 @@ import torch
 
 from model import GPT, VARIANTS, GPTConfig
 from tests.distributed import run_on_ranks
-from training.accelerator import bf16_arithmetic
+from training.bf16 import bf16_arithmetic
 from training.ds_config import load_ds_config
 from training.engine import build_engine, set_learning_rate
 

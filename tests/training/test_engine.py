@@ -10,7 +10,7 @@ from torch import nn
 
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
-from training.accelerator import MultiplyBF16InFP32
+from training.bf16 import MultiplyBF16InFP32
 from training.ds_config import load_ds_config
 from training.engine import build_engine, gradient_norm, parameter_groups, set_learning_rate
 

@@ -1,0 +1,225 @@
+"""Blocks compiled and checkpointed in place: the same numbers, one graph for all layers, and what is said."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from model import GPT, VARIANTS, GPTConfig
+from training import compilation
+from training.bf16 import ProductsInFP32, bf16_arithmetic
+from training.compilation import checkpoint_blocks, compile_blocks, wrap_blocks
+
+TINY = {"n_layer": 4, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
+BREAKS = '''
+from torch import nn
+
+
+class Block(nn.Module):
+    """Looks at a value, which no graph can hold."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln = config.norm(config.n_embd, bias=config.bias)
+
+    def forward(self, x):
+        y = self.ln(x)
+        if y.sum().item() > 1e9:
+            return x
+        return x + y
+'''
+BREAKING_LINE = 1 + BREAKS.splitlines().index("        if y.sum().item() > 1e9:")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing compiled before counts, and the C++ compiler is left out: AOTAutograd's graph runs as it is."""
+    torch._dynamo.reset()
+    counters.clear()
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **given: compile_with(f, backend="aot_eager", **given))
+
+
+def gpt(**design: Any) -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(**TINY, **design))
+
+
+def gradients(model: GPT) -> list[torch.Tensor]:
+    idx = torch.arange(32).view(2, 16)
+    torch.manual_seed(5)  # what dropout draws
+    _, loss = model(idx, idx)
+    assert loss is not None
+    return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
+
+
+def compiled(model: GPT) -> None:
+    compile_blocks(model, pytest.fail)
+
+
+def checkpointed(model: GPT) -> None:
+    checkpoint_blocks(model, on_cpu=False)
+
+
+def checkpointed_on_cpu(model: GPT) -> None:
+    checkpoint_blocks(model, on_cpu=True)
+
+
+def both(model: GPT) -> None:
+    compiled(model)
+    checkpointed(model)
+
+
+@pytest.mark.parametrize("wrap", [compiled, checkpointed, checkpointed_on_cpu, both])
+@pytest.mark.parametrize("variant", ["vanilla", "value_residual", "hyper_connections", "stochastic_depth"])
+def test_loss_and_gradients_stay_the_same(variant: str, wrap: Callable[[GPT], None]) -> None:
+    plain, wrapped = gpt(**VARIANTS[variant].design), gpt(**VARIANTS[variant].design)
+    names = list(wrapped.state_dict())
+    wrap(wrapped)
+    assert list(wrapped.state_dict()) == names
+    for left, right in zip(gradients(plain), gradients(wrapped), strict=True):
+        torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "graphs"), [("vanilla", 1), ("rmsnorm_parallel", 1), ("hyper_connections", 2)]
+)
+def test_one_graph_serves_all_layers(variant: str, graphs: int) -> None:
+    """A topology over branches has two: attention and MLP."""
+    model = gpt(**VARIANTS[variant].design)
+    compiled(model)
+    gradients(model)
+    assert counters["stats"]["unique_graphs"] == graphs
+    gradients(model)
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_evaluation_runs_the_blocks_as_they_are() -> None:
+    model = gpt().eval()
+    compiled(model)
+    idx = torch.zeros(3, 7, dtype=torch.long)
+    assert torch.equal(model(idx)[0], gpt().eval()(idx)[0])
+    assert counters["stats"]["unique_graphs"] == 0
+
+
+def test_a_graph_break_is_a_warning_that_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    said: list[str] = []
+    model = gpt(block=f"{tmp_path}/breaks.py:Block")
+    compile_blocks(model, said.append)
+    for left, right in zip(
+        gradients(model), gradients(gpt(block=f"{tmp_path}/breaks.py:Block")), strict=True
+    ):
+        torch.testing.assert_close(left, right)
+    assert len(said) == 1, said
+    assert f"breaks the graph at {tmp_path}/breaks.py:{BREAKING_LINE}" in said[0] and "item()" in said[0]
+
+
+def test_what_cannot_be_compiled_runs_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    compile_with = torch._dynamo.optimize
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile_with(broken)(f))
+    said: list[str] = []
+    model = gpt()
+    compile_blocks(model, said.append)
+    for left, right in zip(gradients(model), gradients(gpt()), strict=True):
+        torch.testing.assert_close(left, right)
+    assert said and "no C++ compiler" in said[0] and "\n" not in said[0]
+
+
+def saved_bytes(model: GPT) -> int:
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.hidden(torch.zeros(2, 16, dtype=torch.long))
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert hidden.requires_grad
+    return sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+def test_checkpointed_blocks_keep_their_inputs_only() -> None:
+    plain, wrapped = gpt(), gpt()
+    checkpointed(wrapped)
+    assert saved_bytes(wrapped) < saved_bytes(plain) / 4
+
+
+@pytest.mark.parametrize(
+    ("ds_config", "sentence"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "train.compile has no effect: ZeRO-3"),
+        ({"flops_profiler": {"enabled": True}}, "train.compile has no effect: flops_profiler"),
+    ],
+)
+def test_where_blocks_stay_uncompiled_it_is_said(ds_config: dict[str, Any], sentence: str) -> None:
+    said: list[str] = []
+    model = gpt()
+    wrap_blocks(model, True, ds_config, said.append)
+    assert len(said) == 1 and said[0].startswith(sentence)
+    gradients(model)
+    assert counters["stats"]["unique_graphs"] == 0
+
+
+def test_one_key_switches_it_off_and_the_jsons_section_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped: list[Any] = []
+    monkeypatch.setattr(compilation, "compile_blocks", lambda *_: wrapped.append("compiled"))
+    monkeypatch.setattr(compilation, "checkpoint_blocks", lambda _, on_cpu: wrapped.append(on_cpu))
+    for compiles, ds_config, expected in (
+        (True, {}, ["compiled"]),
+        (False, {}, []),
+        (False, {"activation_checkpointing": {}}, [False]),
+        (True, {"activation_checkpointing": {"cpu_checkpointing": True}}, ["compiled", True]),
+    ):
+        wrapped.clear()
+        wrap_blocks(gpt(), compiles, ds_config, pytest.fail)
+        assert wrapped == expected
+
+
+def test_the_graph_pass_leaves_no_bf16_product() -> None:
+    """Products and attention of a bf16 graph get fp32 inputs, and what reads them gets bf16."""
+    torch.manual_seed(0)
+    q = torch.randn(1, 2, 16, 8, dtype=torch.bfloat16, requires_grad=True)
+    w = torch.randn(8, 8, dtype=torch.bfloat16, requires_grad=True)
+
+    def products(q: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True) @ w
+        return torch.autograd.grad(y.float().square().sum(), (q, w))
+
+    graph = make_fx(products, tracing_mode="fake")(q, w)
+    ProductsInFP32()(graph.graph)
+    graph.recompile()
+    seen = 0
+    for node in graph.graph.nodes:
+        name = str(node.target)
+        if any(product in name for product in ("mm", "attention")):
+            seen += 1
+            inputs = [given.meta["val"] for given in node.all_input_nodes if "val" in given.meta]
+            assert all(t.dtype != torch.bfloat16 for t in inputs if isinstance(t, torch.Tensor)), name
+    assert seen >= 5
+    exact = products(q.detach().double().requires_grad_(), w.detach().double().requires_grad_())
+    for ours, truth in zip(graph(q, w), exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), truth, atol=0.02 * truth.abs().max().item(), rtol=0.02)
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor_in_bf16_the_step_is_the_uncompiled_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    plain, wrapped = gpt().bfloat16(), gpt().bfloat16()
+    compile_blocks(wrapped, pytest.fail)
+    with bf16_arithmetic():
+        ours, theirs = gradients(wrapped), gradients(plain)
+    assert counters["stats"]["unique_graphs"] == 1
+    for left, right in zip(ours, theirs, strict=True):
+        assert (left - right).float().norm() <= 0.05 * right.float().norm() + 1e-4

@@ -1,0 +1,114 @@
+"""--profile: where the time goes from the command to the first step, and inside chosen steps."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+OPERATORS = 10
+
+
+class StartUp:
+    """The parts of a start, in seconds since the command was typed (or since this process began)."""
+
+    def __init__(self) -> None:
+        process = psutil.Process()
+        launcher = [p for p in process.parents() if any("deepspeed" in word for word in p.cmdline())]
+        self.began = launcher[-1].create_time() if launcher else process.create_time()
+        self._marks: list[tuple[str, float]] = []
+        if launcher:
+            self._marks.append(("launcher", process.create_time() - self.began))
+
+    def mark(self, part: str) -> None:
+        """`part` ends now."""
+        self._marks.append((part, time.time() - self.began))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part, and of the whole."""
+        ends = [0.0, *(until for _, until in self._marks)]
+        parts = {
+            part: round(until - before, 2) for (part, until), before in zip(self._marks, ends, strict=False)
+        }
+        return parts | {"whole": round(ends[-1], 2)}
+
+    def in_words(self) -> str:
+        """The same in a line."""
+        *parts, (_, whole) = self.seconds().items()
+        listed = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts)
+        return f"from the command to the end of the first step: {whole:.1f} s ({listed})"
+
+
+class StepProfiler:
+    """Profiles the steps that were chosen; without any it does nothing.
+
+    Writes `trace_rank0.json` (chrome://tracing, Perfetto) and on GPUs `memory_rank0.pickle`
+    (pytorch.org/memory_viz) for each rank.
+
+    Args:
+        steps: counted from this start, the first is 1; from the smallest to the largest.
+        folder: where the files go.
+        rank: this rank.
+        say: is told the most expensive operators and the files' names, on rank 0.
+    """
+
+    def __init__(self, steps: tuple[int, ...], folder: Path, rank: int, say: Callable[[str], None]) -> None:
+        self._first, self._last = (min(steps), max(steps)) if steps else (0, 0)
+        self._folder, self._rank, self._say = folder, rank, say
+        self._step = 0
+        self._profile: Any = None
+
+    def before_step(self) -> None:
+        """A step begins."""
+        self._step += 1
+        if self._step != self._first:
+            return
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+            torch.cuda.memory._record_memory_history(max_entries=100_000)
+        self._profile = profile(activities=activities, record_shapes=True)
+        self._profile.start()
+
+    def after_step(self) -> None:
+        """It is over."""
+        if self._profile is not None and self._step == self._last:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write what was profiled, if something was and it is not written yet."""
+        if self._profile is None:
+            return
+        self._profile.stop()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        trace = self._folder / f"trace_rank{self._rank}.json"
+        self._profile.export_chrome_trace(str(trace))
+        files = [str(trace)]
+        if torch.cuda.is_available():
+            memory = self._folder / f"memory_rank{self._rank}.pickle"
+            torch.cuda.memory._dump_snapshot(str(memory))
+            torch.cuda.memory._record_memory_history(enabled=None)
+            files.append(str(memory))
+        key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        steps = self._step - self._first + 1
+        self._say(operator_table(self._profile.key_averages(), key, steps))
+        self._say(f"profile of {steps} step(s), rank {self._rank}: {', '.join(files)}")
+        self._profile = None
+
+
+def operator_table(averages: Any, key: str, steps: int) -> str:
+    """The `OPERATORS` most expensive operators: their own time (callees left out) a step, share and calls."""
+    spent = sorted(averages, key=lambda event: -getattr(event, key))
+    whole = sum(getattr(event, key) for event in spent) or 1
+    lines = [f"{'operator':<56} {'ms a step':>10} {'share':>6} {'calls':>6}"]
+    for event in spent[:OPERATORS]:
+        mine = getattr(event, key)
+        name = event.key if len(event.key) <= 56 else f"{event.key[:53]}..."
+        lines.append(
+            f"{name:<56} {mine / 1000 / steps:>10.2f} {mine / whole:>6.1%} {event.count / steps:>6.0f}"
+        )
+    return os.linesep.join(lines)
