@@ -12,7 +12,7 @@ from model import GPT, PRESETS, VARIANTS, GPTConfig, variant_name
 from model.designs import designs_of_file
 from model.variants import DESIGN_KEYS
 from training.accelerator import rank_from_environment, world_size_from_environment
-from training.config import Shorthand, parse_command
+from training.config import Command, Shorthand, parse_command
 from training.ds_config import load_ds_config, precision
 from training.run_folder import RunFolder
 from training.schedule import ScheduleConfig
@@ -149,8 +149,8 @@ FREE_TO_CHANGE = {
 }
 
 
-def resolve(argv: list[str]) -> tuple[Recipe, dict[str, Any], RunFolder]:
-    """Recipe, DeepSpeed config and run folder from the command line; nothing is built or written.
+def recipe_of(argv: list[str]) -> tuple[Command, Recipe]:
+    """The command line as it was given, and the recipe that it makes.
 
     Raises ValueError or OSError, one sentence each.
     """
@@ -167,6 +167,15 @@ def resolve(argv: list[str]) -> tuple[Recipe, dict[str, Any], RunFolder]:
     recipe = Recipe(**sections)
     if recipe.schedule.steps is None:
         recipe = replace(recipe, schedule=replace(recipe.schedule, steps=recipe.train.steps))
+    return command, recipe
+
+
+def resolve(argv: list[str]) -> tuple[Recipe, dict[str, Any], RunFolder]:
+    """Recipe, DeepSpeed config and run folder from the command line; nothing is built or written.
+
+    Raises ValueError or OSError, one sentence each.
+    """
+    command, recipe = recipe_of(argv)
     # Small, so that a design that cannot be built says so now.
     gpt = GPT(replace(recipe.model, n_embd=8 * recipe.model.n_head, block_size=8, vocab_size=64))
     if recipe.data.document_mask:

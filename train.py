@@ -58,7 +58,8 @@ from training.checkpoint import (
 )
 from training.compilation import wrap_blocks
 from training.design_check import refusal
-from training.engine import build_engine, gradient_norm, set_learning_rate
+from training.ds_effects import ineffective_keys
+from training.engine import build_engine, gradient_norm, log_communication, set_learning_rate
 from training.feed import Feed, StepResult
 from training.profiling import StartUp, StepProfiler
 from training.run_folder import RunFolder, plain
@@ -97,7 +98,7 @@ def main(argv: list[str]) -> int:
             rank=run.rank,
             world_size=world_size_from_environment(),
         )
-        for note in corpus.source.notes:
+        for note in (*ineffective_keys(ds_config), *corpus.source.notes):
             console.say(note)
         run.pin("data", data_fingerprint=corpus.fingerprint, val_fingerprint=validation.fingerprint)
         run.pin("code", design_fingerprint=design_fingerprint(recipe.model))
@@ -134,7 +135,8 @@ def train(
     checkpoint = newest_checkpoint(run.checkpoints, console.say)
     state = TrainState(data_fingerprint=corpus.fingerprint)
     if checkpoint:
-        state = read_state(checkpoint, corpus.fingerprint)
+        any_ranks = bool(ds_config.get("checkpoint", {}).get("load_universal"))
+        state = read_state(checkpoint, corpus.fingerprint, any_ranks)
     loader = batches(
         micro_batch=ds_config["train_micro_batch_size_per_gpu"],
         rank=run.rank,
@@ -274,6 +276,7 @@ def train(
         console.fail(data_error)
     if tracker:
         tracker.finish(run.summary)
+    log_communication(ds_config)
     in_words = {
         "finished": f"is finished: validation loss {state.val_loss or math.nan:.4f} nats a token, "
         f"{state.val_bits_per_byte or math.nan:.4f} bits a byte",

@@ -62,8 +62,8 @@ def _is_complete(folder: Path) -> bool:
 def load_model(run_dir: str | Path, step: int | None = None) -> "tuple[GPT, int]":
     """The model of a run at its last complete checkpoint or at `step`, on the CPU in fp32, and that step.
 
-    The weights are the optimizer's fp32 master copies, joined over the ranks that wrote them; a checkpoint
-    written without ZeRO holds one copy of the weights, in the precision of its training.
+    The weights are the optimizer's fp32 master copies, joined over the ranks that wrote them; fp32 training
+    without ZeRO has no other copy than the model's own.
 
     Raises FileNotFoundError and ValueError as `read_recipe` and `find_checkpoint` do.
     """
@@ -80,7 +80,7 @@ def load_model(run_dir: str | Path, step: int | None = None) -> "tuple[GPT, int]
 
 
 def _fp32_weights(folder: Path) -> "dict[str, torch.Tensor]":
-    """All weights by name: the optimizer's fp32 master copies where ZeRO keeps them."""
+    """All weights by name: the optimizer's fp32 copies where there are any."""
     import torch
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -95,7 +95,17 @@ def _fp32_weights(folder: Path) -> "dict[str, torch.Tensor]":
         if (match := re.search(r"zero_pp_rank_(\d+)_", file.name))
     }
     if not files:
-        return read(model_file)["module"]
+        model = read(model_file)
+        masters = (model.get("optimizer") or {}).get("fp32_groups")
+        if masters is None:
+            return model["module"]
+        # bf16 without ZeRO, whose groups have the copies' names from `build_engine`.
+        groups = model["optimizer"]["optimizer_state_dict"]["param_groups"]
+        for group, copies in zip(groups, masters, strict=True):
+            model["module"] |= {
+                name: copy.detach() for name, copy in zip(group["names"], copies, strict=True)
+            }
+        return model["module"] | {"lm_head.weight": model["module"]["transformer.wte.weight"]}
     first, *others = (files[rank] for rank in sorted(files))
     optimizers = [read(first)["optimizer_state_dict"]]
     if "zero_stage" in optimizers[0]:

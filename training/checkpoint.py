@@ -1,5 +1,7 @@
 """Checkpoints: all that must survive, complete or absent, verified when read."""
 
+import argparse
+import copy
 import hashlib
 import json
 import os
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.checkpoint import ds_to_universal
 
 from .run_folder import write_json
 
@@ -117,16 +120,17 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def read_state(checkpoint: Path, data_fingerprint: str) -> TrainState:
+def read_state(checkpoint: Path, data_fingerprint: str, any_ranks: bool = False) -> TrainState:
     """The state alone, before there is an engine.
 
-    Raises ValueError where the checkpoint is of other data or of another number of ranks.
+    Raises ValueError where the checkpoint is of other data or, unless `any_ranks`, of another number of
+    ranks.
     """
     saved = json.loads((checkpoint / "trainer_state.json").read_text())
-    if saved.pop("world_size") != dist.get_world_size():
+    if saved.pop("world_size") != dist.get_world_size() and not any_ranks:
         raise ValueError(
             f"{checkpoint} was written on {len(saved['rng'])} rank(s), but {dist.get_world_size()} are "
-            "running: resume on the same number"
+            "running: resume on the same number, or set checkpoint.load_universal to true"
         )
     if saved["data_fingerprint"] != data_fingerprint:
         raise ValueError(
@@ -138,14 +142,76 @@ def read_state(checkpoint: Path, data_fingerprint: str) -> TrainState:
 
 
 def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
-    """Load weights, optimizer and the state's random numbers into this rank."""
-    loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    """Load weights, optimizer and the state's random numbers into this rank. All ranks call it.
+
+    With `checkpoint.load_universal` it may have been written on another number of ranks. A rank that it does
+    not know keeps its generators as they are: seeded for this rank, and not used before.
+    """
+    groups = engine.optimizer.param_groups
+    of_config = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    universal = engine.load_universal_checkpoint() and engine.zero_optimization()
+    # Without ZeRO nothing depends on the ranks, and DeepSpeed would load nothing.
+    engine._config.load_universal_checkpoint = universal
+    if universal:
+        names = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+        checkpoint = _universal(checkpoint, names)
+        loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        # Under ZeRO-3 all groups get one and the same counter, which each of them would count up.
+        for of_parameter in engine.basic_optimizer.state.values():
+            of_parameter["step"] = copy.deepcopy(of_parameter["step"])
+        dist.barrier()
+        if dist.get_rank() == 0:
+            shutil.rmtree(checkpoint)
+    else:
+        loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if loaded is None:
         raise ValueError(f"DeepSpeed found no checkpoint in {checkpoint}")
-    rng = state.rng[dist.get_rank()]
-    torch.set_rng_state(_bytes(rng["cpu"]))
-    if "cuda" in rng:
-        torch.cuda.set_rng_state(_bytes(rng["cuda"]))
+    # Universal loading under ZeRO-3 gives all groups what the first has: its weight decay, its multiplier.
+    for group, settings in zip(engine.optimizer.param_groups, of_config, strict=True):
+        group.update(settings)
+    if dist.get_rank() < len(state.rng):
+        rng = state.rng[dist.get_rank()]
+        torch.set_rng_state(_bytes(rng["cpu"]))
+        if "cuda" in rng:
+            torch.cuda.set_rng_state(_bytes(rng["cuda"]))
+
+
+def _universal(checkpoint: Path, names: Sequence[str]) -> Path:
+    """`checkpoint` in DeepSpeed's universal format: a folder beside it, whole or absent. All ranks call it.
+
+    Raises ValueError where the weights or moments of one of the parameters `names` are missing.
+    """
+    final = checkpoint.with_name(f".{checkpoint.name}.universal")
+    problem: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        partial = final.with_name(f"{final.name}.partial")
+        for leftover in (partial, final):
+            shutil.rmtree(leftover, ignore_errors=True)
+        # One process and one parameter at a time: forking would copy what this process holds.
+        ds_to_universal.main(
+            argparse.Namespace(
+                input_folder=str(checkpoint),
+                output_folder=str(partial),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )
+        (partial.parent / "latest_universal").unlink()  # it would name a folder that is renamed
+        states = [f"{name}/{state}.pt" for name in names for state in ("fp32", "exp_avg", "exp_avg_sq")]
+        missing = [
+            name for name in (*states, "optimizer_state.pt") if not (partial / "zero" / name).is_file()
+        ]
+        if missing:
+            problem = [f"{missing[0]} is missing"]
+        else:
+            os.rename(partial, final)
+    dist.broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise ValueError(f"{checkpoint} could not be converted for another number of ranks: {problem[0]}")
+    return final
 
 
 def _rng_state() -> dict[str, str]:

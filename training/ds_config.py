@@ -84,7 +84,13 @@ _ELSEWHERE = {
     "csv_monitor": "metrics go to metrics.jsonl and W&B: set tracking in the recipe's 'tracking' section",
 }
 _ADAM_PARAMS = {*inspect.signature(torch.optim.AdamW).parameters} - {"params"} | {"torch_adam", "adam_w_mode"}
+_MUON_PARAMS = {"lr", "muon_lr", "adam_lr", "momentum", "ns_method", "betas", "eps", "weight_decay"} | {
+    "torch_adam",
+    "fused",
+}
+_PARAMS = {"adam": _ADAM_PARAMS, "adamw": _ADAM_PARAMS, "muon": _MUON_PARAMS}
 _DTYPES = ("fp32", "fp16", "bf16", "float32", "float16", "bfloat16")
+_SHORT_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 _KNOWN = [
@@ -92,8 +98,13 @@ _KNOWN = [
     *_SECTION_KEYS,
     *(f"{name}.{key}" for name, keys in _SECTION_KEYS.items() for key in keys),
     *_SECTION_MODELS,
-    *(f"{name}.{key}" for name, model in _SECTION_MODELS.items() for key in model.model_fields),
-    *(f"optimizer.params.{key}" for key in _ADAM_PARAMS),
+    *(
+        f"{name}.{key}"
+        for name, model in _SECTION_MODELS.items()
+        for field, info in model.model_fields.items()
+        for key in {field, info.alias or field}
+    ),
+    *(f"optimizer.params.{key}" for key in _ADAM_PARAMS | _MUON_PARAMS),
 ]
 """Every key as a dotted path."""
 
@@ -121,6 +132,7 @@ def load_ds_config(path: Path, overrides: Mapping[str, str], world_size: int) ->
         _override(config, key, value)
     where = f"{path} with its --ds overrides" if overrides else str(path)
     _check_keys(config, where)
+    _check_modes(config, where)
     config |= _batch_sizes(config, world_size, where)
     return config
 
@@ -183,6 +195,9 @@ def _check_keys(config: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where} has no 'optimizer' section: it needs at least a type and params.lr")
     if all(config.get(mode, {}).get("enabled") for mode in ("bf16", "fp16")):
         raise ValueError(f"'bf16' and 'fp16' are both enabled in {where}: keep one of them")
+    for mode in ("bf16", "fp16"):
+        if all(config.get(section, {}).get("enabled") for section in (mode, "torch_autocast")):
+            raise ValueError(f"'{mode}' and 'torch_autocast' are both enabled in {where}: keep one of them")
     dtype = config.get("communication_data_type", "fp32")
     if dtype not in ("fp32", "fp16", "bf16"):
         raise ValueError(
@@ -236,13 +251,14 @@ def _check_optimizer(section: Mapping[str, Any], where: str) -> None:
     params = section.get("params", {})
     if not isinstance(params, dict):
         raise ValueError(f"'optimizer.params' in {where} is {params!r}, but it must be a section in braces")
-    if str(kind).lower() in ("adam", "adamw"):
+    if known_params := _PARAMS.get(str(kind).lower()):
         for key in params:
-            if f"optimizer.params.{key}" not in _KNOWN:
+            if key not in known_params:
                 raise unknown_key(
-                    f"optimizer.params.{key}", [known for known in _KNOWN if ".params." in known], where
+                    f"optimizer.params.{key}", [f"optimizer.params.{known}" for known in known_params], where
                 )
-    for key, default in (("lr", None), ("weight_decay", 0.0), ("eps", 1e-8)):
+    defaults = {"lr": None, "weight_decay": 0.0, "eps": 1e-8, "muon_lr": 0.0, "adam_lr": 0.0, "momentum": 0.0}
+    for key, default in defaults.items():
         value: Any = params.get(key, default)
         if not _is_number(value) or not 0 <= value < math.inf:
             raise ValueError(
@@ -264,6 +280,98 @@ def _check_optimizer(section: Mapping[str, Any], where: str) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_modes(config: Mapping[str, Any], where: str) -> None:
+    """Refuse in one sentence what DeepSpeed 0.19.8 would crash on later, or compute wrongly."""
+    zero = config.get("zero_optimization", {})
+    stage, mode = zero.get("stage", 0), precision(config)
+    model_dtype = mode if mode in ("bf16", "fp16") else "fp32"
+    types = {
+        key: _SHORT_DTYPES.get(dtype, dtype) for key, dtype in config.get("data_types", {}).items() if dtype
+    }
+    accumulation = types.get("grad_accum_dtype", model_dtype)
+
+    def refuse(key: str, why: str) -> ValueError:
+        return ValueError(f"'{key}' in {where} {why}")
+
+    if types.get("param_dtype", model_dtype) != model_dtype:
+        raise refuse(
+            "data_types.param_dtype",
+            f"is {types['param_dtype']}, but the parameters are {model_dtype}: leave it out, the 'bf16' and "
+            "'fp16' sections decide",
+        )
+    if stage == 0 and accumulation != model_dtype:
+        raise refuse(
+            "data_types.grad_accum_dtype",
+            f"is {accumulation} with {model_dtype} parameters, but without ZeRO gradients are accumulated in "
+            "the parameters' dtype: leave it out, or set zero_optimization.stage to 1, 2 or 3",
+        )
+    devices = {
+        key: (zero.get(key) or {}).get("device", "none") for key in ("offload_optimizer", "offload_param")
+    }
+    for key, device in devices.items():
+        if device == "nvme":
+            raise refuse(f"zero_optimization.{key}.device", "is nvme, but it must be cpu or none")
+    offload = devices["offload_optimizer"] == "cpu"
+    if offload and stage == 0:
+        raise refuse("zero_optimization.offload_optimizer", "needs zero_optimization.stage 1, 2 or 3")
+    if devices["offload_param"] == "cpu" and stage == 3 and not offload:
+        raise refuse(
+            "zero_optimization.offload_param", "needs zero_optimization.offload_optimizer.device cpu"
+        )
+    for key in ("bf16_master_weights_and_grads", "bf16_optimizer_states"):
+        if config.get("bf16", {}).get(key):
+            raise refuse(f"bf16.{key}", "is true, but a run is scored by its fp32 weights: leave it out")
+    for key in ("elastic_checkpoint", "legacy_stage1"):
+        if zero.get(key):
+            raise refuse(
+                f"zero_optimization.{key}",
+                "is true, which DeepSpeed has given up: set checkpoint.load_universal to resume on another "
+                "number of ranks",
+            )
+    if zero.get("compute_grad_norm") is False:
+        raise refuse("zero_optimization.compute_grad_norm", "is false, but every step logs grad_norm")
+    scatters = (stage == 3 or stage == 2) and zero.get("reduce_scatter", True)
+    for key, default in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
+        if scatters and config.get(key, default) != default:
+            raise refuse(
+                key,
+                f"is {config[key]!r}, which ZeRO-{stage} takes only with reduce_scatter false",
+            )
+    params = config["optimizer"].get("params", {})
+    if str(config["optimizer"]["type"]).lower() in ("adam", "adamw") and not params.get("torch_adam"):
+        for key in params.keys() & {"fused", "foreach", "maximize", "capturable", "differentiable"}:
+            raise refuse(f"optimizer.params.{key}", "is torch's: set optimizer.params.torch_adam to true")
+    if str(config["optimizer"]["type"]).lower() == "muon":
+        _check_muon(stage, model_dtype, accumulation, offload, config, where)
+
+
+def _check_muon(
+    stage: int, model_dtype: str, accumulation: str, offload: bool, config: Mapping[str, Any], where: str
+) -> None:
+    reference = stage == 1 and model_dtype == "bf16" and accumulation == "fp32" and not offload
+    if not reference and not (stage == 0 and model_dtype == "fp32"):
+        raise ValueError(
+            f"'optimizer.type' in {where} is Muon, whose updates DeepSpeed clips in place of the gradients "
+            f"with {model_dtype} parameters, {accumulation} accumulation{', offload' if offload else ''} and "
+            f"ZeRO-{stage}: use bf16 with data_types.grad_accum_dtype fp32 and ZeRO-1, or fp32 parameters "
+            "without ZeRO"
+        )
+    if config.get("checkpoint", {}).get("load_universal") and stage:
+        raise ValueError(
+            f"'checkpoint.load_universal' in {where} cannot go with Muon, whose momentum DeepSpeed does not "
+            "convert: resume on the number of ranks that wrote the checkpoint"
+        )
+    method = config["optimizer"]["params"].get("ns_method", "gram")
+    if method not in ("gram", "standard"):
+        raise ValueError(
+            f"'optimizer.params.ns_method' in {where} is {method!r}, but it must be gram or standard"
+        )
+    if not config["optimizer"]["params"]["lr"] > 0:
+        raise ValueError(
+            f"'optimizer.params.lr' in {where} is 0, but muon_lr and adam_lr are multiples of it"
+        )
 
 
 def _check_value(key: str, value: Any, where: str) -> None:

@@ -15,12 +15,21 @@ from training.ds_config import load_ds_config, precision
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-3}}
+BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 GOOD = {"train_micro_batch_size_per_gpu": 2, "optimizer": ADAMW}
 
 
 def adamw(**params: Any) -> dict[str, Any]:
     """A good config but for what the optimizer is given."""
     return GOOD | {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3} | params}}
+
+
+def zero(stage: int, **keys: Any) -> dict[str, Any]:
+    return GOOD | {"zero_optimization": {"stage": stage} | keys}
+
+
+def muon(stage: int, **sections: Any) -> dict[str, Any]:
+    return zero(stage) | {"optimizer": {"type": "Muon", "params": {"lr": 1e-3, "muon_lr": 0.02}}} | sections
 
 
 def load(
@@ -60,11 +69,12 @@ def test_deepspeed_reads_our_files_as_we_do(path: Path) -> None:
     assert theirs.train_batch_size == config["train_batch_size"]
     assert theirs.train_micro_batch_size_per_gpu == config["train_micro_batch_size_per_gpu"]
     assert theirs.gradient_accumulation_steps == config["gradient_accumulation_steps"]
-    assert theirs.zero_optimization_stage == config["zero_optimization"]["stage"] == 1
+    assert theirs.zero_optimization_stage == config["zero_optimization"]["stage"]
     assert theirs.bfloat16_config.enabled == (precision(config) == "bf16")
     assert not theirs.float16_config.enabled
     assert theirs.gradient_clipping == 1.0
-    assert theirs.optimizer_name == "adamw" and theirs.optimizer_params["lr"] > 0
+    assert theirs.optimizer_name == ("muon" if "muon" in path.stem else "adamw")
+    assert theirs.optimizer_params["lr"] > 0
     assert theirs.scheduler_name is None
 
 
@@ -163,6 +173,29 @@ def test_a_batch_size_below_one_or_none_at_all_is_refused(tmp_path: Path) -> Non
          ["'zero_optimization'", "offload_optimizer.device", "'moon'"]),
         (GOOD | {"zero_optimization": {"reduce_bucket_size": -1}}, ["reduce_bucket_size is -1", "greater"]),
         (GOOD | {"bf16": {"enabled": True}, "fp16": {"enabled": True}}, ["'bf16'", "'fp16'", "both enabled"]),
+        # What DeepSpeed would crash on later, or compute wrongly
+        (GOOD | BF16 | {"torch_autocast": {"enabled": True}}, ["'torch_autocast'", "both"]),
+        (GOOD | BF16, ["'data_types.grad_accum_dtype'", "fp32 with bf16 parameters", "stage to 1, 2 or 3"]),
+        (GOOD | {"data_types": {"grad_accum_dtype": "bfloat16"}}, ["bf16 with fp32 parameters"]),
+        (GOOD | {"data_types": {"param_dtype": "bf16"}}, ["'data_types.param_dtype'", "leave it out"]),
+        (zero(3, offload_optimizer={"device": "nvme"}), ["offload_optimizer.device'", "nvme", "cpu or none"]),
+        (zero(3, offload_param={"device": "nvme"}), ["offload_param.device'", "nvme", "cpu or none"]),
+        (zero(3, offload_param={"device": "cpu"}), ["optimization.offload_param'", "offload_optimizer"]),
+        (zero(0, offload_optimizer={"device": "cpu"}), ["offload_optimizer'", "stage 1, 2 or 3"]),
+        (zero(1, elastic_checkpoint=True), ["'zero_optimization.elastic_checkpoint'", "load_universal"]),
+        (zero(1, compute_grad_norm=False), ["'zero_optimization.compute_grad_norm'", "grad_norm"]),
+        (zero(2) | {"prescale_gradients": True}, ["'prescale_gradients'", "ZeRO-2", "reduce_scatter false"]),
+        (zero(3) | {"gradient_predivide_factor": 2.0}, ["'gradient_predivide_factor'", "2.0", "ZeRO-3"]),
+        (GOOD | {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}},
+         ["'bf16.bf16_master_weights_and_grads'", "fp32 weights"]),
+        (adamw(fused=True), ["'optimizer.params.fused'", "torch_adam to true"]),
+        (muon(1), ["'optimizer.type'", "Muon", "fp32 parameters, fp32 accumulation and ZeRO-1"]),
+        (muon(2, **BF16), ["Muon", "bf16 parameters, fp32 accumulation and ZeRO-2"]),
+        (muon(1, bf16={"enabled": True}), ["Muon", "bf16 accumulation", "grad_accum_dtype fp32 and ZeRO-1"]),
+        (muon(1, **BF16, checkpoint={"load_universal": True}), ["'checkpoint.load_universal'", "Muon"]),
+        (GOOD | {"optimizer": {"type": "Muon", "params": {"lr": 1, "ns_method": 1}}}, ["ns_method'", "gram"]),
+        (GOOD | {"optimizer": {"type": "Muon", "params": {"lr": 0}}}, ["'optimizer.params.lr'", "multiples"]),
+        (GOOD | {"optimizer": {"type": "Muon", "params": {"lr": 1, "amsgrad": True}}}, ["params.amsgrad'"]),
         # The optimizer
         ({"train_batch_size": 8}, ["ds.json", "no 'optimizer' section"]),
         (GOOD | {"optimizer": {"params": {"lr": 1}}}, ["'optimizer.type'", "None", "adamw"]),
@@ -267,3 +300,23 @@ def test_a_newer_deepspeed_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_precision_names_the_mode(tmp_path: Path, config: dict[str, Any], mode: str) -> None:
     assert precision(load(tmp_path, GOOD | config)) == mode
+
+
+def test_keys_of_zero_3_are_known_by_the_names_that_people_use(tmp_path: Path) -> None:
+    names = (
+        "prefetch_bucket_size",
+        "param_persistence_threshold",
+        "max_live_parameters",
+        "max_reuse_distance",
+    )
+    config = zero(3, **{f"stage3_{name}": 10**6 for name in names})
+    assert load(tmp_path, config)["zero_optimization"] == config["zero_optimization"]
+    load(tmp_path, zero(3, **dict.fromkeys(names, 10**6)))
+    assert "'zero_optimization.stage3_prefetch_bucket_size'" in refusal(
+        tmp_path, zero(3, stage3_prefetch_bucket=1)
+    )
+
+
+@pytest.mark.parametrize("config", [muon(0), muon(1, **BF16), zero(3, offload_param={"device": "none"})])
+def test_what_works_is_taken(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert load(tmp_path, config)["optimizer"] == config["optimizer"]

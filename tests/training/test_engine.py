@@ -67,7 +67,8 @@ def train_with_engine(rank: int, world_size: int, folder: Path) -> None:
         assert gradient_norm(engine) == pytest.approx(norms[step], rel=1e-5)  # before clipping
         assert engine.was_step_applied()
     for (name, ours), theirs in zip(gpt.named_parameters(), reference.parameters(), strict=True):
-        assert (ours - theirs).abs().max() <= 1e-6, name
+        # The loss is chunked here and whole there; Adam makes of the gradients' last digits up to 1.5e-6.
+        assert (ours - theirs).abs().max() <= 3e-6, name
     assert gpt.lm_head.weight is gpt.transformer.wte.weight
 
 
