@@ -215,7 +215,8 @@ def huggingface(bench: Bench) -> Turn:
         with bf16_arithmetic():
             loss = trainer.train().training_loss
         trainer.accelerator.free_memory()
-        trainer.model_wrapped.destroy()
+        engine: Any = trainer.model_wrapped
+        engine.destroy()
     return [end - begin for begin, end in pairwise(ends)], loss
 
 
