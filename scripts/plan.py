@@ -42,7 +42,10 @@ FEW_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Row:
-    """A number of GPUs: batch sizes in sequences, bytes a rank, seconds, tokens/s of all ranks."""
+    """A number of GPUs: batch sizes in sequences, bytes a rank, seconds, tokens/s of all ranks.
+
+    `steps` are as many as the recipe's tokens take.
+    """
 
     gpus: int
     train_batch_size: int
@@ -52,6 +55,7 @@ class Row:
     fits: bool
     communication_bytes: int
     communication_share: float
+    steps: float
     step_s: float
     tokens_per_s: float
     days: float
@@ -64,12 +68,16 @@ class Plan:
     Args:
         recipe: model and length.
         ds_config: as `load_ds_config` returns it.
+        asked: `train_batch_size` and `train_micro_batch_size_per_gpu` before they were made to divide.
         gpu: what each rank is.
         mfu: see `MFU`.
     """
 
-    def __init__(self, recipe: Recipe, ds_config: dict[str, Any], gpu: GPU, mfu: float) -> None:
+    def __init__(
+        self, recipe: Recipe, ds_config: dict[str, Any], asked: tuple[int, int], gpu: GPU, mfu: float
+    ) -> None:
         self.recipe, self.ds_config, self.gpu, self.mfu = recipe, ds_config, gpu, mfu
+        self.batch, self.micro_batch = asked
         with FakeTensorMode():
             self.flops = flops_per_token(GPT(recipe.model))
         self.memory = MemoryModel(recipe.model, ds_config)
@@ -92,10 +100,10 @@ class Plan:
 
         A global batch that the ranks do not divide is rounded up to one that they do.
         """
-        batch = -(-self.ds_config["train_batch_size"] // ranks) * ranks
+        batch = -(-self.batch // ranks) * ranks
         a_rank = batch // ranks
         if micro_batch is None:
-            wanted = min(self.ds_config["train_micro_batch_size_per_gpu"], a_rank)
+            wanted = min(self.micro_batch, a_rank)
             divisors = [size for size in range(wanted, 0, -1) if a_rank % size == 0]
             micro_batch = next(
                 (m for m in divisors if self.memory.of(ranks, m, a_rank // m).peak <= self.room), 1
@@ -104,7 +112,7 @@ class Plan:
         peak = self.memory.of(ranks, micro_batch, accumulation).peak
         tokens = batch * self.recipe.model.block_size
         time = step_time(self.memory, self.flops, tokens, self.gpu, ranks, accumulation, self.mfu)
-        steps = self.recipe.train.steps * self.ds_config["train_batch_size"] / batch  # the same tokens
+        steps = self.recipe.train.steps * self.batch / batch  # the same tokens
         return Row(
             gpus=ranks,
             train_batch_size=batch,
@@ -114,6 +122,7 @@ class Plan:
             fits=peak <= self.room,
             communication_bytes=sum(communication(self.memory, ranks, accumulation).values()),
             communication_share=time.communicate / time.whole,
+            steps=steps,
             step_s=time.whole,
             tokens_per_s=tokens / time.whole,
             days=steps * time.whole / 86400,
@@ -123,7 +132,7 @@ class Plan:
     def limits(self) -> list[str]:
         """Where data parallel of this kind stops being the right tool, a sentence for each reason."""
         rows = [self.row(2**power) for power in range(MOST_GPUS.bit_length())]
-        batch = self.ds_config["train_batch_size"]
+        batch = self.batch
         block = self.recipe.model.block_size
         name = f"ZeRO-{self.memory.stage} data parallel"
         reasons = [
@@ -144,13 +153,14 @@ class Plan:
                 "leaves a GPU {tokens:,} tokens a step, too few to keep it busy: it will not reach that MFU",
             ),
         ]
-        said = []
+        found = []
         for is_limit, reason in reasons:
             if first := next((row for row in rows if is_limit(row)), None):
                 facts = reason.format(
                     batch=batch, share=first.communication_share, tokens=first.micro_batch * block
                 )
-                said.append(f"from {first.gpus} GPUs on {name} {facts}")
+                found.append((first.gpus, f"from {first.gpus} GPUs on {name} {facts}"))
+        said = [sentence for _, sentence in sorted(found)]
         if not any(row.fits for row in rows):
             said.append(
                 f"{name} does not fit on any number of these GPUs, even at micro-batch 1: split more "
@@ -207,7 +217,7 @@ def describe(plan: Plan, name: str, ranks: int, recipe_file: Path) -> tuple[str,
         f"communication a step and rank: gradients {gib(sent['gradients'])}, weights {gib(sent['weights'])}, "
         f"{row.communication_share:.1%} of the time",
         f"at an MFU of {plan.mfu:.0%}: {row.tokens_per_s:,.0f} tokens/s, {row.step_s:.2f} s a step, "
-        f"{plan.recipe.train.steps:,} steps in {row.days:.2f} days, {row.gpu_hours:,.0f} GPU hours",
+        f"{row.steps:,.0f} steps in {row.days:.3g} days, {row.gpu_hours:,.0f} GPU hours",
     ]
     if not row.fits:
         lines.append(f"IT DOES NOT FIT: {gib(memory.peak)} of {gib(plan.room)}")
@@ -215,7 +225,7 @@ def describe(plan: Plan, name: str, ranks: int, recipe_file: Path) -> tuple[str,
     table = [
         [r.gpus, r.train_batch_size, r.micro_batch, r.accumulation, gib(r.peak_bytes),
          "yes" if r.fits else "no", f"{r.communication_share:.0%}",
-         f"{r.tokens_per_s:,.0f}", f"{r.days:.2f}", f"{r.gpu_hours:,.0f}"]
+         f"{r.tokens_per_s:,.0f}", f"{r.days:.3g}", f"{r.gpu_hours:,.0f}"]
         for r in powers
     ]  # fmt: skip
     headers = ["GPUs", "batch", "micro", "accum", "peak", "fits", "comm", "tokens/s", "days", "GPU hours"]
@@ -246,11 +256,12 @@ def parse_gpus(text: str) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-def sized_for(command: Command, ranks: int) -> tuple[dict[str, Any], str | None]:
-    """The DeepSpeed config for `ranks`, and a sentence where its batch sizes had to change for them."""
+def sized_for(command: Command, ranks: int) -> tuple[dict[str, Any], tuple[int, int], str | None]:
+    """The DeepSpeed config for `ranks`, what its batch sizes were, and a sentence if they had to change."""
     load = load_ds_config
     try:
-        return load(command.deepspeed_config, command.ds_overrides, ranks), None
+        config = load(command.deepspeed_config, command.ds_overrides, ranks)
+        return config, (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]), None
     except ValueError as error:
         if "do not divide" not in str(error):
             raise
@@ -258,14 +269,11 @@ def sized_for(command: Command, ranks: int) -> tuple[dict[str, Any], str | None]
     sizes = json.loads(command.deepspeed_config.read_text()) | {
         key: int(value) for key, value in command.ds_overrides.items() if key.startswith("train_")
     }
-    batch = sizes.get("train_batch_size", ranks)
-    batch = -(-batch // ranks) * ranks
+    asked = sizes["train_batch_size"]
+    batch = -(-asked // ranks) * ranks
     a_rank = batch // ranks
-    micro = next(
-        m
-        for m in range(min(sizes.get("train_micro_batch_size_per_gpu", a_rank), a_rank), 0, -1)
-        if a_rank % m == 0
-    )
+    largest = sizes.get("train_micro_batch_size_per_gpu", a_rank)
+    micro = next(m for m in range(min(largest, a_rank), 0, -1) if a_rank % m == 0)
     overrides = command.ds_overrides | {
         "train_batch_size": str(batch),
         "train_micro_batch_size_per_gpu": str(micro),
@@ -275,7 +283,7 @@ def sized_for(command: Command, ranks: int) -> tuple[dict[str, Any], str | None]
         f"train.py would refuse this: {refusal}. The plan is for --ds.train_batch_size {batch} "
         f"--ds.train_micro_batch_size_per_gpu {micro}"
     )
-    return load(command.deepspeed_config, overrides, ranks), note
+    return load(command.deepspeed_config, overrides, ranks), (asked, largest), note
 
 
 def main(argv: list[str]) -> int:
@@ -302,8 +310,8 @@ def main(argv: list[str]) -> int:
         if not 0 < mfu <= 1:
             raise ValueError(f"--mfu is '{own['--mfu']}', but it must be above 0 and at most 1")
         command, recipe = recipe_of(rest)
-        ds_config, note = sized_for(command, ranks)
-        plan = Plan(recipe, ds_config, GPUS[name], mfu)
+        ds_config, asked, note = sized_for(command, ranks)
+        plan = Plan(recipe, ds_config, asked, GPUS[name], mfu)
         text, facts = describe(plan, name, ranks, command.recipe_file)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -85,6 +85,15 @@ def step_time(
         mfu: model FLOPs utilisation of the compute, communication left out.
     """
     recomputed = 4 / 3 if model.checkpointing is not None else 1  # forward once more
-    link = BANDWIDTH_SHARE * (gpu.intra_node if ranks <= NODE else gpu.inter_node)
     sent = sum(communication(model, ranks, accumulation).values())
-    return StepTime(recomputed * flops * tokens / (ranks * gpu.peak_flops * mfu), sent / link)
+    seconds = sent / (BANDWIDTH_SHARE * slowest_link(gpu, ranks))
+    return StepTime(recomputed * flops * tokens / (ranks * gpu.peak_flops * mfu), seconds)
+
+
+def slowest_link(gpu: GPU, ranks: int) -> float:
+    """Nominal bytes/s at which each of `ranks` can send to the next in a ring.
+
+    A ring crosses the network once a node and not once a GPU. NCCL lays a ring through each port of a node
+    and deals the data out to them, so that all ports together carry what one GPU sends.
+    """
+    return gpu.intra_node if ranks <= NODE else min(gpu.intra_node, NODE * gpu.inter_node)

@@ -231,36 +231,33 @@ class MemoryModel:
         states = self.optimizer_bytes(ranks)
         gpu_states, host = (0, states) if self.offloaded else (states, 0)
         resident = weights + gpu_states
-        partition = (self.accumulate if separate else self.weight) * share
+        # Gradients in the weights' dtype stay in whole parameters, even where a part is another rank's.
+        partition = 4 * share if separate else self.weight * _largest_partition(shape.groups, ranks)
         if self.stage == 2:
             mode: Gradients = "freed"
-            # What this rank keeps is added to in place, or once more beside it.
-            gradients = partition * (1 if separate or accumulation == 1 else 2)
-            before = gradients
+            gradients = partition
         else:
             mode = "kept" if accumulation > 1 and not separate else "freed" if separate else "new"
             gradients = self.accumulate * shape.parameters
-            before = gradients if accumulation > 1 or separate else 0
+        before = gradients if accumulation > 1 or separate else 0
         step = self.activations(micro_batch, mode)
 
         element = self.accumulate if separate and self.stage == 1 else self.weight
         bucket = int(self.zero.get("reduce_bucket_size", _BUCKET))
-        buffers = bucket * element * (2 if self.zero.get("overlap_comm") else 1)
         sizes = self.sizes_by_reduction()
-        if self.device == "cpu":
-            written = element * sum(min(bucket, sum(size)) for size in sizes.values())
-            in_backward, in_reduction = (written if self.stage == 2 else 0), written
+        if self.device == "cpu":  # written as backward goes on, when activations have made room
+            in_backward, in_reduction = 0, element * sum(min(bucket, sum(size)) for size in sizes.values())
         else:
-            in_backward = in_reduction = buffers * len(sizes)
+            in_reduction = bucket * element * (2 if self.zero.get("overlap_comm") else 1) * len(sizes)
+            in_backward = in_reduction
         lasting_buffers = in_backward if self.stage == 1 and accumulation > 1 else 0
         # A full bucket is copied once to be reduced, and once more if it travels in another dtype.
         copy = max(_copy_of_bucket(size, bucket, element, to) for to, size in sizes.items())
-        moved = 0 if separate else self.weight * share
-        if self.stage == 1:
-            left = max(0, element * (shape.parameters - bucket)) if bucket < shape.parameters else 0
-            reduction = resident + in_reduction + copy + left + moved + (partition if separate else 0)
+        reduction = resident + in_reduction + copy + partition
+        if self.stage == 2:
+            reduction += 0 if separate else before  # the new sum, beside what was accumulated
         else:
-            reduction = resident + gradients + in_reduction + copy
+            reduction += max(0, element * (shape.parameters - bucket))  # gradients that wait for the bucket
         largest_group = -(-max(map(sum, shape.groups)) // ranks)
         flat = 0 if separate else 4 * largest_group + (self.weight * largest_group if self.weight < 4 else 0)
         phases = {
@@ -340,6 +337,19 @@ def _largest_copy(sizes: Sequence[int], limit: int, element: int, communicate: i
     return largest
 
 
+def _largest_partition(groups: Sequence[Sequence[int]], ranks: int) -> int:
+    """Elements of the parameters of which a rank owns at least a part: those of the rank that has most."""
+    owned = [0] * ranks
+    for sizes in groups:
+        share = -(-sum(sizes) // ranks)
+        end = 0
+        for size in sizes:
+            start, end = end, end + size
+            for rank in range(start // share, (end - 1) // share + 1):
+                owned[rank] += size
+    return max(owned)
+
+
 def _copy_of_bucket(sizes: Sequence[int], bucket: int, element: int, communicate: int) -> int:
     """Bytes that `DeepSpeedZeroOptimizer.average_tensor` copies for a full bucket or a large parameter."""
     filled = max(min(bucket, sum(sizes)), max(sizes) if max(sizes) > bucket else 0)
@@ -389,9 +399,10 @@ class _HeadOnGPU(torch.autograd.Function):
         chunk = min(CHUNK["cuda"], len(hidden))
         grad_hidden = torch.empty_like(hidden)
         grad_rows = torch.empty_like(rows, dtype=torch.float32)
+        of_last_chunk = hidden.new_empty(chunk if len(hidden) > chunk else 0, len(rows))
         logits = hidden.new_empty(chunk, len(rows))
         grad_logits = torch.empty_like(logits)
-        del logits
+        del logits, of_last_chunk
         product = torch.empty_like(grad_rows)
         del grad_logits, product
         ctx.save_for_backward(grad_hidden, grad_rows)

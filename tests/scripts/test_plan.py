@@ -79,6 +79,9 @@ def test_batch_sizes_that_do_not_divide_get_a_plan_and_what_to_set(files: Path) 
     assert status == 0
     assert "train.py would refuse this" in text and "do not divide" in text
     assert "--ds.train_batch_size 28 --ds.train_micro_batch_size_per_gpu 2" in text
+    facts = numbers(files, "--gpus", "7xA100")
+    assert facts["plan"]["steps"] == pytest.approx(1000 * 24 / 28)  # the recipe's tokens, in larger batches
+    assert facts["scaling"] == numbers(files, "--gpus", "1xA100")["scaling"]
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, PRESETS, VARIANTS, GPTConfig
+from model.loss import _MeanLoss
 from tests.distributed import run_on_ranks
 from training.accounting import communication, flops_per_token, step_time
 from training.bf16 import bf16_arithmetic
 from training.ds_config import load_ds_config
 from training.engine import build_engine
 from training.hardware import GPUS, peak_flops
-from training.memory import MemoryModel
+from training.memory import Live, MemoryModel, _HeadOnGPU
 
 TINY = GPTConfig(n_layer=3, n_head=4, n_embd=64, block_size=48, vocab_size=512)
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
@@ -120,6 +121,27 @@ def test_checkpointed_activations_are_smaller(tmp_path: Path) -> None:
     assert recomputed.activations < 0.6 * plain.activations
 
 
+@pytest.mark.parametrize("shape", [(256, 16, 512), (256, 128, 512), (64, 16, 512)])
+def test_the_gpus_head_is_taken_for_what_the_loss_holds(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`_MeanLoss` in fp32 on this CPU, with what it compiles replaced by its outputs, beside the stand-in."""
+    rows, width, vocab = shape
+    replaced = lambda: lambda logits, *_: (logits.new_zeros(()), torch.empty_like(logits))  # noqa: E731
+    monkeypatch.setattr("model.loss._compiled_of_chunk", replaced)
+    monkeypatch.setattr("training.memory.CHUNK", {"cuda": 64})
+    targets = torch.zeros(rows, dtype=torch.int64)
+    found = []
+    for head in (lambda h, w: _MeanLoss.apply(h, w, targets, 64), _HeadOnGPU.apply):
+        hidden, weight = (torch.randn(n, width, requires_grad=True) for n in (rows, vocab))
+        with Live() as live:
+            loss = head(hidden, weight)
+            forward, live.peak = live.peak, live.now
+            loss.backward()
+        found.append((forward, live.peak))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
 def test_communication_by_hand(tmp_path: Path) -> None:
     P = GPT(TINY).num_parameters()
     for stage, gradients, weights in ((0, 2 * 4, 0), (1, 2 * 4, 4), (2, 2 * 4 * 3, 4), (3, 4 * 3, 2 * 3 * 4)):
@@ -139,7 +161,9 @@ def test_a_steps_time_by_hand(tmp_path: Path) -> None:
     assert time.compute == pytest.approx(1e9 * 2**20 / (8 * 989e12 * 0.5))
     assert time.communicate == pytest.approx(sum(communication(model, 8, 2).values()) / (0.7 * 450e9))
     across = step_time(model, flops=10**9, tokens=2**20, gpu=gpu, ranks=16, accumulation=2, mfu=0.5)
-    assert across.compute == pytest.approx(time.compute / 2) and across.communicate > 5 * time.communicate
+    assert across.compute == pytest.approx(time.compute / 2)
+    all_ports = 8 * 50e9  # of a node, which are slower together than NVLink
+    assert across.communicate == pytest.approx(sum(communication(model, 16, 2).values()) / (0.7 * all_ports))
     again = MemoryModel(TINY, load(tmp_path, BF16 | {"activation_checkpointing": {}}, 8))
     assert step_time(again, 10**9, 2**20, gpu, 8, 2, 0.5).compute == pytest.approx(time.compute * 4 / 3)
 
