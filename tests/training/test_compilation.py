@@ -1,6 +1,6 @@
 """Blocks compiled and checkpointed in place: the same numbers, one graph for all layers, and what is said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,22 @@ BREAKING_LINE = 1 + BREAKS.splitlines().index("        if y.sum().item() > 1e9:"
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing compiled before counts, and the C++ compiler is left out: AOTAutograd's graph runs as it is."""
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing compiled before counts, and the C++ compiler is left out: AOTAutograd's graph runs as it is.
+
+    Afterwards torch.compile's settings and loggers are as they were.
+    """
     torch._dynamo.reset()
     counters.clear()
     compile_with = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **given: compile_with(f, backend="aot_eager", **given))
+    loggers = (compilation._GRAPH_BREAKS, compilation._CONVERSIONS)
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    with torch._dynamo.config.patch(suppress_errors=False):
+        yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 def gpt(**design: Any) -> GPT:
