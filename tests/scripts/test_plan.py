@@ -1,8 +1,9 @@
 """What a run needs before a GPU is rented, as the command prints it."""
 
+import importlib.util
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,45 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan(files: Path, *options: str) -> tuple[int, str, str]:
-    words = ["--config", str(files / "tiny.yaml"), "--deepspeed_config", str(files / "ds.json"), *options]
-    done = subprocess.run(
-        [sys.executable, "scripts/plan.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture(scope="module")
+def main() -> Callable[[list[str]], int]:
+    """The command, imported once: its imports take longer than most plans."""
+    spec = importlib.util.spec_from_file_location("plan", ROOT / "scripts" / "plan.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["plan"] = module
+    before = sys.path[0]
+    spec.loader.exec_module(module)
+    sys.path[0] = before
+    return module.main
 
 
-def numbers(files: Path, *options: str) -> dict[str, Any]:
-    status, _, errors = plan(files, *options, "--json", str(files / "plan.json"))
-    assert status == 0, errors
-    return json.loads((files / "plan.json").read_text())
+Run = Callable[..., tuple[int, str, str]]
 
 
-def test_a_plan_adds_up_and_says_where_data_parallel_ends(files: Path) -> None:
-    facts = numbers(files, "--gpus", "4xH100", "--mfu", "0.5")
+@pytest.fixture
+def plan(main: Callable[[list[str]], int], files: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*options: str) -> tuple[int, str, str]:
+        words = ["--config", str(files / "tiny.yaml"), "--deepspeed_config", str(files / "ds.json"), *options]
+        status = main(words)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def numbers(plan: Run, files: Path) -> Callable[..., dict[str, Any]]:
+    def run(*options: str) -> dict[str, Any]:
+        status, _, errors = plan(*options, "--json", str(files / "plan.json"))
+        assert status == 0, errors
+        return json.loads((files / "plan.json").read_text())
+
+    return run
+
+
+def test_a_plan_adds_up_and_says_where_data_parallel_ends(numbers: Callable[..., dict[str, Any]]) -> None:
+    facts = numbers("--gpus", "4xH100", "--mfu", "0.5")
     row = facts["plan"]
     assert (row["gpus"], row["micro_batch"], row["accumulation"]) == (4, 3, 2)
     assert row["peak_bytes"] == max(facts["memory"]["phases"].values()) <= facts["memory"]["room"]
@@ -62,26 +86,29 @@ def test_a_plan_adds_up_and_says_where_data_parallel_ends(files: Path) -> None:
     assert facts["largest_micro_batch"] > 100
 
 
-def test_the_largest_micro_batch_fits_and_the_next_does_not(files: Path) -> None:
-    shape = ["--model.n_layer", "24", "--model.n_embd", "1024", "--model.n_head", "16", "--gpus", "8xRTX4090"]
+@pytest.mark.slow
+def test_the_largest_micro_batch_fits_and_the_next_does_not(numbers: Callable[..., dict[str, Any]]) -> None:
+    shape = ["--model.n_layer", "6", "--model.n_embd", "1024", "--model.n_head", "16", "--gpus", "8xRTX4090"]
     size = ["--model.block_size", "1024", "--ds.train_batch_size", "4096"]
-    largest = numbers(files, *shape, *size, "--ds.train_micro_batch_size_per_gpu", "1")["largest_micro_batch"]
+    largest = numbers(*shape, *size, "--ds.train_micro_batch_size_per_gpu", "1")["largest_micro_batch"]
     assert largest >= 1
     for micro_batch, fits in ((largest, True), (largest + 1, False)):
         batch = str(8 * micro_batch)
         sizes = ["--ds.train_batch_size", batch, "--ds.train_micro_batch_size_per_gpu", str(micro_batch)]
-        facts = numbers(files, *shape, *size[:2], *sizes)
+        facts = numbers(*shape, *size[:2], *sizes)
         assert (facts["memory"]["peak"] <= facts["memory"]["room"]) == fits
 
 
-def test_batch_sizes_that_do_not_divide_get_a_plan_and_what_to_set(files: Path) -> None:
-    status, text, _ = plan(files, "--gpus", "7xA100")
+def test_batch_sizes_that_do_not_divide_get_a_plan_and_what_to_set(
+    plan: Run, numbers: Callable[..., dict[str, Any]]
+) -> None:
+    status, text, _ = plan("--gpus", "7xA100")
     assert status == 0
     assert "train.py would refuse this" in text and "do not divide" in text
     assert "--ds.train_batch_size 28 --ds.train_micro_batch_size_per_gpu 2" in text
-    facts = numbers(files, "--gpus", "7xA100")
+    facts = numbers("--gpus", "7xA100")
     assert facts["plan"]["steps"] == pytest.approx(1000 * 24 / 28)  # the recipe's tokens, in larger batches
-    assert facts["scaling"] == numbers(files, "--gpus", "1xA100")["scaling"]
+    assert facts["scaling"] == numbers("--gpus", "1xA100")["scaling"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +122,7 @@ def test_batch_sizes_that_do_not_divide_get_a_plan_and_what_to_set(files: Path) 
         (("--gpus", "8xH100", "--ds.zero_optimization.stage", "7"), "'zero_optimization'"),
     ],
 )
-def test_a_mistake_gets_one_sentence(files: Path, options: tuple[str, ...], sentence: str) -> None:
-    status, text, errors = plan(files, *options)
+def test_a_mistake_gets_one_sentence(plan: Run, options: tuple[str, ...], sentence: str) -> None:
+    status, text, errors = plan(*options)
     assert (status, text) == (2, "")
     assert errors.startswith("error: ") and errors.count("\n") == 1 and sentence in errors

@@ -111,6 +111,7 @@ def train_with_every_file(rank: int, folder: Path) -> None:
             engine.destroy()
 
 
+@pytest.mark.slow
 def test_every_file_trains_and_keeps_the_embedding_tied(tmp_path: Path) -> None:
     assert len(FILES) >= 10
     run_on_ranks(train_with_every_file, 2, tmp_path)

@@ -19,6 +19,8 @@ from training.checkpoint import TrainState, load_checkpoint, newest_checkpoint, 
 from training.ds_config import load_ds_config
 from training.engine import build_engine, set_learning_rate
 
+pytestmark = pytest.mark.slow
+
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=128, dropout=0.1)
 ADAMW = {
     "type": "AdamW",
@@ -162,10 +164,7 @@ def resume(rank: int, world_size: int, folder: Path, modes: list[str], universal
             engine.destroy()
 
 
-SLOW = [pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 4)]
-
-
-@pytest.mark.parametrize("world_size", [1, *SLOW])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_a_checkpoint_goes_on_on_another_number_of_ranks(saved: Path, world_size: int) -> None:
     modes = [mode for mode in MODES if mode != "bf16_muon"]  # which is refused
     run_on_ranks(resume, world_size, world_size, saved, modes, True)
