@@ -22,7 +22,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from console import Console, fail
 from data import (
     BAD_REASONS,
     IGNORED_TARGET,
@@ -34,21 +33,13 @@ from data import (
     inputs_and_targets,
     open_data,
 )
-from data.sample import is_complete
-from eval.validation import (
-    bits_per_byte,
-    token_losses,
-    uniform_loss,
-    unigram_loss,
-    write_document_losses,
-)
+from data.sample.build import is_complete
 from model import GPT
 from model.designs import design_files, design_fingerprint
-from recipe import Recipe, resolve
-from training.accelerator import Launcher, from_rank_0, join_ranks, world_size_from_environment
-from training.accounting import flops_per_token
-from training.bf16 import bf16_arithmetic
-from training.checkpoint import (
+from training.config.ds_effects import ineffective_keys
+from training.config.recipe import Recipe, resolve
+from training.engine.build import build_engine, gradient_norm, log_communication, set_learning_rate
+from training.engine.checkpoint import (
     TrainState,
     load_checkpoint,
     newest_checkpoint,
@@ -56,16 +47,25 @@ from training.checkpoint import (
     save_checkpoint,
     step_name,
 )
-from training.compilation import wrap_blocks
-from training.design_check import refusal
-from training.ds_effects import ineffective_keys
-from training.engine import build_engine, gradient_norm, log_communication, set_learning_rate
+from training.engine.compilation import wrap_blocks
+from training.engine.cpu_bf16 import bf16_arithmetic
+from training.engine.ranks import Launcher, from_rank_0, join_ranks, world_size_from_environment
 from training.feed import Feed, StepResult
-from training.profiling import StartUp, StepProfiler
-from training.run_folder import RunFolder, plain
+from training.plan.accounting import flops_per_token
+from training.run.console import Console, fail
+from training.run.folder import RunFolder, plain
+from training.run.preflight import refusal
+from training.run.profiling import StartUp, StepProfiler
+from training.run.throughput import Throughput
+from training.run.tracking import Tracker
 from training.schedule import learning_rate
-from training.throughput import Throughput
-from training.tracking import Tracker
+from training.validate import (
+    bits_per_byte,
+    token_losses,
+    uniform_loss,
+    unigram_loss,
+    write_document_losses,
+)
 
 
 def main(argv: list[str]) -> int:

@@ -6,11 +6,11 @@ import logging
 import os
 import tempfile
 
-from data.config import DataConfig
-from data.documents import BadRow, DamagedShard, Document, Documents, Shard, Source
-from data.shard_file import as_rows, read_shard, tokenized, write_shard
-from data.token_shards import FORMAT, corpus_fingerprint, shard_path
-from data.tokenizer import Tokenizer
+from .config import DataConfig
+from .sources.documents import BadRow, DamagedShard, Document, Documents, Shard, Source
+from .sources.shard_file import as_rows, read_shard, tokenized, write_shard
+from .sources.token_shards import FORMAT, corpus_fingerprint, shard_path
+from .tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from typing import NoReturn
 
 import docstring_parser
 
-from data.config import DataConfig
-from data.documents import Source
-from data.sources import open_source
-from data.tokenizer import Tokenizer, open_tokenizer
+from .config import DataConfig
+from .sources.documents import Source
+from .sources.resolve import open_source
+from .tokenizer import Tokenizer, open_tokenizer
 
 KEYS = ("tokenizer", "text_column", "split", "subset", "revision", "max_document_bytes", "on_bad_document")
 

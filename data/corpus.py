@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
-from data.documents import Document, Documents, Shard, Source
-from data.token_shards import corpus_fingerprint
-from data.tokenizer import Tokenizer
+from .sources.documents import Document, Documents, Shard, Source
+from .sources.token_shards import corpus_fingerprint
+from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)

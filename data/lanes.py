@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.config import DataConfig
-from data.corpus import Corpus
-from data.documents import Document, Shard, runs
-from data.packing import best_fit
+from .config import DataConfig
+from .corpus import Corpus
+from .packing import best_fit
+from .sources.documents import Document, Shard, runs
 
 
 class Cursor(NamedTuple):

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 
-from data.config import DataConfig
-from data.corpus import Corpus
-from data.lanes import Cursor, Lane
-from data.parallel import portable
+from .config import DataConfig
+from .corpus import Corpus
+from .lanes import Cursor, Lane
+from .parallel import portable
 
 CHUNK = 16
 """Sequences that a worker hands over at once, at most."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TypeVar
 
-from data.documents import Shard, runs
+from .sources.documents import Shard, runs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple
 
-from data.config import DataConfig
-from data.documents import BadRow, Document, Shard, Source
-from data.retry import is_remote
-from data.shard_file import write_atomically
-from data.sources import open_source
-from data.tokenizer import Tokenizer
+from .config import DataConfig
+from .sources.documents import BadRow, Document, Shard, Source
+from .sources.network import is_remote
+from .sources.resolve import open_source
+from .sources.shard_file import write_atomically
+from .tokenizer import Tokenizer
 
 
 class RememberedSource(Source):

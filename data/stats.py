@@ -21,12 +21,13 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from console import fail
-from data.bin_files import BinFiles
-from data.command import SourceParser, at_least, open_with_notes
-from data.documents import BAD_REASONS, Document, Shard, Source
-from data.parallel import default_workers, in_processes, runs_for
-from data.tokenizer import Tokenizer
+from model.errors import print_error as fail
+
+from .command import SourceParser, at_least, open_with_notes
+from .parallel import default_workers, in_processes, runs_for
+from .sources.bin_files import BinFiles
+from .sources.documents import BAD_REASONS, Document, Shard, Source
+from .tokenizer import Tokenizer
 
 LONG_DOCUMENT_TOKENS = 1024
 SUSPICIOUS_SHARE = 0.2

@@ -12,13 +12,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data.cache import read_if_final
-from data.config import DataConfig
-from data.documents import Shard, Source
-from data.parallel import in_processes, runs_for
-from data.shard_file import ShardFacts, shard_facts, text_bytes, tokenized, write_atomically, write_shard
-from data.token_shards import DESCRIPTION, FORMAT, MANIFEST, described, shard_path
-from data.tokenizer import Tokenizer
+from .cache import read_if_final
+from .config import DataConfig
+from .parallel import in_processes, runs_for
+from .sources.documents import Shard, Source
+from .sources.shard_file import ShardFacts, shard_facts, text_bytes, tokenized, write_atomically, write_shard
+from .sources.token_shards import DESCRIPTION, FORMAT, MANIFEST, described, shard_path
+from .tokenizer import Tokenizer
 
 LOCK_SECONDS = 10
 """So long the processes of a killed run may take to end."""

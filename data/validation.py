@@ -13,17 +13,17 @@ import numpy as np
 import torch
 import xxhash
 
-from data.cache import CachedSource
-from data.config import DataConfig
-from data.corpus import Corpus, digest
-from data.documents import ROWS_PER_SHARD, Document, Documents, Shard, Source, runs
-from data.packing import IGNORED_TARGET
-from data.parquet import ParquetSource
-from data.remembered import RememberedSource, open_or_remember
-from data.retry import is_remote
-from data.sources import open_validation_source
-from data.token_shards import is_token_source
-from data.tokenizer import Tokenizer, open_tokenizer
+from .cache import CachedSource
+from .config import DataConfig
+from .corpus import Corpus, digest
+from .packing import IGNORED_TARGET
+from .remembered import RememberedSource, open_or_remember
+from .sources.documents import ROWS_PER_SHARD, Document, Documents, Shard, Source, runs
+from .sources.network import is_remote
+from .sources.parquet import ParquetSource
+from .sources.resolve import open_validation_source
+from .sources.token_shards import is_token_source
+from .tokenizer import Tokenizer, open_tokenizer
 
 CHECKED_AT_START_BYTES = 2**28
 """Local sources up to this size are searched for validation documents before a run begins."""

@@ -5,10 +5,10 @@ import sys
 import traceback
 from pathlib import Path
 
-from console import Console, fail
+from training.config.evaluation import EvalConfig
+from training.run.console import Console, fail
+from training.run.reader import find_checkpoint, load_model, read_recipe, read_tokenizer
 
-from .checkpoint import find_checkpoint, load_model, read_recipe, read_tokenizer
-from .config import EvalConfig
 from .tasks import KNOWN_TASKS, check_tasks, load_tasks
 
 

@@ -9,9 +9,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from console import Console, fail
-
-from .checkpoint import find_checkpoint, load_model, read_recipe, read_tokenizer
+from training.run.console import Console, fail
+from training.run.reader import find_checkpoint, load_model, read_recipe, read_tokenizer
 
 if TYPE_CHECKING:
     from data import Tokenizer

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from data import Tokenizer
 from model import GPT, variant_name
+from model.files import write_whole
 
-from .files import write_whole
 from .lm import NormLabLM
 
 BOOTSTRAP_ITERS = 1000

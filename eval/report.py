@@ -14,11 +14,12 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from console import fail
-from eval.charts import Curve, Style, late_range, line_chart, smooth, ticks
-from eval.comparison import Scorecard, build_scorecard
-from eval.results import Run
-from eval.scorecard import (
+from training.run.console import fail
+
+from .evidence.charts import Curve, Style, late_range, line_chart, smooth, ticks
+from .evidence.comparison import Scorecard, build_scorecard
+from .evidence.results import Run
+from .scorecard import (
     NOTES,
     difference_table,
     floor_lines,

@@ -15,10 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from console import fail
-from eval.comparison import METRICS, VAL_BITS, VAL_LOSS, Metric, Scorecard, build_scorecard
-from eval.results import Run, load_run
-from eval.verdicts import describe_sample, format_interval
+from training.run.console import fail
+
+from .evidence.comparison import METRICS, VAL_BITS, VAL_LOSS, Metric, Scorecard, build_scorecard
+from .evidence.results import Run, load_run
+from .evidence.verdicts import describe_sample, format_interval
 
 NOTES = (
     "val loss is in nats a token, the mean over the finished runs of a variant, with their standard "

@@ -136,7 +136,7 @@ def _task_config(name: str, data_dir: str | Path | None) -> dict[str, Any]:
             else definition | _read_from(task_set.split, local_file(name, data_dir))
         )
 
-    from data.sample import SAMPLE_DIR, build_sample
+    from data.sample.build import SAMPLE_DIR, build_sample
 
     sample = build_sample(SAMPLE_DIR)
     if name == "sample_documents":

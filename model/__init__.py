@@ -1,18 +1,8 @@
-"""GPT-2 and its plug points. This room imports torch and none of the other rooms."""
+"""GPT-2 and its plug points. It imports torch and no other directory of NormLab.
 
-from .config import PRESETS, BlockConfig, GPTConfig, TopologyConfig
-from .gpt import GPT
-from .huggingface import from_hf, to_hf
-from .variants import VARIANTS, variant_name
+What is imported from here is loaded when it is first asked for: configs come without torch.
+"""
 
-__all__ = [
-    "GPT",
-    "PRESETS",
-    "VARIANTS",
-    "BlockConfig",
-    "GPTConfig",
-    "TopologyConfig",
-    "from_hf",
-    "to_hf",
-    "variant_name",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -28,7 +28,7 @@ import psutil
 import torch
 
 from data import Cursor, DataConfig, LaneLoader, gpt2_encoding, open_data
-from data.sample import SAMPLE_DIR, build_sample
+from data.sample.build import SAMPLE_DIR, build_sample
 
 BLOCK_SIZE, MICRO_BATCH, EOT = 1024, 16, 50256
 

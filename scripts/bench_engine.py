@@ -36,13 +36,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT, GPTConfig
-from training.accelerator import join_ranks
-from training.accounting import flops_per_token
-from training.bf16 import bf16_arithmetic
-from training.compilation import compile_blocks
-from training.ds_config import load_ds_config
-from training.engine import build_engine, parameter_groups
-from training.hardware import peak_flops
+from training.config.ds_config import load_ds_config
+from training.engine.build import build_engine, parameter_groups
+from training.engine.compilation import compile_blocks
+from training.engine.cpu_bf16 import bf16_arithmetic
+from training.engine.hardware import peak_flops
+from training.engine.ranks import join_ranks
+from training.plan.accounting import flops_per_token
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 1e-3

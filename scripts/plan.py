@@ -22,12 +22,12 @@ from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import GPT
-from recipe import Recipe, recipe_of
-from training.accounting import communication, flops_per_token, step_time
-from training.config import Command
-from training.ds_config import load_ds_config
-from training.hardware import GPU, GPUS, NODE
-from training.memory import MemoryModel
+from training.config.command import Command
+from training.config.ds_config import load_ds_config
+from training.config.recipe import Recipe, recipe_of
+from training.engine.hardware import GPU, GPUS, NODE
+from training.plan.accounting import communication, flops_per_token, step_time
+from training.plan.memory import MemoryModel
 
 MFU = 0.4
 """Of the compute alone. An assumption: nothing here was measured on a GPU."""

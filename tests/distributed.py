@@ -27,7 +27,7 @@ def _rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    from training.accelerator import join_ranks
+    from training.engine.ranks import join_ranks
 
     join_ranks()
     try:

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import console
-
 ROOT = Path(__file__).resolve().parents[1]
 BEGINNING = """
 import os, subprocess, sys
 from pathlib import Path
-from console import Console
+from training.run.console import Console
 print("before")
 console = Console(Path(sys.argv[1]), silent="silent" in sys.argv)
 """

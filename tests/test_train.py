@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import train
-from eval.checkpoint import load_model
 from tests.jobs import command, lines_of, make_job, run, run_until, steps_of, summary_of
+from training.run.reader import load_model
 
 STEPS = 12
 

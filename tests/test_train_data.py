@@ -28,8 +28,7 @@ import tokenizers
 import train
 from data import SAMPLE_DIR, DataConfig, LaneLoader, open_data
 from data.lanes import deal
-from data.sample import is_complete
-from eval.checkpoint import load_model
+from data.sample.build import is_complete
 from tests.data.servers import serving
 from tests.jobs import (
     ENVIRONMENT,
@@ -42,6 +41,7 @@ from tests.jobs import (
     steps_of,
     summary_of,
 )
+from training.run.reader import load_model
 
 STEPS = 32
 SHARDS, RESERVED, LANES, SEED = 30, 3, 4, 1234

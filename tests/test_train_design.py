@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.checkpoint import load_model
 from tests.jobs import command, make_job, run, summary_of
+from training.run.reader import load_model
 
 STEPS = 4
 NORM = """

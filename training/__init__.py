@@ -1,1 +1,1 @@
-"""What the loop in `train.py` calls: configuration, engine, schedule, checkpoints, run folder, tracking."""
+"""What the main job calls: configs, engine, run folder, planning, and the step itself."""

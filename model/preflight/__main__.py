@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from data import SAMPLE_DIR, DataConfig, open_source, open_tokenizer
-from data.sample import is_complete
+from data.sample.build import is_complete
 
 from ..config import PRESETS, GPTConfig
 from ..designs import designs_of_file, nearest

@@ -12,9 +12,9 @@ import pytest
 
 from data.cache import CachedSource
 from data.config import DataConfig
-from data.documents import BadRow, DamagedShard, Document, Shard, Source
 from data.parallel import in_processes
-from data.parquet import ParquetSource
+from data.sources.documents import BadRow, DamagedShard, Document, Shard, Source
+from data.sources.parquet import ParquetSource
 from data.tokenizer import open_tokenizer
 
 ROWS: list[list[Document | BadRow | None]] = [

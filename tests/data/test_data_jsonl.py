@@ -19,9 +19,9 @@ import zstandard
 
 from data import jsonl
 from data.config import DataConfig
-from data.documents import Documents
-from data.jsonl import JsonlSource
-from data.parquet import ParquetSource
+from data.sources.documents import Documents
+from data.sources.jsonl import JsonlSource
+from data.sources.parquet import ParquetSource
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [f"Text {row} é\u2028\U0001f600." for row in range(2300)]
@@ -85,7 +85,7 @@ def test_compressed_files_that_follow_one_another_are_read_as_one(tmp_path: Path
 def test_a_damaged_file_keeps_the_lines_before_the_damage(
     tmp_path: Path, suffix: str, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.content.PIECE_BYTES", 100)
+    monkeypatch.setattr("data.sources.content.PIECE_BYTES", 100)
     content = b"".join(COMPRESSIONS[suffix](lines(TEXTS[row : row + 100])) for row in range(0, 2300, 100))
     path = tmp_path / f"rows.jsonl{suffix}"
     middle = len(content) // 2
@@ -188,7 +188,7 @@ def test_a_text_column_may_have_any_name(tmp_path: Path, column: str) -> None:
 
 
 def test_a_line_of_any_length_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.content.PIECE_BYTES", 3)
+    monkeypatch.setattr("data.sources.content.PIECE_BYTES", 3)
     monkeypatch.setattr(jsonl, "LONGEST_LINE_BYTES", 200)
     texts = ["é" * length for length in (0, 1, 2, 5, 50, 93, 400, 3)]
     path = tmp_path / "rows.jsonl"
@@ -276,7 +276,7 @@ FILL = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 from data.config import DataConfig
-from data.jsonl import JsonlSource
+from data.sources.jsonl import JsonlSource
 try:
     JsonlSource(DataConfig(source="rows"), sys.argv[1:])
 except ValueError as error:

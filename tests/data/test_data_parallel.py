@@ -14,7 +14,7 @@ import pytest
 
 from data.config import DataConfig
 from data.parallel import in_processes, runs_for
-from data.sources import open_source
+from data.sources.resolve import open_source
 from data.tokenizer import open_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

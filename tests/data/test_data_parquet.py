@@ -11,8 +11,8 @@ import pytest
 
 from data import parquet
 from data.config import DataConfig
-from data.documents import Documents, Shard
-from data.parquet import ParquetSource
+from data.sources.documents import Documents, Shard
+from data.sources.parquet import ParquetSource
 
 ROWS: list[str | None] = [
     None if row % 500 == 7 else "" if row % 500 == 8 else f"Text {row} é." for row in range(25_000)

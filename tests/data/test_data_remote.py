@@ -18,10 +18,10 @@ import pytest
 
 from data import jsonl, retry
 from data.config import DataConfig
-from data.documents import Documents
-from data.jsonl import JsonlSource
-from data.parquet import ParquetSource
-from data.sources import open_source
+from data.sources.documents import Documents
+from data.sources.jsonl import JsonlSource
+from data.sources.parquet import ParquetSource
+from data.sources.resolve import open_source
 from data.tokenizer import open_tokenizer
 from tests.data.servers import COMMIT, Server, serving
 
@@ -142,7 +142,7 @@ def test_a_server_without_ranges_is_named(server: Server, monkeypatch: pytest.Mo
     server.files["/rows.parquet"] = parquet_bytes(500)
     server.files["/rows.jsonl"] = json_lines()
     server.ranges = False
-    monkeypatch.setattr("data.content.PIECE_BYTES", 100_000)
+    monkeypatch.setattr("data.sources.content.PIECE_BYTES", 100_000)
     for kind, name in (ParquetSource, "rows.parquet"), (JsonlSource, "rows.jsonl"):
         with pytest.raises(ValueError) as caught:
             kind(DataConfig(source="u"), [f"{server.url}/{name}"])
@@ -211,7 +211,7 @@ def test_json_lines_at_a_url_are_fetched_once_whatever_happens(
     server: Server, suffix: str, fault: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = gzip.compress(json_lines()) if suffix else json_lines()
-    monkeypatch.setattr("data.content.PIECE_BYTES", len(content) // 6)
+    monkeypatch.setattr("data.sources.content.PIECE_BYTES", len(content) // 6)
     server.files[f"/rows.jsonl{suffix}"] = content
     url = f"{server.url}/rows.jsonl{suffix}"
     server.faults = [200, fault, 200, 200, 200, 200, 200, 200, fault, fault, 200, fault]

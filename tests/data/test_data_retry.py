@@ -24,7 +24,7 @@ from fsspec.exceptions import FSTimeoutError
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 
 from data import retry
-from data.retry import is_damage, with_retries
+from data.sources.network import is_damage, with_retries
 
 ROOT = Path(__file__).resolve().parents[2]
 URL = "https://host/rows.parquet"

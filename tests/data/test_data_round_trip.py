@@ -74,7 +74,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets cache")
-    monkeypatch.setattr("data.jsonl.JSONL_DIR", tmp_path / "jsonl cache")
+    monkeypatch.setattr("data.sources.jsonl.JSONL_DIR", tmp_path / "jsonl cache")
 
 
 def opened(where: Path | str, tokenizer: str = "gpt2") -> Source:

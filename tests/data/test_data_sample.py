@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import DataConfig, build_sample, gpt2_encoding, open_source, open_tokenizer
-from data.docstrings import docstrings, prose, shingles
-from data.sample import is_validation, lastword_passages, near_duplicate
+from data.sample.build import is_validation, lastword_passages, near_duplicate
+from data.sample.docstrings import docstrings, prose, shingles
 
 FINEWEB = {
     "text": pa.string(),

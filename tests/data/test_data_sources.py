@@ -18,7 +18,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from data import DataConfig, Source, open_tokenizer
 from data import open_source as open_with_tokenizer
-from data.documents import Document
+from data.sources.documents import Document
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -55,7 +55,7 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("data.jsonl.JSONL_DIR", tmp_path / "jsonl")
+    monkeypatch.setattr("data.sources.jsonl.JSONL_DIR", tmp_path / "jsonl")
 
 
 def open_source(config: DataConfig) -> Source:

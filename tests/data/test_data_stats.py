@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.config import DataConfig
-from data.sources import open_source
+from data.sources.resolve import open_source
 from data.stats import main, measure, to_text
 from data.tokenizer import open_tokenizer
 

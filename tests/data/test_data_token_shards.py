@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig
-from data.documents import DamagedShard, Document, Documents, Source
-from data.shard_file import read_shard, shard_facts, write_shard
-from data.token_shards import is_token_source, open_token_source
+from data.sources.documents import DamagedShard, Document, Documents, Source
+from data.sources.shard_file import read_shard, shard_facts, write_shard
+from data.sources.token_shards import is_token_source, open_token_source
 from data.tokenizer import open_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,7 +191,7 @@ def test_documents_longer_than_a_shard_stay_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("write", [nanogpt_file, llm_c_file])
 @pytest.mark.parametrize("longest", [2**11, 2**20])
 def test_the_last_document_stays_whole_too(tmp_path: Path, write, longest: int, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("data.bin_files.LONGEST_RUN", longest)
+    monkeypatch.setattr("data.sources.bin_files.LONGEST_RUN", longest)
     texts = [*TEXTS[:100], "and so on " * 500, "the last " * 6_000]
     write(tmp_path / "a.bin", texts)
     found = all_texts(open_tokens(tmp_path))

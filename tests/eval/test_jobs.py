@@ -19,11 +19,11 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from data import open_tokenizer
-from eval.checkpoint import find_checkpoint, load_model, read_tokenizer
 from eval.jobs import check_limit, run_tasks, stored_results, write_results
 from eval.lm import NormLabLM
 from eval.tasks import load_tasks
 from model import GPT, GPTConfig
+from training.run.reader import find_checkpoint, load_model, read_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SHAPE = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, norm="rmsnorm")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.charts import thin, ticks
+from eval.evidence.charts import thin, ticks
 from eval.report import main, write_report
 
 MakeRun = Callable[..., Path]

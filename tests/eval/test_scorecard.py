@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from eval.comparison import Scorecard, build_scorecard
-from eval.intervals import Interval, holm, paired_interval
-from eval.results import load_run
+from eval.evidence.comparison import Scorecard, build_scorecard
+from eval.evidence.intervals import Interval, holm, paired_interval
+from eval.evidence.results import load_run
 from eval.scorecard import load_runs, main, to_markdown
 
 MakeRun = Callable[..., Path]

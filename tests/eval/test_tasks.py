@@ -10,12 +10,12 @@ import pytest
 import torch
 from tqdm import tqdm
 
-import data.sample
+import data.sample.build
 from data import open_tokenizer
-from eval.config import EvalConfig
 from eval.jobs import run_tasks
 from eval.tasks import PROTOCOL_TASKS, TASK_SETS, check_tasks, load_tasks
 from model import GPT, GPTConfig
+from training.config.evaluation import EvalConfig
 
 ARC = {
     "question": "Which of these is wet?",
@@ -68,7 +68,7 @@ def sample(tmp_path: Path, monkeypatch) -> Path:
     passages = ["The boat waits for the tide and so we wait for the tide", "The rope is a rope"]
     lines = [json.dumps({"text": passage}) + "\n" for passage in passages]
     (tmp_path / "lastword.jsonl").write_text("".join(lines))
-    monkeypatch.setattr(data.sample, "build_sample", lambda folder: tmp_path)
+    monkeypatch.setattr(data.sample.build, "build_sample", lambda folder: tmp_path)
     return tmp_path
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from data import ValidationSet, open_tokenizer
-from eval.files import write_whole
-from eval.validation import bits_per_byte, token_losses, write_document_losses
 from model import GPT, GPTConfig
+from model.files import write_whole
+from training.validate import bits_per_byte, token_losses, write_document_losses
 
 TEXTS = ["Water is patient.", "naïve café, 東京", "A town which forgets this is rebuilt by others. " * 5]
 

@@ -8,7 +8,7 @@ import torch
 from model import GPT, GPTConfig
 from model.loss import Head
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
-from training.engine import parameter_groups
+from training.engine.build import parameter_groups
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 32}
 

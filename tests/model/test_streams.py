@@ -11,7 +11,7 @@ from model import GPT, GPTConfig
 from model.norms import RMSNorm
 from model.streams import STREAMS
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
-from training.engine import parameter_groups
+from training.engine.build import parameter_groups
 
 TINY = {"n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 32}
 DESIGNS = {

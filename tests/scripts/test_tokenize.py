@@ -16,11 +16,11 @@ from filelock import FileLock
 
 from data.config import DataConfig
 from data.corpus import Corpus
-from data.documents import Documents, Source
 from data.lanes import Lane
-from data.shard_file import read_shard, write_shard
-from data.sources import open_source
-from data.token_shards import corpus_fingerprint
+from data.sources.documents import Documents, Source
+from data.sources.resolve import open_source
+from data.sources.shard_file import read_shard, write_shard
+from data.sources.token_shards import corpus_fingerprint
 from data.tokenize_source import tokenize_source
 from data.tokenizer import open_tokenizer
 

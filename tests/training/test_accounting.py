@@ -17,12 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import GPT, PRESETS, VARIANTS, GPTConfig
 from model.loss import _MeanLoss
 from tests.distributed import run_on_ranks
-from training.accounting import communication, flops_per_token, step_time
-from training.bf16 import bf16_arithmetic
-from training.ds_config import load_ds_config
-from training.engine import build_engine
-from training.hardware import GPUS, peak_flops
-from training.memory import Live, MemoryModel, _HeadOnGPU
+from training.config.ds_config import load_ds_config
+from training.engine.build import build_engine
+from training.engine.cpu_bf16 import bf16_arithmetic
+from training.engine.hardware import GPUS, peak_flops
+from training.plan.accounting import communication, flops_per_token, step_time
+from training.plan.memory import Live, MemoryModel, _HeadOnGPU
 
 TINY = GPTConfig(n_layer=3, n_head=4, n_embd=64, block_size=48, vocab_size=512)
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
@@ -129,7 +129,7 @@ def test_the_gpus_head_is_taken_for_what_the_loss_holds(
     rows, width, vocab = shape
     replaced = lambda: lambda logits, *_: (logits.new_zeros(()), torch.empty_like(logits))  # noqa: E731
     monkeypatch.setattr("model.loss._compiled_of_chunk", replaced)
-    monkeypatch.setattr("training.memory.CHUNK", {"cuda": 64})
+    monkeypatch.setattr("training.plan.memory.CHUNK", {"cuda": 64})
     targets = torch.zeros(rows, dtype=torch.int64)
     found = []
     for head in (lambda h, w: _MeanLoss.apply(h, w, targets, 64), _HeadOnGPU.apply):

@@ -8,9 +8,9 @@ import torch
 
 from model import GPT, VARIANTS, GPTConfig
 from tests.distributed import run_on_ranks
-from training.bf16 import bf16_arithmetic
-from training.ds_config import load_ds_config
-from training.engine import build_engine, set_learning_rate
+from training.config.ds_config import load_ds_config
+from training.engine.build import build_engine, set_learning_rate
+from training.engine.cpu_bf16 import bf16_arithmetic
 
 TINY = {"n_layer": 3, "n_head": 2, "n_embd": 32, "block_size": 32, "vocab_size": 64}
 DS_CONFIG = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from training.checkpoint import (
+from training.engine.checkpoint import (
     TrainState,
     damage,
     load_checkpoint,

@@ -10,9 +10,9 @@ from torch._dynamo.utils import counters
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from model import GPT, VARIANTS, GPTConfig
-from training import compilation
-from training.bf16 import ProductsInFP32, bf16_arithmetic
-from training.compilation import checkpoint_blocks, compile_blocks, wrap_blocks
+from training.engine import compilation
+from training.engine.compilation import checkpoint_blocks, compile_blocks, wrap_blocks
+from training.engine.cpu_bf16 import ProductsInFP32, bf16_arithmetic
 
 TINY = {"n_layer": 4, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
 BREAKS = '''

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from recipe import SECTIONS, Recipe, resolve
-from training.run_folder import RunFolder
+from training.config.recipe import SECTIONS, Recipe, resolve
+from training.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from training import ds_config as module
-from training.accelerator import deepspeed
-from training.ds_config import load_ds_config, precision
+from training.config import ds_config as module
+from training.config.ds_config import load_ds_config, precision
+from training.engine.ranks import deepspeed
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))

@@ -11,10 +11,10 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-from training import ds_effects as module
-from training.accelerator import deepspeed
-from training.ds_config import load_ds_config
-from training.ds_effects import ineffective_keys
+from training.config import ds_effects as module
+from training.config.ds_config import load_ds_config
+from training.config.ds_effects import ineffective_keys
+from training.engine.ranks import deepspeed
 
 ROOT = Path(__file__).resolve().parents[2]
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}

@@ -18,11 +18,11 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
-from training.accelerator import deepspeed
-from training.bf16 import bf16_arithmetic
-from training.ds_config import load_ds_config
-from training.ds_effects import ineffective_keys
-from training.engine import build_engine, gradient_norm, log_communication, set_learning_rate
+from training.config.ds_config import load_ds_config
+from training.config.ds_effects import ineffective_keys
+from training.engine.build import build_engine, gradient_norm, log_communication, set_learning_rate
+from training.engine.cpu_bf16 import bf16_arithmetic
+from training.engine.ranks import deepspeed
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "ds_configs").glob("*.json"), key=lambda path: ("autocast" in path.stem, path.stem))

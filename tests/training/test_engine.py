@@ -10,9 +10,9 @@ from torch import nn
 
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
-from training.bf16 import MultiplyBF16InFP32
-from training.ds_config import load_ds_config
-from training.engine import build_engine, gradient_norm, parameter_groups, set_learning_rate
+from training.config.ds_config import load_ds_config
+from training.engine.build import build_engine, gradient_norm, parameter_groups, set_learning_rate
+from training.engine.cpu_bf16 import MultiplyBF16InFP32
 
 # Without biases: a key's bias has no gradient but rounding noise, which Adam makes a full step of.
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=128, bias=False)

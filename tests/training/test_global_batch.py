@@ -18,9 +18,9 @@ from torch import nn
 from data import IGNORED_TARGET, inputs_and_targets
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
-from training.checkpoint import TrainState
-from training.ds_config import load_ds_config
-from training.engine import build_engine, gradient_norm, parameter_groups, set_learning_rate
+from training.config.ds_config import load_ds_config
+from training.engine.build import build_engine, gradient_norm, parameter_groups, set_learning_rate
+from training.engine.checkpoint import TrainState
 from training.feed import Feed
 
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=128, bias=False)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from training.profiling import OPERATORS, StartUp, StepProfiler, operator_table
+from training.run.profiling import OPERATORS, StartUp, StepProfiler, operator_table
 
 
 def test_chosen_steps_are_profiled_and_no_others(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_under_a_launcher_the_start_begins_with_the_launcher(tmp_path: Path) -> 
     launcher = tmp_path / "deepspeed.py"
     launcher.write_text(
         "import subprocess, sys, time\ntime.sleep(0.3)\n"
-        "code = 'from training.profiling import StartUp; print(list(StartUp().seconds().items()))'\n"
+        "code = 'from training.run.profiling import StartUp; print(list(StartUp().seconds().items()))'\n"
         "sys.exit(subprocess.run([sys.executable, '-c', code]).returncode)\n"
     )
     root = Path(__file__).resolve().parents[2]

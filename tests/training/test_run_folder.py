@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from training.run_folder import RunFolder, environment, plain, write_json, write_text
+from training.run.folder import RunFolder, environment, plain, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from training import throughput as module
-from training.throughput import Throughput, peak_memory
+from training.run import throughput as module
+from training.run.throughput import Throughput, peak_memory
 
 
 class Clock:

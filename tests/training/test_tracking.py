@@ -13,7 +13,7 @@ import requests
 import wandb
 from wandb.errors import CommError
 
-from training.tracking import Tracker, TrackingConfig
+from training.run.tracking import Tracker, TrackingConfig
 
 KEY = "0123456789" * 4
 NOBODY = "http://127.0.0.1:9"

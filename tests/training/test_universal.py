@@ -11,13 +11,19 @@ import torch.distributed as dist
 import yaml
 from deepspeed.utils import safe_get_full_fp32_param
 
-from eval.checkpoint import load_model
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
-from training.bf16 import bf16_arithmetic
-from training.checkpoint import TrainState, load_checkpoint, newest_checkpoint, read_state, save_checkpoint
-from training.ds_config import load_ds_config
-from training.engine import build_engine, set_learning_rate
+from training.config.ds_config import load_ds_config
+from training.engine.build import build_engine, set_learning_rate
+from training.engine.checkpoint import (
+    TrainState,
+    load_checkpoint,
+    newest_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from training.engine.cpu_bf16 import bf16_arithmetic
+from training.run.reader import load_model
 
 pytestmark = pytest.mark.slow
 

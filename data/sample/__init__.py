@@ -1,0 +1,1 @@
+"""The embedded sample: English prose made from the installed packages."""

@@ -1,0 +1,1 @@
+"""Where documents come from: parquet, JSON lines, token files, the hub."""

@@ -1,0 +1,254 @@
+"""JSON lines, plain or compressed, here or remote: turned into parquet once and then read as that.
+
+A line becomes a row, in order; one that holds no text becomes a row that says why. Blank lines are left out.
+"""
+
+import codecs
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from ..config import DataConfig
+from ..parallel import default_workers, in_processes
+from .content import content_of, late_bar
+from .documents import BAD_REASONS, ROWS_PER_SHARD, BadRow, Document, Shard
+from .names import nearest
+from .network import filesystem_of, is_damage, with_retries
+from .parquet import ParquetSource
+
+JSONL_DIR = Path(
+    os.environ.get("NORMLAB_JSONL_DIR") or Path(__file__).resolve().parents[2] / ".cache" / "jsonl"
+)
+
+FORMAT = 1  # of the converted files: a file of another is converted again
+LONGEST_LINE_BYTES = 2**28
+LARGEST_GROUP_CHARACTERS = 2**28
+# names that no text column has
+_PROBLEM, _LINE = "normlab_problem", "normlab_line"
+# what a file system knows of a file that changes when the file does
+_VERSION_KEYS = ("size", "mtime", "LastModified", "Last-Modified", "ETag", "md5Hash", "blob_id")
+
+
+class JsonlSource(ParquetSource):
+    """A `ParquetSource` of converted files, which `JSONL_DIR` keeps; paths and sizes are the originals'.
+
+    Raises:
+        ValueError: a file does not hold JSON lines with the text column, or `JSONL_DIR` cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        paths: Sequence[str],
+        storage_options: dict[str, Any] | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self._converted = _convert_all(config.text_column, paths, storage_options or {})
+        super().__init__(config, paths, storage_options, revision)
+
+    def _open(self, path: str, **options: Any) -> pq.ParquetFile:
+        return super()._open(str(self._converted[path]), **options)
+
+    def _rows(self, shard: Shard) -> list[Document | BadRow | None]:
+        rows = super()._rows(shard)
+        for number, problem in enumerate(self._read(shard, _PROBLEM).to_pylist()):
+            if problem is not None and self.config.on_bad_document == "stop":
+                line = self._read(shard, _LINE)[number]
+                raise ValueError(
+                    f"data.source: line {line} of {shard.path} {BAD_REASONS[problem]}: "
+                    "mend it, or set data.on_bad_document to skip."
+                )
+            if problem is not None:
+                rows[number] = BadRow(problem)
+        return rows
+
+
+class _Job(NamedTuple):
+    """A file to convert."""
+
+    path: str
+    storage_options: dict[str, Any]
+    text_column: str
+    size: int
+    target: Path
+
+
+class _Row(NamedTuple):
+    """A line of a file as a row of the converted file."""
+
+    text: str | None
+    id: str | None
+    problem: str | None
+    line: int
+
+
+def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[str, Any]) -> dict[str, Path]:
+    """The converted file of each path. One process converts at a time, the others find what it made."""
+    with ThreadPoolExecutor(16) as pool:
+        jobs = list(pool.map(lambda path: _job(path, storage_options, text_column), paths))
+    if not all(job.target.exists() for job in jobs):
+        try:
+            JSONL_DIR.mkdir(parents=True, exist_ok=True)
+            with FileLock(JSONL_DIR / "lock"):
+                try:
+                    _run([job for job in jobs if not job.target.exists()])
+                finally:
+                    for unfinished in JSONL_DIR.glob("*.unfinished"):  # also of a process that was killed
+                        unfinished.unlink()
+        except ConnectionError:
+            raise
+        except OSError as error:
+            raise ValueError(
+                f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): make room there, or "
+                "set NORMLAB_JSONL_DIR to another folder."
+            ) from error
+    return {job.path: job.target for job in jobs}
+
+
+def _job(path: str, storage_options: dict[str, Any], text_column: str) -> _Job:
+    filesystem, location = filesystem_of(path, storage_options)
+    info = with_retries(lambda: filesystem.info(location), path, opening=True)
+    if info["size"] is None:
+        raise ValueError(f"data.source: the server of {path} does not say its size: download the file.")
+    version = [str(info.get(key)) for key in _VERSION_KEYS]
+    key = hashlib.sha256(json.dumps([FORMAT, path, version, text_column]).encode()).hexdigest()
+    name = os.path.basename(path).partition("?")[0][:100]
+    return _Job(path, storage_options, text_column, info["size"], JSONL_DIR / f"{name}-{key[:16]}.parquet")
+
+
+def _run(jobs: Sequence[_Job]) -> None:
+    if len(jobs) == 1:
+        _convert(jobs[0], bar=True)
+        return
+    done = in_processes(lambda job: [_convert(job)], jobs, default_workers())
+    for _ in late_bar(done, "JSON lines", len(jobs), unit="file"):
+        pass
+
+
+def _convert(job: _Job, bar: bool = False) -> Path:
+    """Writes `job.target`, which is complete or absent."""
+    unfinished = job.target.with_suffix(".unfinished")
+    columns = {"id": pa.string()} | {job.text_column: pa.string(), _PROBLEM: pa.string(), _LINE: pa.int64()}
+    schema = pa.schema(columns)
+    with pq.ParquetWriter(unfinished, schema, compression="zstd", write_page_checksum=True) as writer:
+        for group in _groups(_rows(job, bar)):
+            texts, ids, problems, lines = map(list, zip(*group, strict=True))
+            values = {"id": ids} | {job.text_column: texts, _PROBLEM: problems, _LINE: lines}
+            writer.write_table(pa.table(values, schema))
+    return unfinished.replace(job.target)
+
+
+def _groups(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    """Row groups: a shard each, or less where the texts are so long that they would fill the memory."""
+    group: list[_Row] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row.text or "")
+        if len(group) == ROWS_PER_SHARD or size > LARGEST_GROUP_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _rows(job: _Job, bar: bool) -> Iterator[_Row]:
+    """A row for each line that is not blank, and a last one where damage ends the file."""
+    columns: list[str] = []  # of the first object
+    kinds: set[str] = set()  # of what stands in the text column
+    number, beginning = 0, ""
+    content = content_of(job.path, job.storage_options, job.size, bar)
+    try:
+        for number, line in enumerate(_lines(job.path, content), start=1):
+            if not line.strip():
+                continue
+            beginning = beginning or repr(line[:40])[1:]
+            value = _parsed(line)
+            if isinstance(value, dict):
+                columns = columns or list(value)
+                if job.text_column in value:
+                    kinds.add(type(value[job.text_column]).__name__)
+            yield _row(value, job.text_column, number)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        yield _Row(None, None, "unreadable", number + 1)
+        return
+    if beginning and not columns:
+        raise ValueError(
+            f"data.source: {job.path} does not hold one JSON object a line: it begins with {beginning}."
+        )
+    if columns and not kinds:
+        raise ValueError(
+            f"data.text_column is {job.text_column!r}, but {job.path} has the columns "
+            f"{', '.join(columns)}{nearest(job.text_column, columns)}."
+        )
+    if kinds and kinds.isdisjoint({"str", "NoneType"}):
+        raise ValueError(
+            f"data.text_column is {job.text_column!r}, but that column of {job.path} holds "
+            f"{', '.join(sorted(kinds))}, not text."
+        )
+
+
+def _row(value: Any, text_column: str, line: int) -> _Row:
+    if isinstance(value, BadRow):
+        return _Row(None, None, value.reason, line)
+    if not isinstance(value, dict) or not isinstance(value.get(text_column, 0), str | None):
+        return _Row(None, None, "not_json", line)
+    text, id_ = value[text_column], value.get("id")
+    id_ = None if id_ is None or not _is_utf8(str(id_)) else str(id_)
+    if text is not None and not _is_utf8(text):
+        return _Row(None, id_, "not_utf8", line)
+    return _Row(text, id_, None, line)
+
+
+def _parsed(line: bytes) -> Any:
+    """A line's JSON value, or the BadRow that it is."""
+    if len(line) > LONGEST_LINE_BYTES:
+        return BadRow("too_long")
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError:
+        return BadRow("not_utf8")
+    except (ValueError, RecursionError):
+        return BadRow("not_json")
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, as JSON can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _lines(path: str, content: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their ends; of one that is longer than `LONGEST_LINE_BYTES` not all that follows."""
+    parts: list[bytes] = []
+    size = 0
+    for number, piece in enumerate(content):
+        if number == 0:
+            piece = piece.removeprefix(codecs.BOM_UTF8)
+            if piece.lstrip().startswith(b"["):
+                raise ValueError(
+                    f"data.source: {path} holds a JSON array: write one object a line, as "
+                    "`jq -c '.[]' array.json > lines.jsonl` does."
+                )
+        *ends, rest = piece.split(b"\n")
+        for end in ends:
+            yield b"".join((*parts, end))
+            parts, size = [], 0
+        if size <= LONGEST_LINE_BYTES:
+            parts.append(rest)
+            size += len(rest)
+    if size:
+        yield b"".join(parts)

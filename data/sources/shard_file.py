@@ -1,0 +1,160 @@
+"""The file of a token shard: what llm.c reads, with a checksum and what NormLab needs besides.
+
+A header of 256 little-endian int32 and the tokens as uint16, or as uint32 for a vocabulary above 65,536. The
+first three numbers are llm.c's; of the spare ones some hold our own.
+"""
+
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from ..tokenizer import Tokenizer
+from .documents import BAD_REASONS, BadRow, DamagedShard, Document, Documents
+
+HEADER_BYTES = 1024
+TOKENS = 2
+"""Where the header says how many tokens follow."""
+# our own places; with them, and with the order of BAD_REASONS, token_shards.FORMAT changes
+_DOCUMENTS, _BAD, _TEXT_BYTES, _CHECKSUM = 3, 4, 252, 254
+
+
+class LlmCFormat(NamedTuple):
+    """A version of llm.c's files, and how their tokens are stored and used."""
+
+    version: int
+    stored: np.dtype
+    used: np.dtype
+
+
+FORMATS = {  # by llm.c's magic number
+    20240520: LlmCFormat(1, np.dtype("<u2"), np.dtype(np.uint16)),
+    20240801: LlmCFormat(7, np.dtype("<u4"), np.dtype(np.int32)),
+}
+
+
+class ShardFacts(NamedTuple):
+    """What a shard's header says of it.
+
+    Attributes:
+        tokens: With the `eot` of every document.
+        documents: The documents that are there.
+        text_bytes: Their texts' UTF-8 bytes.
+        bad: The documents that were left out, by reason.
+        bytes: The size of the file.
+        xxh3: The checksum of all else in the file, as 16 hexadecimal digits.
+    """
+
+    tokens: int
+    documents: int
+    text_bytes: int
+    bad: dict[str, int]
+    bytes: int
+    xxh3: str
+
+
+def tokenized(documents: Documents, tokenizer: Tokenizer) -> Documents:
+    """The same documents, each as its tokens and the `eot` that closes it."""
+    kept = [tokenizer.encode_document(one) if isinstance(one, str) else one for one in documents.kept]
+    return Documents([*kept], documents.bad)
+
+
+def text_bytes(documents: Iterable[Document], tokenizer: Tokenizer) -> int:
+    """The UTF-8 bytes of the documents' texts."""
+    return sum(
+        len(one.encode() if isinstance(one, str) else tokenizer.decode_bytes(one[:-1])) for one in documents
+    )
+
+
+def as_rows(documents: Documents) -> list[Document | BadRow | None]:
+    """Documents as `Source._rows` gives them, the bad ones last."""
+    return [*documents.kept, *map(BadRow, documents.bad.elements())]
+
+
+def write_shard(path: str, documents: Documents, dtype: np.dtype, text_bytes: int = 0) -> None:
+    """Writes documents that are tokens of `dtype`: all of the file or nothing, even when several processes
+    write it at once.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    magic, format_ = next((magic, one) for magic, one in FORMATS.items() if one.used == dtype)
+    tokens = np.concatenate([np.empty(0, dtype), *documents.kept]).astype(format_.stored, copy=False)
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:_BAD] = magic, format_.version, len(tokens), len(documents.kept)
+    header[_BAD : _BAD + len(BAD_REASONS)] = [documents.bad[reason] for reason in BAD_REASONS]
+    header[_TEXT_BYTES:_CHECKSUM].view("<u8")[0] = text_bytes
+    header[_CHECKSUM:].view("<u8")[0] = _checksum(header, tokens)
+    write_atomically(path, header.tobytes(), tokens.tobytes())
+
+
+def read_shard(path: str, eot: int, xxh3: str | None = None) -> Documents:
+    """The documents of a shard, as views of its tokens.
+
+    Args:
+        path: A file of `write_shard`.
+        eot: The token that closes every document.
+        xxh3: The checksum that the shard must have, where it is known.
+
+    Raises:
+        DamagedShard: the file is cut off, was changed, or is another.
+        OSError: there is no such file, or it cannot be read.
+    """
+    content = np.fromfile(path, dtype=np.uint8)
+    header = content[: HEADER_BYTES if len(content) >= HEADER_BYTES else 0].view("<i4")
+    format_ = FORMATS.get(int(header[0])) if len(header) else None
+    if format_ is None or len(content) != HEADER_BYTES + int(header[TOKENS]) * format_.stored.itemsize:
+        raise DamagedShard(f"{path} is cut off or not a token shard")
+    tokens = content[HEADER_BYTES:].view(format_.stored)
+    checksum = int(header[_CHECKSUM:].view("<u8")[0])
+    if _checksum(header, tokens) != checksum or xxh3 not in (None, f"{checksum:016x}"):
+        raise DamagedShard(f"{path} does not fit its checksum")
+    tokens = tokens.view(format_.used)
+    ends = (np.flatnonzero(tokens == eot) + 1).tolist()
+    if len(ends) != header[_DOCUMENTS] or (ends[-1] if ends else 0) != len(tokens):
+        raise DamagedShard(f"{path} was written with another end of text than {eot}")
+    kept: list[Document] = [tokens[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    return Documents(kept, _bad(header))
+
+
+def shard_facts(path: str) -> ShardFacts:
+    """What the header of a shard says, which `read_shard` has found whole."""
+    header = np.fromfile(path, "<i4", HEADER_BYTES // 4)
+    return ShardFacts(
+        int(header[TOKENS]),
+        int(header[_DOCUMENTS]),
+        int(header[_TEXT_BYTES:_CHECKSUM].view("<u8")[0]),
+        dict(_bad(header)),
+        os.path.getsize(path),
+        f"{int(header[_CHECKSUM:].view('<u8')[0]):016x}",
+    )
+
+
+def write_atomically(path: str, *parts: bytes) -> None:
+    """Writes a file that is there as a whole or not at all, whenever the process or the machine ends."""
+    unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(unfinished, "xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        Path(unfinished).unlink(missing_ok=True)
+        raise
+
+
+def _bad(header: np.ndarray) -> Counter[str]:
+    return +Counter(dict(zip(BAD_REASONS, header[_BAD:].tolist(), strict=False)))
+
+
+def _checksum(header: np.ndarray, tokens: np.ndarray) -> int:
+    checksum = xxhash.xxh3_64(header[:_CHECKSUM].data)
+    checksum.update(tokens.data)
+    return checksum.intdigest()

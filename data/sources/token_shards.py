@@ -1,0 +1,131 @@
+"""Token shards as a source: a folder of `scripts/tokenize.py`, or nanoGPT's and llm.c's files.
+
+A folder has the shards of the source that it was made of, each with the same documents in the same order, so
+that a run reads the same sequences from either.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..config import DataConfig
+from ..tokenizer import Tokenizer
+from .bin_files import BinFiles, bin_paths
+from .documents import BadRow, DamagedShard, Document, Shard, Source
+from .network import is_remote
+from .shard_file import as_rows, read_shard
+
+FORMAT = 1
+"""Of a folder: its shards' header and its manifest."""
+DESCRIPTION = "source.json"
+"""What a folder is made of; there from the start."""
+MANIFEST = "manifest.json"
+"""The same with the totals and the shards; written last."""
+
+
+def corpus_fingerprint(source: Source, tokenizer: Tokenizer) -> str:
+    """A hash of what a run reads: the same for a source and for the token shards made of it."""
+    return hashlib.sha256(f"{source.fingerprint} {tokenizer.fingerprint}".encode()).hexdigest()
+
+
+def shard_path(folder: str, index: int) -> str:
+    """Where a folder keeps shard `index`."""
+    return os.path.join(folder, f"shard_{index:08d}.bin")
+
+
+def is_token_source(path: str) -> bool:
+    """Whether `data.source` names tokens: a .bin file or glob, or a folder that has any."""
+    if is_remote(path):
+        return False
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return described(place) is not None or any(place.glob("*.bin"))
+    return place.suffix == ".bin"
+
+
+def open_token_source(config: DataConfig, tokenizer: Tokenizer) -> Source:
+    """The token shards of `data.source`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file or folder is not whole, or was made with another tokenizer or other settings.
+    """
+    folder = Path(config.source).expanduser().absolute()
+    manifest = described(folder)
+    if manifest is not None:
+        return TokenFolder(config, tokenizer, folder, manifest)
+    return BinFiles(config, tokenizer, bin_paths(config))
+
+
+def described(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of `scripts/tokenize.py`, without totals and shards until it is complete; None
+    for any other place."""
+    for name in (MANIFEST, DESCRIPTION):
+        try:
+            description = json.loads((folder / name).read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(description, dict) and "token_shards_format" in description:
+            return description
+    return None
+
+
+class TokenFolder(Source):
+    """A folder of `scripts/tokenize.py`: the shards and the fingerprint of the source that it was made of."""
+
+    def __init__(
+        self, config: DataConfig, tokenizer: Tokenizer, folder: Path, manifest: dict[str, Any]
+    ) -> None:
+        if "shards" not in manifest:
+            raise ValueError(
+                f"data.source: {config.source} is not complete: run scripts/tokenize.py again to complete it."
+            )
+        _check_manifest(config, tokenizer, manifest)
+        self._eot = tokenizer.eot
+        self._files: list[tuple[str, str]] = []  # path and checksum
+        shards, sizes = [], {}
+        for index, entry in enumerate(manifest["shards"]):
+            path = str(folder / entry["file"])
+            sizes[path] = os.path.getsize(path) if os.path.isfile(path) else -1
+            if sizes[path] != entry["bytes"]:
+                raise ValueError(
+                    f"data.source: {path} {'is missing' if sizes[path] < 0 else 'has not its size'}: "
+                    "run scripts/tokenize.py again to mend it."
+                )
+            self._files.append((path, entry["xxh3"]))
+            shards.append(Shard(index, entry["path"], entry["group"], entry["first_row"], entry["rows"]))
+        super().__init__(config, sizes, shards)
+        self.fingerprint = manifest["fingerprint"]
+
+    def _rows(self, shard: Shard) -> list[Document | BadRow | None]:
+        path, xxh3 = self._files[shard.index]
+        try:
+            documents = read_shard(path, self._eot, xxh3)
+        except DamagedShard as error:
+            raise DamagedShard(f"{error}, scripts/tokenize.py makes it again") from error
+        return as_rows(documents)
+
+
+def _check_manifest(config: DataConfig, tokenizer: Tokenizer, manifest: dict[str, Any]) -> None:
+    where, made_with, longest = config.source, manifest["tokenizer"], manifest["max_document_bytes"]
+    if manifest["token_shards_format"] != FORMAT:
+        raise ValueError(
+            f"data.source: {where} has token shards of format {manifest['token_shards_format']}, but this "
+            f"NormLab reads format {FORMAT}: make them again with scripts/tokenize.py."
+        )
+    if made_with["fingerprint"] != tokenizer.fingerprint:
+        what = "another file of that name" if made_with["name"] == tokenizer.name else made_with["name"]
+        raise ValueError(f"data.tokenizer is {tokenizer.name!r}, but {where} was made with {what}.")
+    if config.max_document_bytes not in (longest, DataConfig.max_document_bytes):
+        raise ValueError(
+            f"data.max_document_bytes is {config.max_document_bytes}, but {where} was made with {longest}: "
+            "leave it out."
+        )
+    if manifest["bad"] and config.on_bad_document == "stop":
+        bad = ", ".join(f"{count} {reason}" for reason, count in manifest["bad"].items())
+        raise ValueError(
+            f"data.on_bad_document is stop, but {where} was made of a source with bad documents ({bad}): "
+            "mend them and make it again, or set it to skip."
+        )

@@ -1,0 +1,280 @@
+"""Runs grouped into variants, paired with the baseline's and compared: what scorecard and report show."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import pandas as pd
+
+from .intervals import Interval, paired_interval
+from .results import Run
+from .verdicts import describe_status, find_floors, find_problems, judge, write_headline
+
+DEFAULT_BASELINE = "vanilla"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of the scorecard; `task` and `key` say where lm-eval's results hold it."""
+
+    name: str
+    title: str
+    unit: str
+    task: str = ""
+    key: str = ""
+
+
+VAL_LOSS = Metric("val_loss", "val loss", "nats/token")
+VAL_BITS = Metric("val_bits_per_byte", "val bits/byte", "bits/byte")
+# Accuracy is lm-eval's `acc` throughout: the one that all tasks have (WinoGrande has no acc_norm).
+METRICS = (
+    VAL_LOSS,
+    VAL_BITS,
+    Metric("wikitext_ppl", "WikiText-2 ppl", "perplexity", "wikitext", "word_perplexity"),
+    Metric("wikitext_bits", "WikiText-2 bits/byte", "bits/byte", "wikitext", "bits_per_byte"),
+    Metric("lambada_ppl", "LAMBADA ppl", "perplexity", "lambada_openai", "perplexity"),
+    Metric("arc_easy_acc", "ARC-Easy %", "percent", "arc_easy", "acc"),
+    Metric("hellaswag_acc", "HellaSwag %", "percent", "hellaswag", "acc"),
+    Metric("piqa_acc", "PIQA %", "percent", "piqa", "acc"),
+    Metric("winogrande_acc", "WinoGrande %", "percent", "winogrande", "acc"),
+    Metric("sample_documents_ppl", "sample docs ppl", "perplexity", "sample_documents", "word_perplexity"),
+    Metric(
+        "sample_documents_bits", "sample docs bits/byte", "bits/byte", "sample_documents", "bits_per_byte"
+    ),
+    Metric("sample_lastword_ppl", "sample last-word ppl", "perplexity", "sample_lastword", "perplexity"),
+    Metric("sample_lastword_acc", "sample last-word %", "percent", "sample_lastword", "acc"),
+)
+
+# What two runs must share for their difference to be the candidate's doing.
+PAIR_KEYS = {
+    "init_seed": "init seed",
+    "data_seed": "data seed",
+    "precision": "precision",
+    "model": "model size",
+    "tokens": "number of trained tokens",
+    "steps": "number of steps",
+    "source_fingerprint": "training data",
+}
+SAME_TOKENS = {"val_fingerprint": "validation set"}  # for losses in nats a token
+SAME_TEXT = {"val_text": "validation text"}  # for losses in bits a byte
+ROW_FACTS = ["variant", "tokenizer", "precision", "model", "parameters", "steps", "tokens", "baseline"]
+FACTS = (
+    "variant", "design_fingerprint", *PAIR_KEYS, "packing", "val_fingerprint", "val_text_fingerprint",
+    "parameters", "world_size", "step", "skipped_steps", "status",
+)  # fmt: skip
+SCORE_COLUMNS = (
+    "name", "metric", "value", "seed_sd", "standard_error",
+    "difference", "low", "high", "p_value", "n", "seeds", "interval",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """What the runs say together.
+
+    `runs` has one row a run (its Run in column `run`). `rows` has one a variant, sorted by the yardstick, the
+    baseline marked. `scores` has one a variant and metric: value, seed_sd (over seeds), standard_error (over
+    items), and where it is compared difference, low, high, p_value, n, the number of paired seeds, and what
+    the interval is over ("seeds", "documents" or "items"). Accuracies are in percent. `floors` are by
+    tokenizer, in nats a token. `yardstick` is the metric that verdicts and headline are about: the validation
+    loss in nats a token, or in bits a byte where the runs have several tokenizers.
+    """
+
+    baseline: str
+    yardstick: Metric
+    runs: pd.DataFrame
+    rows: pd.DataFrame
+    scores: pd.DataFrame
+    floors: dict[str, dict[str, float]]
+    headline: str
+    problems: list[str]
+
+
+def build_scorecard(runs: Sequence[Run], baseline: str | None = None) -> Scorecard:
+    """Group, pair and compare the runs; `baseline` names a variant or a row (None: vanilla or the first)."""
+    table = tabulate_runs(runs)
+    baseline = choose_baseline(table, baseline)
+    table["baseline"] = (table["name"] == baseline) | (table["variant"] == baseline)
+    counted = table[table["counted"]]
+    yardstick = choose_yardstick(counted)
+
+    rows, scores = [], []
+    for name, group in table.groupby("name", sort=False):
+        finished = group[group["counted"]]
+        comparisons: dict[str, dict[str, Any]] = {}
+        verdict = "baseline"
+        if not group["baseline"].iloc[0]:
+            comparisons, verdict = compare(finished, counted[counted["baseline"]], baseline, yardstick)
+        first = (finished if len(finished) else group).iloc[0]
+        rows.append(
+            {
+                "name": name,
+                **first[ROW_FACTS].to_dict(),
+                "seeds": len(finished),
+                "runs": len(group),
+                "skipped_steps": group["skipped_steps"].sum(),
+                "status": describe_status(group),
+                **finished[[VAL_LOSS.name, VAL_BITS.name]].mean().to_dict(),
+                "verdict": verdict,
+            }
+        )
+        for metric, average in average_scores(finished).items():
+            scores.append({"name": name, "metric": metric, **average, **comparisons.get(metric, {})})
+
+    row_table = pd.DataFrame(rows).sort_values(yardstick.name, ignore_index=True)
+    score_table = pd.DataFrame(scores, columns=list(SCORE_COLUMNS))
+    losses = score_table[score_table["metric"] == yardstick.name].set_index("name", drop=False)
+    row_table["verdict"] = judge(row_table, losses)
+    return Scorecard(
+        baseline=baseline,
+        yardstick=yardstick,
+        runs=table,
+        rows=row_table,
+        scores=score_table,
+        floors=find_floors(table),
+        headline=write_headline(row_table, losses, baseline, yardstick.unit.replace("/", " a ")),
+        problems=find_problems(table, row_table, losses, baseline),
+    )
+
+
+def tabulate_runs(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run: its facts, the `name` of the row it belongs to, and whether its final loss counts."""
+    facts = [{key: run.summary.get(key) for key in FACTS} for run in runs]
+    table = pd.DataFrame(facts, columns=list(FACTS)).assign(
+        run=list(runs), folder=[str(run.folder) for run in runs]
+    )
+    table["skipped_steps"] = pd.to_numeric(table["skipped_steps"]).fillna(0).astype(int)
+    table[VAL_LOSS.name] = [run.val_loss for run in runs]
+    table[VAL_BITS.name] = [run.val_bits_per_byte for run in runs]
+    table["tokenizer"] = [run.tokenizer for run in runs]
+    # Tokens decide the text: an older run gets the text's fingerprint from a newer one with its tokens.
+    text = table.groupby("val_fingerprint")["val_text_fingerprint"].transform("first")
+    table["val_text"] = text.fillna(table["val_fingerprint"])
+    table["counted"] = (table["status"] == "finished") & table["val_loss"].notna()
+    table["name"] = table["variant"]
+    # A candidate file that was edited between two runs is another design of the same name.
+    code = table["design_fingerprint"].fillna("")
+    edited = code.groupby(table["name"]).transform("nunique") > 1
+    table.loc[edited, "name"] += " " + code.str[:8]
+    table["packing"] = table["packing"].fillna("concat")
+    for setting in ("precision", "model", "tokenizer", "packing"):
+        table[setting] = table[setting].fillna("unknown")
+        if table[setting].nunique() > 1:
+            table["name"] += " " + table[setting]
+    # The same variant with the same seeds twice is no second seed: such runs get a row each.
+    repeated = table["name"].isin(table.loc[table.duplicated(["name", "init_seed", "data_seed"]), "name"])
+    table.loc[repeated, "name"] += " [" + table["folder"] + "]"
+    return table
+
+
+def choose_baseline(table: pd.DataFrame, wanted: str | None) -> str:
+    """The wanted variant or row; by default `vanilla` if a run has it, else the first run's variant.
+
+    Runs of one variant differ in something else: then it is the first run's row.
+    """
+    names = list(dict.fromkeys([*table["variant"], *table["name"]]))
+    if wanted is None and table["variant"].nunique() == 1:
+        return table["name"].iloc[0]
+    if wanted is None:
+        return DEFAULT_BASELINE if DEFAULT_BASELINE in names else names[0]
+    if wanted not in names:
+        near = get_close_matches(wanted, names, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(
+            f"no run is of the baseline {wanted!r}{hint}; the runs given are of {', '.join(names)}."
+        )
+    return wanted
+
+
+def choose_yardstick(counted: pd.DataFrame) -> Metric:
+    """Nats a token, or bits a byte where the runs have several tokenizers and all know their bits a byte."""
+    several = counted["tokenizer"].nunique() > 1
+    return VAL_BITS if several and counted[VAL_BITS.name].notna().all() else VAL_LOSS
+
+
+def average_scores(finished: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Every metric's mean over a variant's finished runs, its deviation over seeds and its error over items.
+
+    The item error is the mean of the runs' errors: all answer the same items, so more seeds do not shrink it.
+    """
+    averages = {}
+    for metric in METRICS:
+        scale = 100 if metric.unit == "percent" else 1
+        if not metric.task:
+            values, error = finished[metric.name].dropna(), math.nan
+        else:
+            of_task = pd.DataFrame([run.scores.get(metric.task, {}) for run in finished["run"]], dtype=float)
+            of_task = of_task.reindex(columns=[metric.key, f"{metric.key}_stderr"])
+            values, error = of_task[metric.key].dropna(), of_task[f"{metric.key}_stderr"].mean()
+        if len(values):
+            averages[metric.name] = {
+                "value": scale * values.mean(),
+                "seed_sd": scale * values.std(),
+                "standard_error": scale * error,
+            }
+    return averages
+
+
+def compare(
+    candidate: pd.DataFrame, baseline: pd.DataFrame, name: str, yardstick: Metric
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Differences of the candidate's runs to their partners, {metric: columns of `scores`}, or why none."""
+    if candidate.empty:
+        return {}, "not finished"
+    if baseline.empty:
+        return {}, f"no finished {name} run to compare with"
+    keys, loss = PAIR_KEYS | SAME_TOKENS, VAL_LOSS
+    if yardstick is VAL_BITS and set(candidate["tokenizer"]).isdisjoint(baseline["tokenizer"]):
+        keys, loss = PAIR_KEYS | SAME_TEXT, VAL_BITS
+    pairs = candidate.merge(baseline.drop_duplicates(list(keys)), on=list(keys), suffixes=("", "_baseline"))
+    if pairs.empty:
+        other = [title for key, title in keys.items() if set(candidate[key]).isdisjoint(baseline[key])]
+        return {}, f"not comparable, no {name} run has the same {' and '.join(other or keys.values())}"
+
+    differences = pairs[loss.name] - pairs[f"{loss.name}_baseline"]
+    of_loss: dict[str, Any] = {"difference": differences.mean(), "seeds": len(pairs)}
+    if len(pairs) >= 2:
+        of_loss |= {**vars(paired_interval(differences)), "interval": "seeds"}
+    elif over_documents := compare_documents(pairs["run"].iloc[0], pairs["run_baseline"].iloc[0], loss):
+        of_loss |= {**vars(over_documents), "interval": "documents"}
+    comparisons = {loss.name: of_loss}
+    if loss is VAL_LOSS:
+        # All have the same tokens and bytes to score, so that one factor turns the one unit into the other.
+        factor = (pairs[VAL_BITS.name] / pairs[VAL_LOSS.name]).mean()
+        in_bits = {key: factor * of_loss[key] for key in ("difference", "low", "high") if key in of_loss}
+        comparisons[VAL_BITS.name] = of_loss | in_bits
+    for metric in METRICS:
+        if metric.unit == "percent" and (over_items := compare_items(pairs, metric)):
+            comparisons[metric.name] = {**vars(over_items), "interval": "items", "seeds": len(pairs)}
+    return comparisons, ""
+
+
+def compare_documents(candidate: Run, baseline: Run, loss: Metric) -> Interval | None:
+    """Difference in the loss's unit over the documents of two runs; None where they were not kept alike."""
+    ours, theirs = candidate.documents, baseline.documents
+    size, nats = ("tokens", 1.0) if loss is VAL_LOSS else ("bytes", math.log(2))
+    if ours is None or theirs is None or len(ours) < 2 or size not in ours or size not in theirs:
+        return None
+    if not ours[["document", size]].equals(theirs[["document", size]]):
+        return None
+    return paired_interval((ours["loss"] - theirs["loss"]) / nats, ours[size])
+
+
+def compare_items(pairs: pd.DataFrame, metric: Metric) -> Interval | None:
+    """Difference in percentage points over the items that all runs answered, averaged over the pairs."""
+    differences = []
+    for ours, theirs in zip(pairs["run"], pairs["run_baseline"], strict=True):
+        if ours.items is None or theirs.items is None:
+            return None
+        differences.append(_item_values(ours, metric) - _item_values(theirs, metric))
+    points = 100 * pd.concat(differences, axis=1).mean(axis=1, skipna=False).dropna()
+    # Items all answered alike have no spread to put an interval on, and [0, 0] would claim certainty.
+    return paired_interval(points) if len(points) >= 2 and points.any() else None
+
+
+def _item_values(run: Run, metric: Metric) -> pd.Series:
+    assert run.items is not None
+    of_metric = (run.items["task"] == metric.task) & (run.items["metric"] == metric.key)
+    return run.items[of_metric].set_index("doc_id")["value"].astype(float)

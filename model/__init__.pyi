@@ -1,0 +1,9 @@
+from .config import PRESETS as PRESETS
+from .config import BlockConfig as BlockConfig
+from .config import GPTConfig as GPTConfig
+from .config import TopologyConfig as TopologyConfig
+from .gpt import GPT as GPT
+from .huggingface import from_hf as from_hf
+from .huggingface import to_hf as to_hf
+from .variants import VARIANTS as VARIANTS
+from .variants import variant_name as variant_name

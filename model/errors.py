@@ -1,0 +1,36 @@
+"""What a user did wrong, in one sentence: the one error class, its hint, and how a command ends on it."""
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable
+
+REFUSED = 2
+"""Exit status of a command that was given what cannot be."""
+
+
+class UserError(ValueError):
+    """What a user gave cannot be: the message is one sentence that says what is wrong and what to do.
+
+    It has no full stop at its end, because commands print it after `error: `. What the machine or the network
+    did is an OSError; anything else is a fault of NormLab and keeps its stack trace.
+    """
+
+
+def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """` (did you mean 'NAME'?)` for the known name nearest to `given`, or nothing where none is near.
+
+    Args:
+        given: what does not exist.
+        known: what does.
+        cutoff: from 0, which always finds one, to 1, which finds equal names only.
+    """
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=cutoff)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def print_error(sentence: object) -> int:
+    """Print `error: SENTENCE` to stderr and return the exit status for it; only rank 0 speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {sentence}", file=sys.stderr)
+    return REFUSED

@@ -1,0 +1,1 @@
+"""The DeepSpeed engine: ranks, optimizer, compilation, checkpoints."""

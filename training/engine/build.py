@@ -1,0 +1,141 @@
+"""The DeepSpeed engine around a model, and the parameter groups its optimizer gets."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .ranks import deepspeed
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: decay on tensors of two or more dimensions, none on biases and gains, as in nanoGPT.
+
+    A parameter marked `_no_weight_decay = True` opts out of the decay; one marked `_lr_mult = 0.1` gets that
+    multiple of the learning rate. A tied tensor stands in one group, once.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.dim() >= 2 and not getattr(parameter, "_no_weight_decay", False)
+        decay, multiplier = (weight_decay if decays else 0.0), float(getattr(parameter, "_lr_mult", 1.0))
+        group = groups.setdefault(
+            (decay, multiplier), {"params": [], "weight_decay": decay, "lr_mult": multiplier}
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def muon_groups(model: Any, params: dict[str, Any]) -> list[dict[str, Any]]:
+    """`parameter_groups` split for Muon, whose half is the matrices of the blocks; the rest is Adam's.
+
+    Args:
+        model: has its blocks in `model.blocks`.
+        params: the JSON's `optimizer.params`: `muon_lr` and `adam_lr` stand in for `lr`, the peak of the
+            schedule, in their half.
+    """
+    matrices = {id(p) for block in model.blocks for p in block.parameters() if p.dim() == 2}
+    groups = []
+    for group in parameter_groups(model, params.get("weight_decay", 0.0)):
+        for muon in (True, False):
+            half = [p for p in group["params"] if (id(p) in matrices) == muon]
+            if not half:
+                continue
+            lr = params.get("muon_lr" if muon else "adam_lr", params["lr"])
+            own = ("momentum", "ns_method") if muon else ("betas", "eps")
+            settings = {key: params[key] for key in own if key in params}
+            multiplier = group["lr_mult"] * lr / params["lr"]
+            groups.append(group | settings | {"params": half, "use_muon": muon, "lr_mult": multiplier})
+    return groups
+
+
+def build_engine(model: nn.Module, ds_config: dict[str, Any]) -> Any:
+    """The DeepSpeed engine of `model` as the JSON says. The process group must exist."""
+    params = ds_config["optimizer"].get("params", {})
+    muon = ds_config["optimizer"]["type"].lower() == "muon"
+    groups = muon_groups(model, params) if muon else parameter_groups(model, params.get("weight_decay", 0.0))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    facts = [{"lr_mult": g["lr_mult"], "names": [names[id(p)] for p in g["params"]]} for g in groups]
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=groups,
+        optimizer=_muon_with_adam(params) if muon else None,
+        config=ds_config,
+    )
+    # Only now: ZeRO has replaced the groups' parameters, but not the groups.
+    for group, of_group in zip(engine.optimizer.param_groups, facts, strict=True):
+        group.update(of_group)
+    if isinstance(engine.optimizer, torch.optim.Optimizer):
+        _clip_and_skip_as_zero_does(engine)
+    if isinstance(engine.optimizer, deepspeed.runtime.fp16.unfused_optimizer.FP16_UnfusedOptimizer):
+        _undo_the_first_step(engine.optimizer)
+    return engine
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Give every group its learning rate for the coming optimizer step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate * group["lr_mult"]
+
+
+def gradient_norm(engine: Any) -> float:
+    """Global L2 norm of the last step's averaged gradients before clipping; not finite if it was skipped."""
+    norm = engine.get_global_grad_norm()
+    return math.nan if norm is None else float(norm)
+
+
+def log_communication(ds_config: dict[str, Any]) -> None:
+    """Print what `comms_logger` has counted, which DeepSpeed does only when asked. All ranks call it."""
+    if ds_config.get("comms_logger", {}).get("enabled"):
+        deepspeed.comm.log_summary()
+
+
+def _muon_with_adam(params: dict[str, Any]) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
+    """What makes DeepSpeed's Muon from the groups, with torch's AdamW for what is not Muon's."""
+
+    def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        # Imported here: the import compiles Muon's kernels.
+        from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+        # DeepSpeed has just marked matrices by their names, in which it looks for "embed" and "lm_head": the
+        # tied embedding is called wte.weight, and would be Muon's.
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.use_muon = group["use_muon"]
+        return MuonWithAuxAdam(
+            groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs={"fused": params.get("fused")}
+        )
+
+    return build
+
+
+def _clip_and_skip_as_zero_does(engine: Any) -> None:
+    """Without ZeRO and in fp32, DeepSpeed steps with torch's optimizer as it is, and on NaNs.
+
+    Here it measures and clips the gradients' norm and skips a step that is not finite, as the others do.
+    """
+
+    def before_step(optimizer: Any, *arguments: Any) -> None:
+        limit = engine.gradient_clipping() or math.inf
+        norm = nn.utils.clip_grad_norm_(engine.module.parameters(), limit)
+        optimizer._global_grad_norm = norm  # both are read by the engine after the step
+        optimizer.overflow = not math.isfinite(norm)
+        if optimizer.overflow:
+            engine.zero_grad()  # without gradients it does nothing
+
+    engine.clip_fp32_gradients = lambda: None
+    engine.optimizer.register_step_pre_hook(before_step)
+
+
+def _undo_the_first_step(optimizer: Any) -> None:
+    """DeepSpeed's optimizer of bf16 without ZeRO takes a step without gradients when it is built.
+
+    That decays its fp32 weights and counts for Adam's bias correction.
+    """
+    optimizer.optimizer.state.clear()
+    for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+        for master, weight in zip(masters, weights, strict=True):
+            master.data.copy_(weight.data)

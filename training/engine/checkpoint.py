@@ -1,0 +1,237 @@
+"""Checkpoints: all that must survive, complete or absent, verified when read."""
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.checkpoint import ds_to_universal
+
+from ..run.folder import write_json
+
+
+@dataclass
+class TrainState:
+    """What a run needs, beside weights and optimizer, to go on as if it had never stopped."""
+
+    step: int = 0
+    """Optimizer steps taken, skipped ones included."""
+    tokens: int = 0
+    """Target tokens trained on."""
+    skipped_steps: int = 0
+    """Steps that the engine did not apply because a gradient was not finite."""
+    skipped_in_a_row: int = 0
+    bad_documents: dict[str, int] = field(default_factory=dict)
+    """Documents that were left out, by reason."""
+    wall_time_s: float = 0.0
+    """Seconds spent in the loop, validation and checkpoints included."""
+    cursors: dict[int, Sequence[int]] = field(default_factory=dict)
+    """Lane -> (epoch, window, row, offset) of its next token; between saves a rank keeps only its own."""
+    data_fingerprint: str | None = None
+    """Of the source and the tokenizer that the cursors belong to."""
+    rng: list[dict[str, str]] = field(default_factory=list)
+    """Each rank's torch generators, as hex."""
+    wandb_id: str | None = None
+    val_loss: float | None = None
+    """The latest validation loss, nats a token."""
+    val_bits_per_byte: float | None = None
+    best_val_loss: float | None = None
+    """Lowest validation loss so far, nats a token."""
+    best_step: int | None = None
+
+
+def step_name(step: int) -> str:
+    """The folder's name of the checkpoint at `step`."""
+    return f"step_{step:08d}"
+
+
+def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> Path:
+    """Write `folder/step_…`: the engine's files, trainer_state.json and manifest.json. All ranks call it.
+
+    It is written under another name and renamed once it is complete. Afterwards only the newest `keep`
+    checkpoints and the one with the best validation loss stay.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    final = folder / step_name(state.step)
+    partial = folder / f".{final.name}.partial"
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+
+    own_lanes = {lane: cursor for lane, cursor in state.cursors.items() if lane % world_size == rank}
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, (own_lanes, _rng_state()))
+    state.cursors = {lane: cursor for lanes, _ in gathered for lane, cursor in lanes.items()}
+    state.rng = [rng for _, rng in gathered]
+    if rank == 0:
+        write_json(partial / "trainer_state.json", asdict(state) | {"world_size": world_size})
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        manifest = {
+            str(path.relative_to(partial)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            for path in files
+        }
+        write_json(partial / "manifest.json", {"step": state.step, "files": manifest})
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        _prune(folder, keep, state)
+    dist.barrier()
+    return final
+
+
+def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files match its manifest, the same on all ranks, which all call it.
+
+    `warn` is told of each checkpoint that is passed over.
+    """
+    found: list[Path | None] = [None]
+    if dist.get_rank() == 0:
+        for path in sorted(folder.glob("step_*"), reverse=True):
+            if problem := damage(path):
+                warn(f"{path} is damaged ({problem}); the checkpoint before it is tried")
+            else:
+                found = [path]
+                break
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files against its manifest; None if nothing is."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its manifest.json cannot be read"
+    for name, expected in manifest.items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != expected["size"]:
+            return f"{name} is missing or has another size"
+        if _sha256(path) != expected["sha256"]:
+            return f"{name} has another checksum"
+    return None
+
+
+def read_state(checkpoint: Path, data_fingerprint: str, any_ranks: bool = False) -> TrainState:
+    """The state alone, before there is an engine.
+
+    Raises ValueError where the checkpoint is of other data or, unless `any_ranks`, of another number of
+    ranks.
+    """
+    saved = json.loads((checkpoint / "trainer_state.json").read_text())
+    if saved.pop("world_size") != dist.get_world_size() and not any_ranks:
+        raise ValueError(
+            f"{checkpoint} was written on {len(saved['rng'])} rank(s), but {dist.get_world_size()} are "
+            "running: resume on the same number, or set checkpoint.load_universal to true"
+        )
+    if saved["data_fingerprint"] != data_fingerprint:
+        raise ValueError(
+            f"{checkpoint} was written on other data than its recipe finds now: choose another --run_dir, or "
+            "bring the first data back"
+        )
+    saved["cursors"] = {int(lane): cursor for lane, cursor in saved["cursors"].items()}
+    return TrainState(**saved)
+
+
+def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
+    """Load weights, optimizer and the state's random numbers into this rank. All ranks call it.
+
+    With `checkpoint.load_universal` it may have been written on another number of ranks. A rank that it does
+    not know keeps its generators as they are: seeded for this rank, and not used before.
+    """
+    groups = engine.optimizer.param_groups
+    of_config = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    universal = engine.load_universal_checkpoint() and engine.zero_optimization()
+    # Without ZeRO nothing depends on the ranks, and DeepSpeed would load nothing.
+    engine._config.load_universal_checkpoint = universal
+    if universal:
+        names = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+        checkpoint = _universal(checkpoint, names)
+        loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        # Under ZeRO-3 all groups get one and the same counter, which each of them would count up.
+        for of_parameter in engine.basic_optimizer.state.values():
+            of_parameter["step"] = copy.deepcopy(of_parameter["step"])
+        dist.barrier()
+        if dist.get_rank() == 0:
+            shutil.rmtree(checkpoint)
+    else:
+        loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    if loaded is None:
+        raise ValueError(f"DeepSpeed found no checkpoint in {checkpoint}")
+    # Universal loading under ZeRO-3 gives all groups what the first has: its weight decay, its multiplier.
+    for group, settings in zip(engine.optimizer.param_groups, of_config, strict=True):
+        group.update(settings)
+    if dist.get_rank() < len(state.rng):
+        rng = state.rng[dist.get_rank()]
+        torch.set_rng_state(_bytes(rng["cpu"]))
+        if "cuda" in rng:
+            torch.cuda.set_rng_state(_bytes(rng["cuda"]))
+
+
+def _universal(checkpoint: Path, names: Sequence[str]) -> Path:
+    """`checkpoint` in DeepSpeed's universal format: a folder beside it, whole or absent. All ranks call it.
+
+    Raises ValueError where the weights or moments of one of the parameters `names` are missing.
+    """
+    final = checkpoint.with_name(f".{checkpoint.name}.universal")
+    problem: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        partial = final.with_name(f"{final.name}.partial")
+        for leftover in (partial, final):
+            shutil.rmtree(leftover, ignore_errors=True)
+        # One process and one parameter at a time: forking would copy what this process holds.
+        ds_to_universal.main(
+            argparse.Namespace(
+                input_folder=str(checkpoint),
+                output_folder=str(partial),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )
+        (partial.parent / "latest_universal").unlink()  # it would name a folder that is renamed
+        states = [f"{name}/{state}.pt" for name in names for state in ("fp32", "exp_avg", "exp_avg_sq")]
+        missing = [
+            name for name in (*states, "optimizer_state.pt") if not (partial / "zero" / name).is_file()
+        ]
+        if missing:
+            problem = [f"{missing[0]} is missing"]
+        else:
+            os.rename(partial, final)
+    dist.broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise ValueError(f"{checkpoint} could not be converted for another number of ranks: {problem[0]}")
+    return final
+
+
+def _rng_state() -> dict[str, str]:
+    rng = {"cpu": torch.get_rng_state().numpy().tobytes().hex()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    return rng
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prune(folder: Path, keep: int, state: TrainState) -> None:
+    complete = sorted(folder.glob("step_*"))
+    for path in complete[:-keep]:
+        if state.best_step is None or path.name != step_name(state.best_step):
+            shutil.rmtree(path)

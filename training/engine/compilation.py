@@ -1,0 +1,135 @@
+"""Blocks wrapped in place before the engine is built: compiled once for all layers, run again in backward."""
+
+import functools
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from model import GPT
+
+CACHE_DIR = Path(__file__).resolve().parents[2] / ".cache" / "inductor"
+"""Compiled code, kept between runs where TORCHINDUCTOR_CACHE_DIR names no other folder."""
+
+Method = Callable[..., Any]
+_GRAPH_BREAKS = logging.getLogger("torch._dynamo.symbolic_convert.__graph_breaks")
+_CONVERSIONS = logging.getLogger("torch._dynamo.convert_frame")
+
+
+def wrap_blocks(gpt: GPT, compiled: bool, ds_config: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Compile the blocks if that is wanted, and checkpoint their activations if the DeepSpeed JSON has that
+    section, before an engine is built around the model. `say` is told what has no effect or breaks graphs."""
+    because = None
+    if ds_config.get("zero_optimization", {}).get("stage", 0) == 3:
+        because = "ZeRO-3 gathers the weights of each layer between its operations"
+    elif ds_config.get("flops_profiler", {}).get("enabled"):
+        because = "flops_profiler counts the operations of uncompiled layers"
+    if compiled and because:
+        say(f"train.compile has no effect: {because}")
+    elif compiled:
+        compile_blocks(gpt, say)
+    if (checkpointing := ds_config.get("activation_checkpointing")) is not None:
+        checkpoint_blocks(gpt, on_cpu=checkpointing.get("cpu_checkpointing", False))
+
+
+def compile_blocks(gpt: GPT, warn: Callable[[str], None]) -> None:
+    """Compile what repeats over depth: one graph serves all layers of a kind, a plug-in's code included.
+
+    Evaluation, whose batches have other shapes, runs the blocks as they are. A block that cannot be compiled,
+    or not whole, still runs.
+
+    Args:
+        gpt: the model, before an engine is built around it.
+        warn: is told in one sentence, with file and line, of each graph break and of what is not compiled.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE_DIR))
+    torch._dynamo.config.suppress_errors = True
+    # Layers that differ, as by a constant from their depth, each have a graph.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(gpt.blocks))
+    handler = _Warnings(warn)
+    for logger, level in ((_GRAPH_BREAKS, logging.DEBUG), (_CONVERSIONS, logging.WARNING)):
+        logger.setLevel(level)
+        for of_another_model in [known for known in logger.handlers if isinstance(known, _Warnings)]:
+            logger.removeHandler(of_another_model)
+        logger.addHandler(handler)
+    for block, name in gpt.repeated_methods():
+        method = getattr(block, name)
+        _replace(block, name, _in_training(block, torch.compile(method, dynamic=False), method))
+
+
+def checkpoint_blocks(gpt: GPT, on_cpu: bool) -> None:
+    """Keep only the inputs of what repeats over depth, and run it again in backward.
+
+    Args:
+        gpt: the model, before an engine is built around it, and after `compile_blocks` where both are wanted.
+        on_cpu: whether those inputs wait in the CPU's memory.
+    """
+    for block, name in gpt.repeated_methods():
+        _replace(block, name, _checkpointed(block, getattr(block, name), on_cpu))
+
+
+def _replace(block: nn.Module, name: str, method: Method) -> None:
+    setattr(block, name, functools.wraps(getattr(block, name))(method))
+
+
+def _in_training(block: nn.Module, compiled: Method, plain: Method) -> Method:
+    def run(*given: Any) -> Any:
+        return (compiled if block.training else plain)(*given)
+
+    return run
+
+
+def _checkpointed(block: nn.Module, method: Method, on_cpu: bool) -> Method:
+    def run(*given: Any) -> Any:
+        if not (block.training and torch.is_grad_enabled()):
+            return method(*given)
+        if not on_cpu:
+            return checkpoint(method, *given, use_reentrant=False)
+        with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+            return checkpoint(method, *given, use_reentrant=False)
+
+    return run
+
+
+class _Warnings(logging.Handler):
+    """Turns what torch.compile logs into one sentence for each place, said once."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        super().__init__()
+        self._warn = warn
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.name == _CONVERSIONS.name:
+            place, reason = _failure(text)
+            sentence = f"torch.compile leaves {place} uncompiled, which costs speed: {reason}"
+        else:
+            place, reason = _graph_break(text)
+            sentence = f"torch.compile breaks the graph at {place}, which costs speed: {reason}"
+        if place not in self._said:
+            self._said.add(place)
+            self._warn(sentence)
+
+
+def _graph_break(text: str) -> tuple[str, str]:
+    """From dynamo's report of a graph break: file:line, and the sentence that says why."""
+    place = re.search(r"Graph break in user code at (\S+:\d+)", text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    explained = [i for i, line in enumerate(lines) if line.startswith("Explanation:")]
+    reason = lines[explained[0] - 1] if explained else lines[min(1, len(lines) - 1)]
+    return place[1] if place else "an unknown line", reason[:200]
+
+
+def _failure(text: str) -> tuple[str, str]:
+    """From dynamo's report of a function that it does not compile: its file:line, and the error."""
+    place = re.search(r"WON'T CONVERT \S+ (\S+) line (\d+)", text)
+    errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Failed)\b.*", text, re.MULTILINE)
+    reason = errors[-1] if errors else " ".join(text.split())
+    return f"{place[1]}:{place[2]}" if place else "a part of a block", reason[:200]

@@ -1,0 +1,481 @@
+"""The peak memory of a rank before it runs: what DeepSpeed holds, and what a trace of a step adds.
+
+What DeepSpeed 0.19.8 keeps and copies was read in its `runtime/` (`bf16_optimizer.py`,
+`zero/stage_1_and_2.py`, `zero/stage3.py`, `fp16/unfused_optimizer.py`, `engine.py`); padding for alignment is
+left out. What forward and backward hold comes from running them on tensors that have shapes only.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from model import GPT, GPTConfig
+from model.loss import CHUNK
+
+from ..config.ds_config import precision
+from ..engine.build import muon_groups, parameter_groups
+from ..engine.compilation import checkpoint_blocks
+from ..engine.cpu_bf16 import bf16_arithmetic
+
+Device = Literal["cuda", "cpu"]
+Gradients = Literal["kept", "new", "freed"]
+"""Whether a parameter's gradient is there before backward, is made by it, or is moved away at once."""
+
+_BUCKET = 500_000_000
+"""DeepSpeed's own bucket where ZeRO's is not used, in elements: `MEMORY_OPT_ALLREDUCE_SIZE`."""
+_STATE_BYTES = {"adam": 8, "adamw": 8, "lamb": 8, "lion": 4, "adagrad": 4}
+"""Of the optimizer for a parameter, in fp32; Muon has 4 for its matrices and Adam's 8 for the rest."""
+_DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides about memory and communication, in elements.
+
+    Attributes:
+        groups: the optimizer's groups in order, each the sizes of its parameters
+        matrices: what Muon would take: the blocks' matrices
+        linear: weights and biases of plain `nn.Linear`s, which DeepSpeed reduces in bf16 under autocast
+        largest: the largest parameter
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    matrices: int
+    linear: int
+    largest: int
+
+    @property
+    def parameters(self) -> int:
+        """All that are trained, the tied embedding once."""
+        return sum(map(sum, self.groups))
+
+
+def shape_of(gpt: GPT, ds_config: Mapping[str, Any]) -> Shape:
+    """The `Shape` of a model under the optimizer that the JSON names."""
+    params = ds_config["optimizer"].get("params", {})
+    is_muon = ds_config["optimizer"]["type"].lower() == "muon"
+    groups = muon_groups(gpt, params) if is_muon else parameter_groups(gpt, params.get("weight_decay", 0.0))
+    linear = {id(p): p.numel() for m in gpt.modules() if type(m) is nn.Linear for p in m.parameters()}
+    return Shape(
+        groups=tuple(tuple(p.numel() for p in group["params"]) for group in groups),
+        matrices=sum(p.numel() for group in groups if group.get("use_muon") for p in group["params"]),
+        linear=sum(linear.values()),
+        largest=max(p.numel() for p in gpt.parameters()),
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank.
+
+    Attributes:
+        weights: the model's own copy
+        gradients: in the model's dtype, and what accumulates them; what lasts from micro-batch to micro-batch
+        states: fp32 master weights and optimizer states, if on the GPU
+        host: the same, if they are offloaded to the CPU
+        activations: what forward and backward add at their peak: activations, the head's buffers, new
+            gradients, temporary tensors
+        buffers: DeepSpeed's reduction buckets, as far as they stand beside the activations
+        phases: bytes in all at the peak of each phase of a step
+    """
+
+    weights: int
+    gradients: int
+    states: int
+    host: int
+    activations: int
+    buffers: int
+    phases: Mapping[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment of a step."""
+        return max(self.phases.values())
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes beside weights and the gradients that were there before, at the peak of forward and backward."""
+
+    forward: int
+    backward: int
+
+
+class MemoryModel:
+    """Peak memory of a rank of `config` under a DeepSpeed JSON, for any number of ranks and micro-batch.
+
+    The blocks are taken as uncompiled, which keeps more for backward than compiled ones do. Peaks inside a
+    kernel (attention's backward, an optimizer's) are not seen.
+
+    Args:
+        config: the model.
+        ds_config: as `load_ds_config` returns it.
+        device: `cuda` for what a GPU holds. `cpu` for what this machine's CPU does: another chunk and another
+            operator for the loss, copies in fp32 where bf16 products are not in hardware, and buckets count
+            as far as they are written, because that is when the kernel gives them memory.
+    """
+
+    def __init__(self, config: GPTConfig, ds_config: Mapping[str, Any], device: Device = "cuda") -> None:
+        self.config, self.device = config, device
+        self.zero = ds_config.get("zero_optimization", {})
+        self.stage = int(self.zero.get("stage", 0))
+        self.mode = precision(ds_config)
+        self.weight = 2 if self.mode in ("bf16", "fp16") else 4
+        types = ds_config.get("data_types", {})
+        # As DeepSpeed has it: the model's dtype, autocast being fp32.
+        self.accumulate = _DTYPE_BYTES.get(str(types.get("grad_accum_dtype")), self.weight)
+        self.communicate = _DTYPE_BYTES.get(str(ds_config.get("communication_data_type")), self.weight)
+        self.offloaded = self.zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        self.immediate = bool(ds_config.get("bf16", {}).get("immediate_grad_update"))
+        self.optimizer = ds_config["optimizer"]["type"].lower()
+        if self.optimizer != "muon" and self.optimizer not in _STATE_BYTES:
+            known = ", ".join(["muon", *_STATE_BYTES])
+            raise ValueError(
+                f"optimizer.type {self.optimizer} has an unknown size of states: known are {known}"
+            )
+        self.checkpointing = ds_config.get("activation_checkpointing")
+        with FakeTensorMode():
+            self.shape = shape_of(GPT(config), ds_config)
+        self._traced: dict[tuple[int, Gradients], Activations] = {}
+
+    @property
+    def wrapper(self) -> str:
+        """DeepSpeed's optimizer that the JSON leads to (`DeepSpeedEngine._do_optimizer_sanity_check`)."""
+        if self.stage == 0:
+            return "unfused" if self.weight == 2 else "torch"
+        if self.stage == 1 and self.weight == 2 and self.accumulate == 4 and not self.offloaded:
+            return "bf16"
+        return "zero3" if self.stage == 3 else "zero12"
+
+    def activations(self, micro_batch: int, gradients: Gradients) -> Activations:
+        """What forward and backward of `micro_batch` sequences add."""
+        key = (micro_batch, gradients)
+        if key not in self._traced:
+            self._traced[key] = trace(
+                self.config, micro_batch, self.mode, gradients, self.checkpointing, self.device
+            )
+        return self._traced[key]
+
+    def of(self, ranks: int, micro_batch: int, accumulation: int) -> Memory:
+        """The memory of one of `ranks` that accumulates gradients over `accumulation` micro-batches."""
+        in_wrapper = {
+            "torch": self._without_zero,
+            "unfused": self._without_zero,
+            "bf16": self._bf16_optimizer,
+            "zero12": self._zero12,
+            "zero3": self._zero3,
+        }
+        return in_wrapper[self.wrapper](ranks, micro_batch, accumulation)
+
+    def optimizer_bytes(self, ranks: int, master: bool = True) -> int:
+        """Optimizer states, and the fp32 master weights they belong to, of one of `ranks`."""
+        shape, copies = self.shape, 4 if master else 0
+        if self.optimizer == "muon":
+            states = 4 * shape.matrices + 8 * (shape.parameters - shape.matrices)
+        else:
+            states = _STATE_BYTES[self.optimizer] * shape.parameters
+        return -(-(states + copies * shape.parameters) // ranks)
+
+    def _bf16_optimizer(self, ranks: int, micro_batch: int, accumulation: int) -> Memory:
+        """bf16 weights, accumulation in fp32, ZeRO-1: `BF16_Optimizer`. It keeps both kinds of gradients."""
+        shape = self.shape
+        weights = 2 * shape.parameters
+        gradients = (4 if self.immediate else 6) * shape.parameters
+        states = self.optimizer_bytes(ranks)
+        resident = weights + gradients + states
+        step = self.activations(micro_batch, "freed" if self.immediate else "kept")
+        # The fp32 buffer of each group is one tensor; several in a bucket are copied together.
+        copy = _largest_copy([sum(group) for group in shape.groups], _BUCKET, 4, self.communicate)
+        phases = {
+            "forward": resident + step.forward,
+            "backward": resident + step.backward,
+            "accumulation": resident + 4 * shape.largest,
+            "reduction": resident + copy,
+            "optimizer": resident + self._muon_workspace(),
+        }
+        return self._memory(weights, gradients, states, step, 0, phases)
+
+    def _without_zero(self, ranks: int, micro_batch: int, accumulation: int) -> Memory:
+        """Stage 0: torch's optimizer in fp32; in bf16, fp32 copies of all (`FP16_UnfusedOptimizer`)."""
+        shape, in_bf16 = self.shape, self.weight == 2
+        weights = gradients = self.weight * shape.parameters
+        states = self.optimizer_bytes(1, master=in_bf16)
+        lasting = gradients if accumulation > 1 else 0
+        step = self.activations(micro_batch, "kept" if lasting else "new")
+        resident = weights + states
+        sizes = [size for group in shape.groups for size in group]
+        copy = _largest_copy(sizes, _BUCKET, self.weight, self.communicate)
+        phases = {
+            "forward": resident + lasting + step.forward,
+            "backward": resident + lasting + step.backward,
+            "reduction": resident + gradients + copy,
+            "optimizer": resident + gradients + (4 * shape.parameters if in_bf16 else 0),
+        }
+        return self._memory(weights, gradients, states, step, 0, phases)
+
+    def _zero12(self, ranks: int, micro_batch: int, accumulation: int) -> Memory:
+        """`DeepSpeedZeroOptimizer`: ZeRO-1 where weights and accumulation have one dtype, and ZeRO-2."""
+        shape = self.shape
+        share = -(-shape.parameters // ranks)
+        weights = self.weight * shape.parameters
+        separate = self.weight != self.accumulate
+        states = self.optimizer_bytes(ranks)
+        gpu_states, host = (0, states) if self.offloaded else (states, 0)
+        resident = weights + gpu_states
+        # Gradients in the weights' dtype stay in whole parameters, even where a part is another rank's.
+        partition = 4 * share if separate else self.weight * _largest_partition(shape.groups, ranks)
+        if self.stage == 2:
+            mode: Gradients = "freed"
+            gradients = partition
+        else:
+            mode = "kept" if accumulation > 1 and not separate else "freed" if separate else "new"
+            gradients = self.accumulate * shape.parameters
+        before = gradients if accumulation > 1 or separate else 0
+        step = self.activations(micro_batch, mode)
+
+        element = self.accumulate if separate and self.stage == 1 else self.weight
+        bucket = int(self.zero.get("reduce_bucket_size", _BUCKET))
+        sizes = self.sizes_by_reduction()
+        if self.device == "cpu":  # written as backward goes on, when activations have made room
+            in_backward, in_reduction = 0, element * sum(min(bucket, sum(size)) for size in sizes.values())
+        else:
+            in_reduction = bucket * element * (2 if self.zero.get("overlap_comm") else 1) * len(sizes)
+            in_backward = in_reduction
+        lasting_buffers = in_backward if self.stage == 1 and accumulation > 1 else 0
+        # A full bucket is copied once to be reduced, and once more if it travels in another dtype.
+        copy = max(_copy_of_bucket(size, bucket, element, to) for to, size in sizes.items())
+        reduction = resident + in_reduction + copy + partition
+        if self.stage == 2:
+            reduction += 0 if separate else before  # the new sum, beside what was accumulated
+        else:
+            reduction += max(0, element * (shape.parameters - bucket))  # gradients that wait for the bucket
+        largest_group = -(-max(map(sum, shape.groups)) // ranks)
+        flat = 0 if separate else 4 * largest_group + (self.weight * largest_group if self.weight < 4 else 0)
+        phases = {
+            "forward": resident + before + lasting_buffers + step.forward,
+            "backward": resident + before + in_backward + step.backward,
+            "reduction": reduction,
+            "optimizer": resident
+            + partition
+            + (0 if self.offloaded else flat)
+            + (self.weight * -(-shape.matrices // ranks) if self.optimizer == "muon" else 0)
+            + self._muon_workspace(),
+        }
+        return self._memory(weights, gradients, gpu_states, step, in_backward, phases, host)
+
+    def _zero3(self, ranks: int, micro_batch: int, accumulation: int) -> Memory:
+        """`DeepSpeedZeroOptimizer_Stage3`: weights are split too, and gathered while they are needed."""
+        shape = self.shape
+        share = -(-shape.parameters // ranks)
+        weights, gradients = self.weight * share, self.accumulate * share
+        states = self.optimizer_bytes(ranks)
+        gpu_states, host = (0, states) if self.offloaded else (states, 0)
+        live = int(self.zero.get("stage3_max_live_parameters", self.zero.get("max_live_parameters", 10**9)))
+        gathered = 0 if ranks == 1 else self.weight * min(shape.parameters, live)
+        bucket = int(self.zero.get("reduce_bucket_size", _BUCKET))
+        sizes = self.sizes_by_reduction()
+        buffers = sum(
+            to * (min(bucket, sum(size)) if self.device == "cpu" else bucket) for to, size in sizes.items()
+        )
+        copy = max(to * min(bucket, sum(size)) for to, size in sizes.items())
+        step = self.activations(micro_batch, "freed")
+        resident = weights + gpu_states + buffers + (0 if self.offloaded else gradients)
+        sub_group = min(share, int(self.zero.get("sub_group_size", 10**9)))
+        phases = {
+            "forward": resident + gathered + step.forward,
+            "backward": resident + gathered + step.backward,
+            "reduction": resident + gathered + copy,
+            "optimizer": resident + (0 if self.offloaded else 4 * sub_group) + self._muon_workspace(),
+        }
+        return self._memory(weights + gathered, gradients, gpu_states, step, buffers, phases, host)
+
+    def _memory(
+        self,
+        weights: int,
+        gradients: int,
+        states: int,
+        step: Activations,
+        buffers: int,
+        phases: Mapping[str, int],
+        host: int = 0,
+    ) -> Memory:
+        activations = max(step.forward, step.backward)
+        return Memory(weights, gradients, states, host, activations, buffers, phases)
+
+    def sizes_by_reduction(self) -> dict[int, list[int]]:
+        """Bytes an element on the network -> sizes of the parameters whose gradients travel so, in order."""
+        sizes = [size for group in self.shape.groups for size in group]
+        if not self.mode.startswith("autocast"):
+            return {self.communicate: sizes}
+        return {2: [self.shape.linear], 4: [self.shape.parameters - self.shape.linear]}
+
+    def _muon_workspace(self) -> int:
+        """A matrix at a time: its gradient, momentum, and about four bf16 copies in the iteration."""
+        return 16 * 4 * self.config.n_embd**2 if self.optimizer == "muon" else 0
+
+
+def _largest_copy(sizes: Sequence[int], limit: int, element: int, communicate: int) -> int:
+    """Bytes that `DeepSpeedEngine.allreduce_no_retain` copies for its largest bucket of `sizes`."""
+    largest = 0
+    bucket: list[int] = []
+    for i, size in enumerate(sizes):
+        bucket.append(size)
+        if sum(bucket) > limit or i == len(sizes) - 1:
+            copied = element if len(bucket) > 1 else 0
+            converted = communicate if communicate != element else 0
+            largest = max(largest, (copied + converted) * sum(bucket))
+            bucket = []
+    return largest
+
+
+def _largest_partition(groups: Sequence[Sequence[int]], ranks: int) -> int:
+    """Elements of the parameters of which a rank owns at least a part: those of the rank that has most."""
+    owned = [0] * ranks
+    for sizes in groups:
+        share = -(-sum(sizes) // ranks)
+        end = 0
+        for size in sizes:
+            start, end = end, end + size
+            for rank in range(start // share, (end - 1) // share + 1):
+                owned[rank] += size
+    return max(owned)
+
+
+def _copy_of_bucket(sizes: Sequence[int], bucket: int, element: int, communicate: int) -> int:
+    """Bytes that `DeepSpeedZeroOptimizer.average_tensor` copies for a full bucket or a large parameter."""
+    filled = max(min(bucket, sum(sizes)), max(sizes) if max(sizes) > bucket else 0)
+    return (element + (communicate if communicate != element else 0)) * filled
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that were made under it and are alive, and the most there were at once.
+
+    Args:
+        hidden: bytes that torch's operator of the chunked loss makes and frees unseen: a chunk of logits.
+    """
+
+    def __init__(self, hidden: int = 0) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._hidden = hidden
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = _storages((args, kwargs))
+        for key, storage in _storages(result).items():
+            if key not in given and key not in self._sizes:  # views share their storage
+                self._sizes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._forget, key)
+        self.peak = max(self.peak, self.now + (self._hidden if "linear_cross_entropy" in str(func) else 0))
+        return result
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
+    found = (leaf.untyped_storage() for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor))
+    return {storage._cdata: storage for storage in found}
+
+
+class _HeadOnGPU(torch.autograd.Function):
+    """The tensors of `model.loss._MeanLoss` on a GPU, without the numbers: what is compiled makes none
+    between.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        chunk = min(CHUNK["cuda"], len(hidden))
+        grad_hidden = torch.empty_like(hidden)
+        grad_rows = torch.empty_like(rows, dtype=torch.float32)
+        of_last_chunk = hidden.new_empty(chunk if len(hidden) > chunk else 0, len(rows))
+        logits = hidden.new_empty(chunk, len(rows))
+        grad_logits = torch.empty_like(logits)
+        del logits, of_last_chunk
+        product = torch.empty_like(grad_rows)
+        del grad_logits, product
+        ctx.save_for_backward(grad_hidden, grad_rows)
+        ctx.dtype = rows.dtype
+        return hidden.new_empty((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        grad_hidden, grad_rows = ctx.saved_tensors
+        return torch.empty_like(grad_hidden), torch.empty_like(grad_rows).to(ctx.dtype)
+
+
+def trace(
+    config: GPTConfig,
+    micro_batch: int,
+    mode: str,
+    gradients: Gradients,
+    checkpointing: Mapping[str, Any] | None,
+    device: Device,
+) -> Activations:
+    """Forward and backward of (micro_batch, block_size) tokens on tensors without memory.
+
+    Args:
+        config: the model.
+        micro_batch: sequences.
+        mode: see `training.ds_config.precision`.
+        gradients: what becomes of the parameters' gradients.
+        checkpointing: the JSON's section: with it, blocks keep their inputs and run again in backward.
+        device: see `MemoryModel`.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode, torch.float32)
+    half = torch.float16 if mode.endswith("fp16") else torch.bfloat16
+    autocast: AbstractContextManager[Any] = (
+        torch.autocast("cpu", dtype=half) if mode.startswith("autocast") else nullcontext()
+    )
+    live = Live(4 * config.vocab_size * min(CHUNK["cpu"], micro_batch * config.block_size))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(FakeTensorMode())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(dtype)
+        gpt = GPT(config).train()
+        torch.set_default_dtype(torch.float32)
+        if checkpointing is not None:
+            checkpoint_blocks(gpt, on_cpu=False)
+        for parameter in gpt.parameters():
+            if gradients == "kept":
+                parameter.grad = torch.empty_like(parameter)
+            if gradients == "freed":
+                parameter.register_post_accumulate_grad_hook(_free_gradient)
+        idx = torch.zeros(micro_batch, config.block_size, dtype=torch.int64)
+        stack.enter_context(live)
+        if device == "cpu":
+            stack.enter_context(bf16_arithmetic())
+        with autocast:
+            loss = gpt(idx, idx)[1] if device == "cpu" else _loss_on_gpu(gpt, idx)
+        forward = live.peak
+        live.peak = live.now
+        loss.backward()
+        backward = live.peak
+    if checkpointing and checkpointing.get("cpu_checkpointing"):
+        # The inputs of all blocks but the one that runs wait in the CPU's memory.
+        inputs = (len(gpt.repeated_methods()) - 1) * idx.numel() * config.n_embd * dtype.itemsize
+        forward, backward = forward - inputs, backward - inputs
+    return Activations(forward, backward)
+
+
+def _loss_on_gpu(gpt: GPT, idx: torch.Tensor) -> torch.Tensor:
+    hidden = gpt.hidden(idx)
+    half = torch.is_autocast_enabled("cpu")
+    products = torch.get_autocast_dtype("cpu") if half else hidden.dtype
+    with torch.autocast("cpu", enabled=False):
+        return _HeadOnGPU.apply(hidden.flatten(0, -2).to(products), gpt.lm_head.rows().to(products))
+
+
+def _free_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None

@@ -1,0 +1,114 @@
+"""Where a run's time goes: tokens/s, step times, MFU, memory, and each phase's share."""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ..engine.hardware import peak_flops
+
+Phase = Literal["data", "forward", "backward", "optimizer", "validation", "checkpoint"]
+
+
+class Throughput:
+    """Times the phases of a loop and says what they add up to, since this process started to train.
+
+    On a GPU a phase's ends are events in its stream, read after the step, when the loop has waited for the
+    step's loss anyway: timing adds no synchronisation.
+
+    Args:
+        flops_per_token: the model's, forward and backward.
+        device: this rank's.
+        ranks: how many train together.
+    """
+
+    def __init__(self, flops_per_token: int, device: torch.device, ranks: int) -> None:
+        self._cuda = device.type == "cuda"
+        peak = peak_flops(torch.cuda.get_device_name(device)) if self._cuda else None
+        self._peak = peak * ranks if peak else None
+        self._flops_per_token = flops_per_token
+        self._pending: list[tuple[Phase, Any, Any]] = []
+        self._seconds: dict[Phase, float] = {}
+        self._steps: list[float] = []
+        self._tokens = 0
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Count what happens inside as `name`."""
+        begin = self._now()
+        yield
+        self._pending.append((name, begin, self._now()))
+
+    def step(self, tokens: int, seconds: float) -> dict[str, float]:
+        """What metrics.jsonl says of a step that is over: tokens of all ranks, seconds, and the phases'."""
+        self._tokens += tokens
+        self._steps.append(seconds)
+        rate = tokens / seconds
+        facts = {"tokens_per_s": rate, "step_s": seconds}
+        if self._peak:
+            facts["mfu"] = rate * self._flops_per_token / self._peak
+        return facts | {f"{name}_s": spent for name, spent in self._collect().items()}
+
+    def summary(self) -> dict[str, Any]:
+        """Tokens/s over the steps (validation and checkpoints left out), percentiles of their seconds, both
+        without the first, which compiles; MFU where the GPU's peak is known; peak GiB; shares of time."""
+        self._collect()
+        whole = time.perf_counter() - self._started
+        later = self._steps[1:] or self._steps
+        share = {name: round(spent / whole, 4) for name, spent in self._seconds.items()}
+        facts: dict[str, Any] = {"peak_memory_gib": round(peak_memory(self._cuda) / 2**30, 3)}
+        if later:
+            mean_tokens = self._tokens / len(self._steps)
+            rate = mean_tokens * len(later) / sum(later)
+            p50, p90, p99 = (round(float(np.percentile(later, p)), 4) for p in (50, 90, 99))
+            facts |= {"tokens_per_s": round(rate, 1), "step_s": {"p50": p50, "p90": p90, "p99": p99}}
+            if self._peak:
+                facts["mfu"] = round(rate * self._flops_per_token / self._peak, 4)
+        return facts | {"time_share": share | {"other": round(max(0.0, 1 - sum(share.values())), 4)}}
+
+    def in_words(self) -> str:
+        """The summary in a line."""
+        facts, words = self.summary(), []
+        if "tokens_per_s" in facts:
+            p50, p90, p99 = (facts["step_s"][key] for key in ("p50", "p90", "p99"))
+            words.append(f"{facts['tokens_per_s']:,.0f} tokens/s")
+            words.append(f"a step took {p50:.3g} s (p90 {p90:.3g}, p99 {p99:.3g})")
+        if "mfu" in facts:
+            words.append(f"MFU {facts['mfu']:.1%}")
+        words.append(f"peak memory {facts['peak_memory_gib']:.2f} GiB a rank")
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in facts["time_share"].items())
+        return "; ".join([*words, f"time: {shares}"])
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _collect(self) -> dict[Phase, float]:
+        """Seconds by phase since it was asked before."""
+        seconds: dict[Phase, float] = {}
+        for name, begin, end in self._pending:
+            if self._cuda:
+                end.synchronize()  # it is over already: the step's loss has been read
+                spent = begin.elapsed_time(end) / 1000
+            else:
+                spent = end - begin
+            seconds[name] = seconds.get(name, 0.0) + spent
+        self._pending.clear()
+        for name, spent in seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + spent
+        return {name: round(spent, 5) for name, spent in seconds.items()}
+
+
+def peak_memory(cuda: bool) -> int:
+    """Most bytes that this process has held: tensors on its GPU, or its resident memory on a CPU."""
+    if cuda:
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

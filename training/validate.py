@@ -1,0 +1,92 @@
+"""Validation loss: every token of the fixed validation set, scored once."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+
+from data import ValidationSet, document_ids
+from model.files import write_whole
+
+
+@torch.no_grad()
+def token_losses(
+    model: Any,
+    validation: ValidationSet,
+    block_size: int,
+    batch: int,
+    device: torch.device,
+    document_mask: bool = False,
+) -> np.ndarray:
+    """The loss of each target of the validation set, (N,) float64 in nats, on every rank.
+
+    The ranks share the blocks; `model` is a GPT or an engine around one, put into evaluation mode and back.
+    With `document_mask` no document sees another.
+    """
+    inputs, targets = validation.blocks(block_size)
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    losses = torch.zeros(targets.shape, dtype=torch.float64, device=device)
+    mine = list(range(rank, len(targets), world_size))
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(mine), batch):
+        rows = mine[start : start + batch]
+        of_batch = inputs[rows].to(device)
+        documents = document_ids(of_batch, int(validation.tokens[0])) if document_mask else None
+        _, loss = model(of_batch, targets[rows].to(device), reduction="none", documents=documents)
+        losses[rows] = loss.double()
+    model.train(was_training)
+    if world_size > 1:
+        dist.all_reduce(losses)
+    return losses[targets.to(device) != -1].cpu().numpy()
+
+
+def document_losses(losses: np.ndarray, validation: ValidationSet) -> pa.Table:
+    """Per document: its number, target tokens, UTF-8 bytes of text, and the sum of its losses in nats."""
+    tokens = np.bincount(validation.document)
+    sums = np.bincount(validation.document, weights=losses)
+    return pa.table(
+        {"document": np.arange(len(tokens)), "tokens": tokens, "bytes": validation.bytes, "loss": sums}
+    )
+
+
+def write_document_losses(path: Path, losses: np.ndarray, validation: ValidationSet) -> None:
+    """Write `document_losses` as parquet, for paired comparisons between runs."""
+    write_whole(path, partial(pq.write_table, document_losses(losses, validation)))
+
+
+def bits_per_byte(losses: np.ndarray, validation: ValidationSet) -> float:
+    """The losses of all targets, (N,) in nats, in bits for each byte of UTF-8 text.
+
+    Unlike nats a token it compares models with different tokenizers. The `eot` that closes a document counts
+    with what it costs, and as 0 bytes.
+    """
+    return float(losses.sum() / np.log(2) / validation.bytes.sum())
+
+
+def uniform_loss(vocab_size: int) -> float:
+    """The loss of guessing every token alike, in nats: the floor that an untrained model starts at."""
+    return float(np.log(vocab_size))
+
+
+def unigram_loss(
+    batches: Iterator[Any], validation: ValidationSet, vocab_size: int, sample: int = 2**20
+) -> float:
+    """Nats a token that a unigram model scores on the validation set.
+
+    Its probabilities are the frequencies among the first `sample` training tokens, add-one smoothed;
+    `batches` yields (tokens, cursors) as the training loop gets them; all of them if they end before that.
+    """
+    counts = np.ones(vocab_size)
+    for tokens, _ in batches:
+        counts += np.bincount(tokens.numpy().ravel(), minlength=vocab_size)
+        if counts.sum() >= sample + vocab_size:
+            break
+    return float(-np.log(counts / counts.sum())[validation.tokens[1:]].mean())
