@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from training.run import console
+
 ROOT = Path(__file__).resolve().parents[1]
 BEGINNING = """
 import os, subprocess, sys

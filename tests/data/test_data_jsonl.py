@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data import jsonl
 from data.config import DataConfig
+from data.sources import jsonl
 from data.sources.documents import Documents
 from data.sources.jsonl import JsonlSource
 from data.sources.parquet import ParquetSource
@@ -240,7 +240,7 @@ def test_many_files_are_converted_side_by_side(tmp_path: Path) -> None:
 
 OPEN_TWO = """
 import sys, os
-from data import jsonl
+from data.sources import jsonl
 from data.config import DataConfig
 convert = jsonl._convert
 def counted(job, bar=False):

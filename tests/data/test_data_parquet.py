@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import parquet
 from data.config import DataConfig
+from data.sources import parquet
 from data.sources.documents import Documents, Shard
 from data.sources.parquet import ParquetSource
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import Cursor, DataConfig, LaneLoader, open_data, retry
+from data import Cursor, DataConfig, LaneLoader, open_data
+from data.sources import network
 from tests.data.servers import Server, serving
 
 TEXTS = [f"Document {number} of the test." for number in range(600)]
@@ -17,7 +18,7 @@ TEXTS = [f"Document {number} of the test." for number in range(600)]
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(retry, "RETRY_SECONDS", (0,))
+    monkeypatch.setattr(network, "RETRY_SECONDS", (0,))
     file = io.BytesIO()
     pq.write_table(pa.table({"text": TEXTS}), file, row_group_size=20)
     with serving() as server:

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import jsonl, retry
 from data.config import DataConfig
+from data.sources import jsonl, network
 from data.sources.documents import Documents
 from data.sources.jsonl import JsonlSource
 from data.sources.parquet import ParquetSource
@@ -36,7 +36,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(retry, "RETRY_SECONDS", (0, 0, 0))
+    monkeypatch.setattr(network, "RETRY_SECONDS", (0, 0, 0))
     monkeypatch.setattr(jsonl, "JSONL_DIR", tmp_path / "cache")
 
 
@@ -170,7 +170,7 @@ def test_a_server_that_is_not_there(server: Server) -> None:
 
 def test_a_server_that_stalls_is_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_read=0.1)}}
-    monkeypatch.setattr(retry, "HTTP_OPTIONS", retry.HTTP_OPTIONS | options)
+    monkeypatch.setattr(network, "HTTP_OPTIONS", network.HTTP_OPTIONS | options)
     server.files["/rows.parquet"] = parquet_bytes(6000)
     source = ParquetSource(DataConfig(source="u"), [server.url + "/rows.parquet"])
     server.faults = ["stall", "stall", "stall"]
@@ -291,7 +291,7 @@ def read_from_hub(url: str) -> None:
         urllib.request.urlopen(f"{url}/faults/{fault}/{times}").close()
 
     time.sleep = lambda _: None  # the hub's client waits too
-    retry.RETRY_SECONDS = (0, 0)
+    network.RETRY_SECONDS = (0, 0)
     config = DataConfig(source="org/name", subset="sample-10BT", revision="v1")
     source = open_source(config, open_tokenizer("bytes"))
     assert isinstance(source, ParquetSource)

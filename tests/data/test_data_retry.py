@@ -23,7 +23,7 @@ import zstandard
 from fsspec.exceptions import FSTimeoutError
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 
-from data import retry
+from data.sources import network
 from data.sources.network import is_damage, with_retries
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ URL = "https://host/rows.parquet"
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long was waited between tries, without the waiting."""
     slept: list[float] = []
-    monkeypatch.setattr(retry.time, "sleep", slept.append)
+    monkeypatch.setattr(network.time, "sleep", slept.append)
     return slept
 
 
@@ -105,7 +105,7 @@ def test_the_end_is_one_sentence(waits: list[float], caplog: pytest.LogCaptureFi
         f"{URL} cannot be read (ConnectionResetError: [Errno 104] reset by peer; tried 7 times): "
         "once it can be, the same command goes on from there."
     )
-    assert waits == list(retry.RETRY_SECONDS) == [1, 2, 4, 8, 16, 32]
+    assert waits == list(network.RETRY_SECONDS) == [1, 2, 4, 8, 16, 32]
     assert [record.getMessage().split()[-2] for record in caplog.records] == ["1", "2", "4", "8", "16", "32"]
 
 
@@ -121,11 +121,11 @@ def test_a_signed_url_is_not_written_down() -> None:
 def test_a_retry_is_said_on_stderr_which_is_the_log() -> None:
     program = (
         "from data import retry\n"
-        "retry.RETRY_SECONDS = (0,)\n"
+        "network.RETRY_SECONDS = (0,)\n"
         "def read(tries=[]):\n"
         "    tries.append(1)\n"
         "    if len(tries) == 1: raise TimeoutError('slow')\n"
-        f"retry.with_retries(read, {URL!r})\n"
+        f"network.with_retries(read, {URL!r})\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -171,7 +171,7 @@ def test_damage_of_a_remote_file_is_tried_again_and_then_stays_damage(waits: lis
     assert with_retries(Failing(pa.ArrowInvalid("cut short")), URL) == "read"
     with pytest.raises(pa.ArrowInvalid):
         with_retries(Failing(*[pa.ArrowInvalid("cut short")] * 9), URL)
-    assert len(waits) == 1 + len(retry.RETRY_SECONDS)
+    assert len(waits) == 1 + len(network.RETRY_SECONDS)
 
 
 def broken_parquet() -> None:

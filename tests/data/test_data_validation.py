@@ -10,8 +10,9 @@ import pytest
 import tokenizers
 import torch
 
-from data import IGNORED_TARGET, DataConfig, ValidationSet, gpt2_encoding, open_data, open_tokenizer, parquet
+from data import IGNORED_TARGET, DataConfig, ValidationSet, gpt2_encoding, open_data, open_tokenizer
 from data.corpus import digest
+from data.sources import parquet
 
 EOT = 50256
 
