@@ -1,177 +1,29 @@
-"""The DeepSpeed JSON: read, overridden, checked key by key, and its batch sizes worked out.
+"""What is refused in a DeepSpeed JSON: unknown keys, wrong values, and what would train something else."""
 
-DeepSpeed 0.19.8 ignores unknown keys at the top level and in several sections, so a misspelt key would
-silently train something else; here it ends the run before anything is built.
-"""
-
-import inspect
-import json
 import math
 from collections.abc import Mapping
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from packaging.version import Version
-from pydantic import BaseModel, ValidationError
+from model.errors import UserError
+from model.options import describe_type, fits
 
-from ..engine.ranks import deepspeed
-from .command import unknown_key
+from .command_line import unknown_key
+from .deepspeed_keys import (
+    ALIASES,
+    CHECKED_SECTIONS,
+    CHECKED_SUBSECTIONS,
+    ELSEWHERE,
+    KNOWN,
+    OPTIMIZER_PARAMETERS,
+    OPTIMIZERS,
+    VALUES,
+    Key,
+)
 
-MINIMUM_DEEPSPEED = "0.19.8"
+if TYPE_CHECKING:
+    from .deepspeed import DeepSpeedConfig
 
-_SECTION_MODELS: dict[str, type[BaseModel]] = {
-    "zero_optimization": deepspeed.runtime.zero.config.DeepSpeedZeroConfig,
-    "bf16": deepspeed.runtime.precision_config.DeepSpeedBF16Config,
-    "fp16": deepspeed.runtime.precision_config.DeepSpeedFP16Config,
-    "comms_logger": deepspeed.comm.config.CommsLoggerConfig,
-    "compile": deepspeed.runtime.config.CompileConfig,
-}
-_SECTION_KEYS: dict[str, set[str]] = {
-    "torch_autocast": {"enabled", "dtype", "lower_precision_safe_modules"},
-    "data_types": {"grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"},
-    "optimizer": {"type", "params"},
-    "checkpoint": {"tag_validation", "load_universal", "use_node_local_storage", "parallel_write", "writer"},
-    "activation_checkpointing": {
-        "partition_activations",
-        "cpu_checkpointing",
-        "contiguous_memory_optimization",
-        "number_checkpoints",
-        "synchronize_checkpoint_boundary",
-        "profile",
-    },
-    "flops_profiler": {
-        "enabled",
-        "recompute_fwd_factor",
-        "profile_step",
-        "module_depth",
-        "top_modules",
-        "detailed",
-        "output_file",
-    },
-    "aio": {
-        "block_size",
-        "queue_depth",
-        "intra_op_parallelism",
-        "single_submit",
-        "overlap_events",
-        "use_gds",
-    },
-    "timers": {"throughput"},
-}
-_VALUES: dict[str, type | tuple[type, ...]] = {
-    "train_batch_size": int,
-    "train_micro_batch_size_per_gpu": int,
-    "gradient_accumulation_steps": int,
-    "gradient_clipping": (int, float),
-    "communication_data_type": str,
-    "prescale_gradients": bool,
-    "gradient_predivide_factor": (int, float),
-    "steps_per_print": (int, type(None)),
-    "wall_clock_breakdown": bool,
-    "memory_breakdown": bool,
-    "dump_state": bool,
-    "disable_python_gc": bool,
-    "zero_allow_untested_optimizer": bool,
-    "zero_force_ds_cpu_optimizer": bool,
-    "log_level": str,
-}
-_ELSEWHERE = {
-    "scheduler": "the learning-rate schedule is the recipe's: set it in its 'schedule' section",
-    "wandb": "tracking is the recipe's: set it in its 'tracking' section",
-    "tensorboard": "metrics go to metrics.jsonl and W&B: set tracking in the recipe's 'tracking' section",
-    "csv_monitor": "metrics go to metrics.jsonl and W&B: set tracking in the recipe's 'tracking' section",
-}
-_ADAM_PARAMS = {*inspect.signature(torch.optim.AdamW).parameters} - {"params"} | {"torch_adam", "adam_w_mode"}
-_MUON_PARAMS = {"lr", "muon_lr", "adam_lr", "momentum", "ns_method", "betas", "eps", "weight_decay"} | {
-    "torch_adam",
-    "fused",
-}
-_PARAMS = {"adam": _ADAM_PARAMS, "adamw": _ADAM_PARAMS, "muon": _MUON_PARAMS}
 _DTYPES = ("fp32", "fp16", "bf16", "float32", "float16", "bfloat16")
-_SHORT_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-
-
-_KNOWN = [
-    *_VALUES,
-    *_SECTION_KEYS,
-    *(f"{name}.{key}" for name, keys in _SECTION_KEYS.items() for key in keys),
-    *_SECTION_MODELS,
-    *(
-        f"{name}.{key}"
-        for name, model in _SECTION_MODELS.items()
-        for field, info in model.model_fields.items()
-        for key in {field, info.alias or field}
-    ),
-    *(f"optimizer.params.{key}" for key in _ADAM_PARAMS | _MUON_PARAMS),
-]
-"""Every key as a dotted path."""
-
-
-def load_ds_config(path: Path, overrides: Mapping[str, str], world_size: int) -> dict[str, Any]:
-    """The DeepSpeed config with overrides applied and all three batch sizes (in sequences) written out.
-
-    Raises ValueError with one sentence: JSON that does not parse, an unknown key, a value of the wrong type,
-    batch sizes that do not divide, a section that lives in the recipe, or a DeepSpeed that is too old.
-    """
-    if Version(installed := version("deepspeed")) < Version(MINIMUM_DEEPSPEED):
-        raise ValueError(
-            f"DeepSpeed {installed} is installed, but {MINIMUM_DEEPSPEED} or newer is needed: older ones "
-            "silently lose gradients under ZeRO-1 with bf16 and accumulation in fp32"
-        )
-    try:
-        config = json.loads(path.read_text(), object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON at line {error.lineno}: {error.msg}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, but holds {type(config).__name__}")
-    for key, value in overrides.items():
-        if key.partition(".")[0] not in _ELSEWHERE and key not in _KNOWN:
-            raise unknown_key(f"ds.{key}", [f"ds.{known}" for known in _KNOWN], "the command line")
-        _override(config, key, value)
-    where = f"{path} with its --ds overrides" if overrides else str(path)
-    _check_keys(config, where)
-    _check_modes(config, where)
-    config |= _batch_sizes(config, world_size, where)
-    return config
-
-
-def precision(config: Mapping[str, Any]) -> str:
-    """The mode that every result is stamped with: fp32, bf16, fp16, or autocast_bf16 (fp32 parameters)."""
-    for mode in ("bf16", "fp16"):
-        if config.get(mode, {}).get("enabled"):
-            return mode
-    autocast = config.get("torch_autocast", {})
-    if autocast.get("enabled"):
-        return (
-            "autocast_fp16"
-            if "16" in (dtype := autocast.get("dtype", "bfloat16")) and "b" not in dtype
-            else "autocast_bf16"
-        )
-    return "fp32"
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"the DeepSpeed JSON holds the key '{key}' twice")
-    return dict(pairs)
-
-
-def _override(config: dict[str, Any], path: str, text: str) -> None:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    *parents, leaf = path.split(".")
-    section = config
-    for name in parents:
-        section = section.setdefault(name, {})
-        if not isinstance(section, dict):
-            raise ValueError(f"--ds.{path} goes below '{name}', which is a value and not a section")
-    section[leaf] = value
 
 
 def _check_keys(config: Mapping[str, Any], where: str) -> None:
@@ -374,43 +226,3 @@ def _check_muon(
         )
 
 
-def _check_value(key: str, value: Any, where: str) -> None:
-    kind = _VALUES[key]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        words = {
-            int: "an integer",
-            float: "a number",
-            str: "a text",
-            bool: "true or false",
-            type(None): "null",
-        }
-        raise ValueError(
-            f"'{key}' in {where} is {value!r}, but it must be {' or '.join(words[k] for k in kinds)}"
-        )
-
-
-def _batch_sizes(config: Mapping[str, Any], world_size: int, where: str) -> dict[str, int]:
-    """train_batch_size = micro-batch x accumulation x ranks: the third of them from any two."""
-    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    for name in names:
-        if config.get(name, 1) < 1:
-            raise ValueError(f"'{name}' in {where} is {config[name]}, but it must be at least 1")
-    total, micro, accumulation = (config.get(name) for name in names)
-    if total is None:
-        if micro is None:
-            raise ValueError(f"{where} sets neither 'train_batch_size' nor 'train_micro_batch_size_per_gpu'")
-        accumulation = accumulation or 1
-        total = micro * accumulation * world_size
-    elif micro is None:
-        accumulation = accumulation or 1
-        micro = total // (accumulation * world_size)
-    elif accumulation is None:
-        accumulation = total // (micro * world_size)
-    if total != micro * accumulation * world_size:
-        given = ", ".join(f"{name} {config[name]}" for name in names if name in config)
-        raise ValueError(
-            f"the batch sizes in {where} do not divide: {given} on {world_size} rank(s), but "
-            "train_batch_size must be train_micro_batch_size_per_gpu x gradient_accumulation_steps x ranks"
-        )
-    return dict(zip(names, (total, micro, accumulation), strict=True))
