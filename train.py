@@ -36,9 +36,15 @@ from data import (
 from data.sample.build import is_complete
 from model import GPT
 from model.designs import design_files, design_fingerprint
-from training.config.ds_effects import ineffective_keys
-from training.config.recipe import Recipe, resolve
-from training.engine.build import build_engine, gradient_norm, log_communication, set_learning_rate
+from model.flops import flops_per_token
+from training.config import DeepSpeedConfig, Recipe, check_design, ineffective_keys, read_command
+from training.engine.build import (
+    build_engine,
+    check_with_deepspeed,
+    gradient_norm,
+    log_communication,
+    set_learning_rate,
+)
 from training.engine.checkpoint import (
     TrainState,
     load_checkpoint,
@@ -49,9 +55,9 @@ from training.engine.checkpoint import (
 )
 from training.engine.compilation import wrap_blocks
 from training.engine.cpu_bf16 import bf16_arithmetic
-from training.engine.ranks import Launcher, from_rank_0, join_ranks, world_size_from_environment
+from training.engine.environment import world_size_from_environment
+from training.engine.ranks import Launcher, from_rank_0, join_ranks
 from training.feed import Feed, StepResult
-from training.plan.accounting import flops_per_token
 from training.run.console import Console, fail
 from training.run.folder import RunFolder, plain
 from training.run.preflight import refusal
@@ -74,7 +80,9 @@ def main(argv: list[str]) -> int:
     start_up = StartUp()
     start_up.mark("imports")
     try:
-        recipe, ds_config, run = resolve(argv)
+        recipe, ds_config, run = read_command(argv)
+        check_with_deepspeed(ds_config)
+        check_design(recipe)
         console = Console(run.path / "logs" / f"rank{run.rank}.log", silent=run.rank > 0)
     except (ValueError, OSError) as error:
         return fail(error)
@@ -110,7 +118,7 @@ def main(argv: list[str]) -> int:
     device = join_ranks()
     if refused := from_rank_0(refused or run.not_shared(dist.get_world_size())):
         return console.fail(refused)
-    run.write_configs(vars(recipe), ds_config, argv)
+    run.write_configs(vars(recipe), ds_config.raw, argv)
     run.keep_designs(design_files(recipe.model))
     try:
         with bf16_arithmetic():
@@ -122,7 +130,7 @@ def main(argv: list[str]) -> int:
 
 def train(
     recipe: Recipe,
-    ds_config: dict[str, Any],
+    ds_config: DeepSpeedConfig,
     run: RunFolder,
     console: Console,
     corpus: Corpus,
@@ -135,13 +143,13 @@ def train(
     checkpoint = newest_checkpoint(run.checkpoints, console.say)
     state = TrainState(data_fingerprint=corpus.fingerprint)
     if checkpoint:
-        any_ranks = bool(ds_config.get("checkpoint", {}).get("load_universal"))
+        any_ranks = ds_config.load_universal
         state = read_state(checkpoint, corpus.fingerprint, any_ranks)
     loader = batches(
-        micro_batch=ds_config["train_micro_batch_size_per_gpu"],
+        micro_batch=ds_config.micro_batch,
         rank=run.rank,
         world_size=dist.get_world_size(),
-        first_sequence=state.step * ds_config["train_batch_size"],
+        first_sequence=state.step * ds_config.train_batch_size,
         cursors=state.cursors,
     )
     loader.start()  # forked while this process is small: every page that it writes later would be kept twice
@@ -155,7 +163,7 @@ def train(
     if checkpoint:
         load_checkpoint(engine, checkpoint, state)
     run.keep_metrics_until(state.step)
-    feed = Feed(loader, ds_config["gradient_accumulation_steps"], state.bad_documents, tuple(BAD_REASONS))
+    feed = Feed(loader, ds_config.accumulation, state.bad_documents, tuple(BAD_REASONS))
 
     if run.rank == 0 and "floors" not in run.summary:
         vocab_size, in_process = corpus.tokenizer.vocab_size, replace(recipe.data, workers=0)
@@ -181,7 +189,7 @@ def train(
             console.say(f"resumed from {checkpoint}")
     tracker = None
     if run.rank == 0:
-        config = plain(vars(recipe)) | {"deepspeed": ds_config, "run": run.summary}
+        config = plain(vars(recipe)) | {"deepspeed": dict(ds_config.raw), "run": run.summary}
         tracker = Tracker(recipe.tracking, run.path, state.wandb_id, config, console.say)
         state.wandb_id = tracker.id
     throughput = Throughput(flops, device, dist.get_world_size())
@@ -216,7 +224,7 @@ def train(
     while state.step < steps and not stop and not diverged:
         step_started = time.perf_counter()
         profiler.before_step()
-        rate = learning_rate(state.step, ds_config["optimizer"]["params"]["lr"], recipe.schedule)
+        rate = learning_rate(state.step, ds_config.peak_lr, recipe.schedule)
         set_learning_rate(engine, rate)
         loss, tokens, wait, stop, bad_documents = job.train_step()
         seconds = time.perf_counter() - step_started
@@ -305,7 +313,7 @@ class Job:
     """A run under way: what a step, a validation and a checkpoint need."""
 
     recipe: Recipe
-    ds_config: dict[str, Any]
+    ds_config: DeepSpeedConfig
     run: RunFolder
     console: Console
     engine: Any
@@ -349,7 +357,7 @@ class Job:
 
     def validate(self) -> None:
         """Score the whole validation set, all ranks together."""
-        state, micro_batch = self.state, self.ds_config["train_micro_batch_size_per_gpu"]
+        state, micro_batch = self.state, self.ds_config.micro_batch
         block_size = self.recipe.model.block_size
         mask = self.recipe.data.document_mask
         losses = token_losses(self.engine, self.validation, block_size, micro_batch, self.device, mask)

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.version import Version
+
 from model.errors import UserError
 
 from .command_line import unknown_key
@@ -20,7 +22,15 @@ _SHORT_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 class IndivisibleBatch(UserError):
-    """The global batch is not micro-batch x accumulation x ranks."""
+    """The global batch is not micro-batch x accumulation x ranks.
+
+    Attributes:
+        sizes: the batch sizes that were given, by their keys in the JSON
+    """
+
+    def __init__(self, sentence: str, sizes: Mapping[str, int]) -> None:
+        super().__init__(sentence)
+        self.sizes = sizes
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,8 @@ class DeepSpeedConfig:
         fp32 parameters."""
         if self.model_dtype != "fp32" or not self.enables("torch_autocast"):
             return self.model_dtype
-        dtype = self.section("torch_autocast").get("dtype", "bfloat16")
-        return f"autocast_{_SHORT_DTYPES.get(dtype, dtype)}"
+        is_fp16 = self.dtype_of("torch_autocast", "dtype") == "fp16"
+        return "autocast_fp16" if is_fp16 else "autocast_bf16"
 
     @property
     def model_dtype(self) -> str:
@@ -202,7 +212,7 @@ def read_deepspeed_config(path: Path, overrides: Mapping[str, str], ranks: int) 
             in the recipe, or a DeepSpeed that is too old.
         IndivisibleBatch: batch sizes that do not divide.
     """
-    if _release(installed := version("deepspeed")) < _release(MINIMUM_DEEPSPEED):
+    if Version(installed := version("deepspeed")) < Version(MINIMUM_DEEPSPEED):
         raise UserError(
             f"DeepSpeed {installed} is installed, but {MINIMUM_DEEPSPEED} or newer is needed: older ones "
             "silently lose gradients under ZeRO-1 with bf16 and accumulation in fp32"
@@ -221,12 +231,6 @@ def read_deepspeed_config(path: Path, overrides: Mapping[str, str], ranks: int) 
     check_keys(config)
     check_modes(config)
     return DeepSpeedConfig(raw | _batch_sizes(config, ranks), config.source)
-
-
-def _release(installed: str) -> tuple[int, ...]:
-    """0.19.8+cu13 -> (0, 19, 8)."""
-    numbers = installed.partition("+")[0].split(".")
-    return tuple(int(number) for number in numbers if number.isdecimal())
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -269,9 +273,11 @@ def _batch_sizes(config: DeepSpeedConfig, ranks: int) -> dict[str, int]:
     elif accumulation is None:
         accumulation = total // (micro * ranks)
     if total != micro * accumulation * ranks:
-        given = ", ".join(f"{name} {raw[name]}" for name in _BATCH_SIZES if name in raw)
+        given = {name: raw[name] for name in _BATCH_SIZES if name in raw}
+        listed = ", ".join(f"{name} {size}" for name, size in given.items())
         raise IndivisibleBatch(
-            f"the batch sizes in {where} do not divide: {given} on {ranks} rank(s), but "
-            "train_batch_size must be train_micro_batch_size_per_gpu x gradient_accumulation_steps x ranks"
+            f"the batch sizes in {where} do not divide: {listed} on {ranks} rank(s), but "
+            "train_batch_size must be train_micro_batch_size_per_gpu x gradient_accumulation_steps x ranks",
+            given,
         )
     return dict(zip(_BATCH_SIZES, (total, micro, accumulation), strict=True))

@@ -261,7 +261,8 @@ OPTIMIZERS = ("adagrad", "adam", "adamw", "lamb", "muadam", "muadamw", "musgd", 
 TORCHS_PARAMETERS = {"amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"}
 ADAM_PARAMETERS = {"lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode"} | TORCHS_PARAMETERS
 MUON_PARAMETERS = {
-    "lr", "muon_lr", "adam_lr", "momentum", "ns_method", "betas", "eps", "weight_decay", "torch_adam", "fused",
+    "lr", "muon_lr", "adam_lr", "momentum", "ns_method", "betas", "eps", "weight_decay", "torch_adam",
+    "fused",
 }  # fmt: skip
 OPTIMIZER_PARAMETERS = {"adam": ADAM_PARAMETERS, "adamw": ADAM_PARAMETERS, "muon": MUON_PARAMETERS}
 """By optimizer; those of the others are left to them."""
