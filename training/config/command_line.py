@@ -115,7 +115,7 @@ class CommandLine:
                 continue
             if not equals:
                 value = next(words, "--")
-            if (value.startswith("--") and not equals) or (below_deepspeed and not value):
+            if (value.startswith("--") and not equals) or (below_deepspeed and value in ("", "--")):
                 raise UserError(f"--{key} has no value: it is written --{key} VALUE")
             if below_deepspeed:
                 deepspeed[key.removeprefix("ds.")] = value
