@@ -11,10 +11,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..catalogue import VARIANTS
 from ..config import GPTConfig
 from ..gpt import GPT
 from ..plugin import in_words
-from ..variants import VARIANTS
 from .candidate import Candidate, seed_all
 from .report import Doubtful, Report
 

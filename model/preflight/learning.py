@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from ..catalogue import VARIANTS
 from ..config import GPTConfig
 from ..gpt import GPT
-from ..variants import VARIANTS
 from .candidate import SEED, Candidate, seed_all
 from .report import Doubtful, Refused, Report
 

@@ -13,9 +13,9 @@ from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 from x_transformers import x_transformers
 
 from model import GPT, GPTConfig
+from model.catalogue.norms import NORM_VARIANTS
 from model.designs import find_designs
 from model.norms import NORMS
-from model.variants import NORM_VARIANTS
 
 D = 48
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
