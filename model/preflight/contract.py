@@ -7,13 +7,7 @@ import torch
 from ..plugin import in_words
 from ..topologies import State, takes_state
 from . import independence
-from .candidate import (
-    Candidate,
-    difference,
-    each_layer,
-    hidden,
-    logits,
-)
+from .candidate import Candidate, difference, each_layer, hidden, logits
 from .independence import BATCH, LENGTH, tokens
 from .report import Doubtful, Refused, Report, place
 
