@@ -272,6 +272,7 @@ def test_a_block_compiles_whole_and_once_for_all_masks(backend: str) -> None:
             torch.testing.assert_close(compiled(x), block(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("bf16_products")
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_bf16_trains_with_finite_gradients(dropout: float) -> None:
     gpt, idx = gpt_of(dropout=dropout).bfloat16(), tokens()
@@ -280,6 +281,7 @@ def test_bf16_trains_with_finite_gradients(dropout: float) -> None:
     assert loss.isfinite() and all(parameter.grad.isfinite().all() for parameter in gpt.parameters())
 
 
+@pytest.mark.usefixtures("bf16_products")
 def test_bf16_autocast_is_close_to_fp32() -> None:
     gpt, idx = gpt_of(), tokens()
     _, expected = gpt(idx, idx, documents=DOCUMENTS)
