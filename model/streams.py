@@ -170,7 +170,7 @@ class BirkhoffConnection(nn.Module):
 
     def coefficients(self, H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """H (B, T, n, C) -> p (B, T, n), q (B, T, n) and A (B, T, n, n), in H's dtype."""
-        wide = torch.promote_types(H.dtype, torch.float32)  # bf16 has no room beside the constant of 8
+        wide = torch.promote_types(H.dtype, torch.float32)  # bf16 rounds coarsely near the constant of 8
         gates = torch.cat([g.expand(size) for g, size in zip(self.gates, self.sizes, strict=True)])
         moved = (self.norm(H.flatten(2)) @ self.projection).to(wide)
         logits = gates.to(wide) * moved + self.constant.to(wide)

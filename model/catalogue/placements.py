@@ -32,14 +32,14 @@ PLACEMENT_VARIANTS = {
     ),
     "parallel_shared": Variant(
         "Wang & Komatsuzaki 2021 (GPT-J); Chowdhery et al. 2022 (PaLM), arXiv:2204.02311",
-        "one norm a block fewer; fewer dependent steps",
+        "one norm fewer per block; fewer dependent steps",
         "half the sequential depth; a small loss at 8B and none at 62B in PaLM",
         block="parallel",
         block_options={"shared_norm": True},
     ),
     "sandwich": Variant(
         "Ding et al. 2021, arXiv:2105.13290; Kim et al. 2025 (Peri-LN), arXiv:2502.02732",
-        "two norms a block more; as RMSNorms, the same parameters",
+        "two norms more per block; as RMSNorms, the same parameters",
         "fewer spikes, and bears a higher rate; GPT-2's scaled init of the projections has no effect; "
         "Peri-LN's norm of the embedding is left out",
         norm="rmsnorm",
@@ -55,15 +55,15 @@ PLACEMENT_VARIANTS = {
     ),
     "subln": Variant(
         "Wang et al. 2022 (Magneto), arXiv:2210.06423",
-        "two norms a block more, of n_embd and 4 n_embd",
+        "two norms more per block, of n_embd and 4 n_embd",
         "brings its own init: Xavier's, with gain sqrt(ln(2 n_layer))",
         block="subln",
     ),
     "normformer": Variant(
         "Shleifer et al. 2021, arXiv:2110.09456",
-        "two norms a block more, of n_embd and 4 n_embd, and a scalar a head",
+        "two norms more per block, of n_embd and 4 n_embd, and a scalar per head",
         "the same perplexity in fewer steps in the paper, at 125M to 2.7B; its residual scale is left out; "
-        "the head scales move by about the learning rate a step",
+        "the head scales move by about the learning rate per step",
         block="normformer",
     ),
     "deepnorm": Variant(
@@ -74,7 +74,7 @@ PLACEMENT_VARIANTS = {
     ),
     "b2t": Variant(
         "Takase et al. 2022, arXiv:2206.00330",
-        "one addition a block more",
+        "one addition more per block",
         "as post, but trains deeper; the evidence is the paper's own, mostly translation",
         block="b2t",
     ),
@@ -92,14 +92,14 @@ PLACEMENT_VARIANTS = {
     ),
     "hybridnorm": Variant(
         "Zhuo et al. 2025, arXiv:2503.04598",
-        "three norms of a head for one of n_embd a block; as RMSNorms, fewer parameters",
+        "three norms of a head per block in place of one of n_embd; as RMSNorms, fewer parameters",
         "better at 1.2B in the paper; tried with 16 layers only; wants GPT-2's scaled init, which it keeps",
         norm="rmsnorm",
         block="hybridnorm",
     ),
     "keel": Variant(
         "Chen & Wei 2026, arXiv:2601.19895",
-        "two norms a block more; as RMSNorms, the same parameters",
+        "two norms more per block; as RMSNorms, the same parameters",
         "gains claimed for 64 to 1024 layers at raised rates, not replicated; the final norm is its last "
         "norm twice; the first sublayer is pre-norm",
         norm="rmsnorm",
@@ -107,7 +107,7 @@ PLACEMENT_VARIANTS = {
     ),
     "qk_norm": Variant(
         "Henry et al. 2020, arXiv:2010.04245; Wortsman et al. 2023, arXiv:2309.14322",
-        "two norms of a head a block more; as RMSNorms, fewer parameters",
+        "two norms of a head more per block; as RMSNorms, fewer parameters",
         "stability: within 0.005 nats at the same rate, gains once the rate is raised",
         norm="rmsnorm",
         qk_norm="head",

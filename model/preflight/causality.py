@@ -32,7 +32,7 @@ def check_causality(candidate: Candidate, report: Report) -> None:
 def _compare(
     candidate: Candidate, blocks: Sequence[nn.Module], x: torch.Tensor, at: Sequence[int], ways: Sequence[int]
 ) -> None:
-    """Each block alone on the stream x (1, T, C), with one row of a batch a cut: no row sees past its own.
+    """Each block alone on the stream x (1, T, C), a batch with one row per cut: no row sees past its own.
 
     Rows need sequences of a batch to be independent; otherwise each cut is a batch of its own.
     """
