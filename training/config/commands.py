@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data import open_tokenizer
-from model import PRESETS, VARIANTS
+from model import DESIGN_KEYS, PRESETS, VARIANTS, designs_of_file
 from model.errors import UserError
-from model.plug_points import designs_of_file
-from model.variants import DESIGN_KEYS
 
 from ..engine.environment import rank_from_environment, world_size_from_environment
 from ..run.folder import RunFolder
