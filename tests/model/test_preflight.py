@@ -383,10 +383,7 @@ def test_the_command_refuses_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
-            ["--model.n_layers", "3"],
-            "'model.n_layers' in the command line; the nearest known key is 'model.n_layer'",
-        ),
+        (["--model.n_layers", "3"], "the nearest known key is 'model.n_layer'"),
         (["--model.n_layer", "many"], "model.n_layer is 'many', but it must be an integer"),
         (["--model.norm", "rmsnrm"], "did you mean 'rmsnorm'?"),
         (["--model.variant", "rmsnrm"], "did you mean 'rmsnorm'?"),
@@ -394,10 +391,7 @@ def test_the_command_refuses_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--model.variant", "nowhere.py"], "there is no file"),
         (["--model.norm_options.epsilon", "1"], "is no option of"),
         (["--model.n_head", "3"], "does not divide"),
-        (
-            ["--n_layer", "3"],
-            "unknown key 'n_layer' in the command line; the nearest known key is 'model.n_layer'",
-        ),
+        (["--n_layer", "3"], "unknown key 'n_layer' in the command line; the nearest known key is"),
         (["--model.n_layer"], "--model.n_layer has no value"),
     ],
 )
