@@ -19,7 +19,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import model  # noqa: F401, I001
+import model  # noqa: F401
+
+# isort: split
 import torch
 import torch.distributed as dist
 
