@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
-from .sources.documents import Document, Documents, Shard, Source
-from .sources.token_shards import corpus_fingerprint
+from .sources import Document, Documents, Shard, Source, corpus_fingerprint
 from .tokenizer import Tokenizer
 
 

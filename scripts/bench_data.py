@@ -1,4 +1,4 @@
-"""Measure the data room side by side with what people use instead.
+"""Measure the data loader side by side with what people use instead.
 
     python scripts/bench_data.py [--source FOLDER_OR_FILE_OF_PARQUET] [--tokens 8000000] [--rounds 3]
 
@@ -6,16 +6,12 @@ Every contender runs in a process of its own, in turn, `rounds` times over; the 
 of the rate is one that reaches the loop as an integer that a model can embed.
 """
 
-import sys
-
-# the project's root instead of scripts/, whose tokenize.py would hide the standard library's
-sys.path[0] = __file__.rpartition("/scripts/")[0]
-
 import argparse
 import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +23,7 @@ import numpy as np
 import psutil
 import torch
 
-from data import Cursor, DataConfig, LaneLoader, gpt2_encoding, open_data
-from data.sample.build import SAMPLE_DIR, build_sample
+from data import SAMPLE_DIR, Cursor, DataConfig, LaneLoader, build_sample, gpt2_encoding, open_data
 
 BLOCK_SIZE, MICRO_BATCH, EOT = 1024, 16, 50256
 
@@ -126,7 +121,7 @@ CONTENDERS: dict[str, tuple[str, Callable[[argparse.Namespace], Batches]]] = {
     "parquet2": ("NormLab from parquet, 2 workers", parquet(workers=2)),
     "datasets": ("datasets streaming + tiktoken, plain loop", lambda a: datasets_loop(a.source)),
     "dataloader": (
-        "the same in torch's DataLoader, a worker a file, 2 at most",
+        "the same in torch's DataLoader, one worker per file, 2 at most",
         lambda a: data_loader(a.source),
     ),
     "shards0": ("NormLab from token shards, in the loop", shards(workers=0)),
@@ -201,7 +196,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", default=str(SAMPLE_DIR / "train.parquet"), help="parquet to read")
-    parser.add_argument("--tokens", type=int, default=8_000_000, help="tokens a measurement")
+    parser.add_argument("--tokens", type=int, default=8_000_000, help="tokens per measurement")
     parser.add_argument("--rounds", type=int, default=3)
     for hidden in ("shards", "bin", "only"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
@@ -217,7 +212,7 @@ def main() -> None:
         arguments.shards, arguments.bin = f"{folder}/shards", f"{folder}/train.bin"
         tokenize = [
             sys.executable,
-            f"{sys.path[0]}/scripts/tokenize.py",
+            str(Path(__file__).with_name("tokenize_data.py")),
             arguments.source,
             "--out",
             arguments.shards,
@@ -238,7 +233,7 @@ def main() -> None:
     def median(name: str, key: str) -> float:
         return statistics.median(found[key] for found in results[name])
 
-    print("| loader | Mtok/s | Mtok a CPU second | against bare tiktoken | first batch | memory |")
+    print("| loader | Mtok/s | Mtok per CPU second | against bare tiktoken | first batch | memory |")
     print("|---|---|---|---|---|---|")
     for name, (title, _) in CONTENDERS.items():
         pairs = zip(results[name], results["bare"], strict=True)
