@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .config import BlockConfig
+from .errors import UserError
 from .layers import MLP, CausalSelfAttention
 
 
@@ -38,7 +39,7 @@ class QKVNormAttention(CausalSelfAttention):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__(config)
         if config.qk_norm != "none":
-            raise ValueError(
+            raise UserError(
                 f"model.qk_norm is '{config.qk_norm}', but this block norms queries and keys itself: set none"
             )
         self.ln_q, self.ln_k, self.ln_v = (

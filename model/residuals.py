@@ -13,6 +13,7 @@ from torch import nn
 
 from .blocks import PreNormBlock, ResidualBlock
 from .config import BlockConfig
+from .errors import UserError
 from .layers import MLP, CausalSelfAttention
 
 SCALE_LR = 10.0
@@ -154,7 +155,7 @@ class StochasticDepthBlock(PreNormBlock):
     def __init__(self, config: BlockConfig, *, p: float = 0.1) -> None:
         super().__init__(config)
         if not 0.0 <= p < 1.0:
-            raise ValueError(f"model.block_options.p is {p}: it must be at least 0 and below 1")
+            raise UserError(f"model.block_options.p is {p}: it must be at least 0 and below 1")
         self.p = p * (config.layer_idx + 1) / config.n_layer
 
     def attention_branch(self, x: torch.Tensor) -> torch.Tensor:

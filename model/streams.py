@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .config import TopologyConfig
+from .errors import UserError
 from .norms import RMSNorm
 from .residuals import SCALE_LR, learned
 from .topologies import Branch, State, Topology
@@ -124,7 +125,7 @@ class HyperConnections(BranchTopology):
     ) -> None:
         super().__init__(config, blocks)
         if streams < 1:
-            raise ValueError(f"model.topology_options.streams is {streams}: it must be at least 1")
+            raise UserError(f"model.topology_options.streams is {streams}: it must be at least 1")
         self.streams = streams
         self.connections = nn.ModuleList(
             HyperConnection(k, streams, config.n_embd, dynamic) for k in range(self.n_branch)
@@ -202,7 +203,7 @@ class MHCLite(BranchTopology):
     def __init__(self, config: TopologyConfig, blocks: Sequence[nn.Module], *, streams: int = 4) -> None:
         super().__init__(config, blocks)
         if not 2 <= streams <= 5:
-            raise ValueError(
+            raise UserError(
                 f"model.topology_options.streams is {streams}: it must be from 2 to 5, because there is a "
                 "logit for each permutation of the streams"
             )
@@ -236,7 +237,7 @@ class AttentionResiduals(BranchTopology):
     def __init__(self, config: TopologyConfig, blocks: Sequence[nn.Module], *, group: int = 8) -> None:
         super().__init__(config, blocks)
         if group < 1:
-            raise ValueError(f"model.topology_options.group is {group}: it must be at least 1")
+            raise UserError(f"model.topology_options.group is {group}: it must be at least 1")
         self.group = group
         self.norm = RMSNorm(config.n_embd, bias=False, gain="none")
         self.queries = learned(torch.zeros(self.n_branch, config.n_embd))

@@ -47,7 +47,7 @@ class Candidate:
 
     @classmethod
     def of(cls, config: GPTConfig, numbers: dict[str, Any], thorough: bool) -> "Candidate":
-        """Raises ValueError for a design that does not exist or lacks an option."""
+        """Raises UserError for a design that does not exist or lacks an option."""
         n_head = min(config.n_head, 4)
         small = replace(
             config,

@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from ..errors import UserError
 from ..gpt import GPT
 from ..plugin import in_words
 from ..topologies import State, takes_state
@@ -279,7 +280,7 @@ def _documents(candidate: Candidate) -> str:
     candidate.numbers["documents_apart"] = False
     try:
         model.check_document_mask()
-    except ValueError:
+    except UserError:
         raise Doubtful(
             "data.document_mask cannot be used: not every block attends through "
             "model.layers.CausalSelfAttention"

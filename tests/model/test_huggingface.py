@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2
 
 from model import GPT, PRESETS, VARIANTS, GPTConfig, from_hf, to_hf, variant_name
 from model.designs import REGISTERED
+from model.errors import UserError
 
 TINY: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 512}
 THEIRS: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_positions": 48, "vocab_size": 512}
@@ -129,7 +130,7 @@ def test_what_is_no_plain_gpt2_is_refused(changes: dict[str, Any], sentence: str
 
 
 def test_a_folder_that_does_not_hold_a_whole_gpt2_is_refused(theirs, tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         from_hf(tmp_path / "nowhere")
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
