@@ -18,16 +18,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
-import torch
 
 from data import SAMPLE_DIR, Cursor, DataConfig, LaneLoader, build_sample, gpt2_encoding, open_data
 
+if TYPE_CHECKING:
+    import torch
+
 BLOCK_SIZE, MICRO_BATCH, EOT = 1024, 16, 50256
 
-Batches = Iterator[torch.Tensor]
+Batches = Iterator["torch.Tensor"]
 
 
 def ours(config: DataConfig) -> Batches:
@@ -80,6 +83,8 @@ def blocks(documents: Iterator[str]) -> Iterator[np.ndarray]:
 
 def datasets_loop(source: str) -> Batches:
     """`datasets` streaming and tiktoken in a plain loop."""
+    import torch
+
     made = blocks(texts(source))
     while True:
         yield torch.from_numpy(np.stack([next(made) for _ in range(MICRO_BATCH)]))
@@ -87,6 +92,8 @@ def datasets_loop(source: str) -> Batches:
 
 def data_loader(source: str) -> Batches:
     """torch's DataLoader over the same; `datasets` deals its files to the workers."""
+
+    import torch
 
     class Blocks(torch.utils.data.IterableDataset):
         def __iter__(self) -> Iterator[np.ndarray]:
@@ -98,6 +105,8 @@ def data_loader(source: str) -> Batches:
 
 def nanogpt_memmap(path: str) -> Batches:
     """nanoGPT's get_batch: random places of a memory-mapped file, mapped anew each time."""
+    import torch
+
     while True:
         data = np.memmap(path, dtype=np.uint16, mode="r")
         places = torch.randint(len(data) - BLOCK_SIZE, (MICRO_BATCH,))
@@ -145,6 +154,8 @@ def cpu_seconds() -> float:
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     """One contender in this process."""
+    import torch
+
     gpt2_encoding()
     before = memory_mb()
     goal = arguments.tokens * (10 if name in FROM_TOKENS else 1)

@@ -135,9 +135,10 @@ def _run(jobs: Sequence[_Job]) -> None:
         pass
 
 
-def _convert(job: _Job, bar: bool = False) -> None:
-    """Writes `job.target`, which is complete or absent."""
+def _convert(job: _Job, bar: bool = False) -> Path:
+    """Writes `job.target`, which is complete or absent, and gives it."""
     write_whole(job.target, lambda partial: _write_rows(_rows(job, bar), job.text_column, partial))
+    return job.target
 
 
 def _write_rows(rows: Iterable[_Row], text_column: str, path: Path) -> None:
