@@ -109,7 +109,7 @@ def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[s
             raise
         except OSError as error:
             raise UserError(
-                f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): make room there, or "
+                f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): free some space there, or "
                 "set NORMLAB_JSONL_DIR to another folder"
             ) from error
     return {job.path: job.target for job in jobs}

@@ -269,7 +269,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_damage(tmp_path: Path) -> None:
 
 def test_a_file_of_gigabytes_is_opened_and_read_in_no_time(tmp_path: Path) -> None:
     with open(tmp_path / "a.bin", "wb") as file:
-        file.truncate(20 * 2**30)  # zeros that take no room on the disk
+        file.truncate(20 * 2**30)  # zeros that take no space on the disk
         for at in range(0, 20 * 2**30, 2**27):
             file.seek(at)
             file.write(struct.pack("<H", EOT))
