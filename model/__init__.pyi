@@ -1,3 +1,5 @@
+from .catalogue import VARIANTS as VARIANTS
+from .catalogue import variant_name as variant_name
 from .config import IGNORED_TARGET as IGNORED_TARGET
 from .config import PRESETS as PRESETS
 from .config import BlockConfig as BlockConfig
@@ -10,5 +12,3 @@ from .huggingface import to_hf as to_hf
 from .plug_points import design_files as design_files
 from .plug_points import design_fingerprint as design_fingerprint
 from .plug_points import designs_of_file as designs_of_file
-from .variants import VARIANTS as VARIANTS
-from .variants import variant_name as variant_name

@@ -70,7 +70,7 @@ class GPT(nn.Module):
         reduction: Reduction = "mean",
         documents: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Logits without targets; the loss with them.
+        """Logits where there are no targets; the loss, and no logits, where there are.
 
         Args:
             idx: (B, T) token ids, T at most block_size.
@@ -79,7 +79,8 @@ class GPT(nn.Module):
             documents: (B, T) the number of each token's document: attention stays within it.
 
         Returns:
-            (logits, None) with logits (B, T, vocab_size), or (None, loss) with loss in nats a token, fp32.
+            `(logits, None)` without targets, logits (B, T, vocab_size). `(None, loss)` with them, loss in nats
+            per token, fp32: the logits of a whole batch never exist.
 
         Raises ValueError for impossible shapes, UserError for documents that `check_document_mask` refuses.
         """

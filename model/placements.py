@@ -11,8 +11,14 @@ from torch import nn
 from .blocks import PostNormBlock, PreNormBlock, ResidualBlock
 from .config import BlockConfig
 from .errors import UserError
-from .layers import MLP, CausalSelfAttention
-from .normed_layers import InnerNormAttention, InnerNormMLP, QKVNormAttention, ScaledHeadsAttention
+from .layers import (
+    MLP,
+    CausalSelfAttention,
+    InnerNormAttention,
+    InnerNormMLP,
+    QKVNormAttention,
+    ScaledHeadsAttention,
+)
 
 
 class SandwichBlock(ResidualBlock):

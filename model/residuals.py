@@ -1,8 +1,8 @@
 """Blocks that differ from GPT-2's in how a branch joins the residual stream.
 
-N is the chosen norm, A attention, M the MLP. AdamW moves a scalar by about the learning rate a step, whatever
-its gradient, so a scale would hardly leave its start: such scalars learn at `SCALE_LR` times the model's
-rate, the low end of what speedruns of GPT-2 give theirs.
+N is the chosen norm, A attention, M the MLP. AdamW moves a scalar by about the learning rate per step,
+whatever its gradient, so a scale would hardly leave its start: such scalars learn at `SCALE_LR` times the
+model's rate, the low end of what speedruns of GPT-2 give theirs.
 """
 
 from typing import Any

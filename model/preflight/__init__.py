@@ -5,8 +5,8 @@ python -m model.preflight --model.variant my_design.py --model.preset gpt2_mediu
 
 import torch
 
+from ..catalogue import variant_name
 from ..config import GPTConfig
-from ..variants import variant_name
 from .candidate import Candidate, one_thread
 from .causality import check_causality
 from .contract import check_contract

@@ -183,6 +183,11 @@ def same(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a == b) | ((a != a) & (b != b))
 
 
+def difference(a: torch.Tensor, b: torch.Tensor) -> str:
+    """The size of the largest difference, for a sentence; empty where all bits are the same."""
+    return "" if same(a, b).all() else f"{largest(a - b):.2g}"
+
+
 def largest(x: torch.Tensor) -> float:
     """The largest |x|, as a float."""
     return float(x.detach().abs().max()) if x.numel() else 0.0

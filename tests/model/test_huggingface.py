@@ -125,7 +125,7 @@ def test_what_is_no_plain_gpt2_is_refused(changes: dict[str, Any], sentence: str
     model = with_random_weights(GPT2LMHeadModel(GPT2Config(**THEIRS | changes)))
     model.save_pretrained(tmp_path)
     for source in (model, tmp_path):
-        with pytest.raises(ValueError, match=f"is not a plain GPT-2: {sentence}$"):
+        with pytest.raises(UserError, match=f"is not a plain GPT-2: {sentence}$"):
             from_hf(source)
 
 
@@ -140,7 +140,7 @@ def test_a_folder_that_does_not_hold_a_whole_gpt2_is_refused(theirs, tmp_path) -
         ({"model_type": "llama"}, "is no GPT-2: its model_type is 'llama'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
-        with pytest.raises(ValueError, match=sentence) as caught:
+        with pytest.raises(UserError, match=sentence) as caught:
             from_hf(tmp_path)
         assert "\n" not in str(caught.value)
 
@@ -368,7 +368,7 @@ def test_a_design_that_needs_other_files_is_not_exported(
     files, tmp_path, monkeypatch, norm, sentence
 ) -> None:
     monkeypatch.chdir(files)
-    with pytest.raises(ValueError, match=f"^model.norm '{norm}' is not exported: .*{sentence}") as caught:
+    with pytest.raises(UserError, match=f"^model.norm '{norm}' is not exported: .*{sentence}") as caught:
         to_hf(our_gpt(norm=norm), tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
@@ -428,5 +428,5 @@ def test_weights_that_do_not_fit_are_refused(tmp_path) -> None:
     state = load_file(folder / "model.safetensors")
     del state["gpt.transformer.h.1.ln_1.weight"]
     save_file(state, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"transformer\.h\.1\.ln_1\.weight have no match"):
+    with pytest.raises(UserError, match=r"transformer\.h\.1\.ln_1\.weight have no match"):
         from_hf(folder)
