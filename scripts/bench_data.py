@@ -23,6 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
+from model.checkout import refuse_other_checkout
+
+refuse_other_checkout(__file__)
+
 from data import SAMPLE_DIR, Cursor, DataConfig, LaneLoader, build_sample, gpt2_encoding, open_data
 
 if TYPE_CHECKING:

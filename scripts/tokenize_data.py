@@ -10,6 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from model.checkout import refuse_other_checkout
+
+refuse_other_checkout(__file__)
+
 from data.command import SourceParser, at_least, open_with_notes
 from data.parallel import default_workers
 from model.errors import UserError, print_error

@@ -109,8 +109,8 @@ def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[s
             raise
         except OSError as error:
             raise UserError(
-                f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): free some space there, or "
-                "set NORMLAB_JSONL_DIR to another folder"
+                f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): free some space "
+                "there, or set NORMLAB_JSONL_DIR to another folder"
             ) from error
     return {job.path: job.target for job in jobs}
 
@@ -239,8 +239,8 @@ def _is_utf8(text: str) -> bool:
 def _lines(path: str, content: Iterable[bytes]) -> Iterator[bytes]:
     """Lines without their ends.
 
-    Once a line is longer than `LONGEST_LINE_BYTES` the rest of it is dropped, as it would fill the memory: the
-    line counts as too long.
+    Once a line is longer than `LONGEST_LINE_BYTES` the rest of it is dropped, as it would fill the memory:
+    it counts as too long.
     """
     parts: list[bytes] = []
     size = 0
