@@ -13,7 +13,7 @@ from model.errors import UserError
 
 from .cache import CachedSource, RememberedSource, open_or_remember
 from .config import DataConfig
-from .corpus import Corpus, digest
+from .corpus import Corpus, document_digest
 from .sources import (
     ROWS_PER_SHARD,
     Document,
@@ -78,7 +78,7 @@ def open_data(config: DataConfig) -> tuple[Corpus, ValidationSet]:
     source.notes += _notes(config, source, held_out, tokenizer)
     tokens = [document.tokens for document in held_out]
     validation = ValidationSet.of([document.text for document in held_out], tokens, tokenizer)
-    return Corpus(read, tokenizer, shards, frozenset(map(digest, tokens))), validation
+    return Corpus(read, tokenizer, shards, frozenset(map(document_digest, tokens))), validation
 
 
 class _HeldOut(NamedTuple):
@@ -176,7 +176,7 @@ def _check_held_out(
             if id_ in ids:
                 raise overlap(f"the document with the id {id_}")
     seen = {xxhash.xxh3_128_digest(document.text.encode()) for document in held_out}
-    seen |= {digest(document.tokens) for document in held_out}
+    seen |= {document_digest(document.tokens) for document in held_out}
     for shard in source.shards:
         for document in source.read(shard).kept:
             if _text_or_token_hash(document) in seen:
@@ -207,7 +207,9 @@ def _real_path(path: str) -> str:
 
 
 def _text_or_token_hash(document: Document) -> bytes:
-    return xxhash.xxh3_128_digest(document.encode()) if isinstance(document, str) else digest(document)
+    return (
+        xxhash.xxh3_128_digest(document.encode()) if isinstance(document, str) else document_digest(document)
+    )
 
 
 def _beginning(document: Document, tokenizer: Tokenizer) -> str:

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import Corpus, Cursor, DataConfig, LaneLoader, Shard, deal, digest, gpt2_encoding, open_tokenizer
+from data import (
+    Corpus,
+    Cursor,
+    DataConfig,
+    LaneLoader,
+    Shard,
+    deal,
+    document_digest,
+    gpt2_encoding,
+    open_tokenizer,
+)
 from model.errors import UserError
 from tests.data.corpora import EOT, make_corpus, make_texts, reference
 
@@ -219,7 +229,7 @@ def test_copies_of_validation_documents_are_left_out_and_counted() -> None:
     texts = make_texts()
     copy = texts[2][0]
     assert copy
-    held_out = frozenset({digest(open_tokenizer("gpt2").encode_document(copy))})
+    held_out = frozenset({document_digest(open_tokenizer("gpt2").encode_document(copy))})
     for packing in ("concat", "best_fit"):
         config = replace(CONFIG, lanes=1, packing=packing)
         sequences, cursors, bad = run(make_corpus(held_out=held_out), config, 200, micro_batch=1)
@@ -264,7 +274,7 @@ def test_a_cursor_of_another_source_is_refused(cursor: Cursor, reason: str) -> N
 def test_a_source_without_text_ends_instead_of_looping(held_out: bool) -> None:
     document = open_tokenizer("gpt2").encode_document("held out")
     texts: list[list[str | None]] = [[None, ""], ["held out" if held_out else ""], [None]]
-    corpus = make_corpus(texts, frozenset({digest(document)}))
+    corpus = make_corpus(texts, frozenset({document_digest(document)}))
     loader = LaneLoader(corpus, replace(CONFIG, lanes=2), block_size=4, micro_batch=1)
     with pytest.raises(UserError, match=r"data\.source: memory holds no text"):
         next(loader)

@@ -10,7 +10,15 @@ import pytest
 import tokenizers
 import torch
 
-from data import IGNORED_TARGET, DataConfig, ValidationSet, digest, gpt2_encoding, open_data, open_tokenizer
+from data import (
+    IGNORED_TARGET,
+    DataConfig,
+    ValidationSet,
+    document_digest,
+    gpt2_encoding,
+    open_data,
+    open_tokenizer,
+)
 from data.sources import parquet
 from model.errors import UserError
 
@@ -260,7 +268,7 @@ def test_copies_of_reserved_documents_are_left_out_of_training(tmp_path: Path, t
     assert texts[-1] in decode(validation)
     assert corpus.tokens(texts[-1]) is None
     kept = corpus.tokens(texts[0])
-    assert kept is not None and digest(kept) not in corpus.held_out
+    assert kept is not None and document_digest(kept) not in corpus.held_out
 
 
 def test_a_large_source_is_searched_as_it_is_read(
