@@ -22,7 +22,8 @@ from training.engine.build import build_engine
 from training.engine.cpu_bf16 import bf16_arithmetic
 from training.engine.hardware import GPUS, peak_flops
 from training.plan.accounting import communication, step_time
-from training.plan.memory import Live, MemoryModel, _HeadOnGPU
+from training.plan.memory import MemoryModel
+from training.plan.trace import HeadWithoutNumbers, Live
 
 TINY = GPTConfig(n_layer=3, n_head=4, n_embd=64, block_size=48, vocab_size=512)
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
@@ -121,19 +122,26 @@ def test_checkpointed_activations_are_smaller(tmp_path: Path) -> None:
     assert recomputed.activations < 0.6 * plain.activations
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shape", [(256, 16, 512), (256, 128, 512), (64, 16, 512)])
-def test_the_gpus_head_is_taken_for_what_the_loss_holds(
-    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+def test_the_heads_stand_in_holds_what_the_loss_holds(
+    shape: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`_MeanLoss` in fp32 on this CPU, what a GPU compiles replaced by its outputs, beside the stand-in."""
+    """`_MeanLoss` on this CPU, with what is compiled in it replaced by its outputs, beside the stand-in."""
     rows, width, vocab = shape
-    replaced = lambda logits, *_: (logits.new_zeros(()), torch.empty_like(logits))  # noqa: E731
+    replaced = lambda logits, *_: (  # noqa: E731
+        logits.new_zeros((), dtype=torch.float32), torch.empty_like(logits)
+    )  # fmt: skip
     monkeypatch.setattr("model.loss._of_chunk", replaced)
-    monkeypatch.setattr("training.plan.memory.CHUNK", {"cuda": 64})
+    monkeypatch.setattr("model.loss._compiled_of_chunk", lambda: replaced)
     targets = torch.zeros(rows, dtype=torch.int64)
+    rounds = dtype != torch.float32
     found = []
-    for head in (lambda h, w: _MeanLoss.apply(h, w, targets, 64), _HeadOnGPU.apply):
-        hidden, weight = (torch.randn(n, width, requires_grad=True) for n in (rows, vocab))
+    for head in (
+        lambda h, w: _MeanLoss.apply(h, w, targets, 64),
+        lambda h, w: HeadWithoutNumbers.apply(h, w, 64, rounds),
+    ):
+        hidden, weight = (torch.randn(n, width, dtype=dtype, requires_grad=True) for n in (rows, vocab))
         with Live() as live:
             loss = head(hidden, weight)
             forward, live.peak = live.peak, live.now
