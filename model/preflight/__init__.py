@@ -5,8 +5,8 @@ python -m model.preflight --model.variant my_design.py --model.preset gpt2_mediu
 
 import torch
 
+from ..catalogue import variant_name
 from ..config import GPTConfig
-from ..variants import variant_name
 from .candidate import Candidate, one_thread
 from .causality import check_causality
 from .contract import check_contract
@@ -28,7 +28,7 @@ def preflight(config: GPTConfig, *, tokens: torch.Tensor | None = None, thorough
         thorough: False leaves out cost, step time, compilation and learning, and checks fewer positions: what
             a run does before it starts.
 
-    Raises ValueError for a design that does not exist or lacks an option.
+    Raises UserError for a design that does not exist or lacks an option.
     """
     report = Report(variant_name(config))
     candidate = Candidate.of(config, report.numbers, thorough)

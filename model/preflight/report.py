@@ -1,4 +1,4 @@
-"""What the pre-flight check says: one line a check, and the numbers behind them."""
+"""What the pre-flight check says: a line for each check, and the numbers behind them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class Report:
 
     Attributes:
         design: the name that the design's results carry.
-        numbers: measurements by name; lengths in tokens, losses in nats a token, times in seconds.
+        numbers: measurements by name; lengths in tokens, losses in nats per token, times in seconds.
     """
 
     design: str
