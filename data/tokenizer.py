@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import tiktoken
-import tokenizers
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
@@ -92,6 +91,8 @@ class FileTokenizer(Tokenizer):
     """A Hugging Face `tokenizer.json`."""
 
     def __init__(self, path: str) -> None:
+        import tokenizers  # not above: no other kind needs it
+
         content = Path(path).read_bytes()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)

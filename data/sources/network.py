@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import aiohttp
 import fsspec
 import pyarrow as pa
 import zstandard
@@ -23,13 +22,6 @@ NETWORK_LIBRARIES = frozenset(
 PASSING_STATUSES = frozenset({404, 408, 429})
 """What a server that is busy, or a hub between two states, answers for a file that is there."""
 STALLED_SECONDS = 30
-HTTP_OPTIONS = {
-    "client_kwargs": {  # `trust_env` for the proxy that the environment names
-        "trust_env": True,
-        "timeout": aiohttp.ClientTimeout(sock_connect=STALLED_SECONDS, sock_read=STALLED_SECONDS),
-    },
-    "headers": {"Accept-Encoding": "identity"},  # parts of a file are asked for by their place in it
-}
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)  # without a handler a warning goes to stderr, which is the run's log
@@ -70,9 +62,22 @@ def with_retries(read: Callable[[], T], path: str, opening: bool = False) -> T:
     raise AssertionError
 
 
+def http_options() -> dict[str, Any]:
+    """What fsspec's file systems for http and https are given."""
+    import aiohttp  # not above: files of this machine are opened sooner without it
+
+    return {
+        "client_kwargs": {  # `trust_env` for the proxy that the environment names
+            "trust_env": True,
+            "timeout": aiohttp.ClientTimeout(sock_connect=STALLED_SECONDS, sock_read=STALLED_SECONDS),
+        },
+        "headers": {"Accept-Encoding": "identity"},  # parts of a file are asked for by their place in it
+    }
+
+
 def filesystem_of(path: str, storage_options: dict[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system that holds a path, and what the path is called there. Options are by protocol."""
-    options = {"http": HTTP_OPTIONS, "https": HTTP_OPTIONS} | storage_options
+    options = {key: http_options() for key in ("http", "https") if f"{key}://" in path} | storage_options
     return fsspec.core.url_to_fs(path, **{key: options[key] for key in options if f"{key}://" in path})
 
 

@@ -9,15 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import datasets
-from datasets.exceptions import DatasetGenerationError
-from datasets.packaged_modules.json.json import Json
-from datasets.packaged_modules.parquet.parquet import Parquet
-from datasets.packaged_modules.text.text import Text
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from typing import TYPE_CHECKING, Any
 
 from ..config import DataConfig
 from ..sample.build import SAMPLE_DIR, build_sample
@@ -28,6 +20,9 @@ from .names import nearest, nearest_path
 from .network import filesystem_of, is_remote, with_retries
 from .parquet import ParquetSource, check_text_column
 from .token_shards import is_token_source, open_token_source
+
+if TYPE_CHECKING:  # imported where it is needed: it takes a second, and neither the sample nor tokens need it
+    import datasets
 
 HUB_TIMEOUT_SECONDS = 10
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -43,7 +38,7 @@ class TableSource(Source):
         self,
         config: DataConfig,
         file_sizes: dict[str, int],
-        table: datasets.Dataset,
+        table: "datasets.Dataset",
         revision: str | None = None,
     ) -> None:
         check_text_column(config, table.features.arrow_schema, config.source)
@@ -87,6 +82,9 @@ def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str,
     if is_token_source(config.source):
         _refuse_options(config, key, {})
         return open_token_source(config, tokenizer)
+    if config.source == "sample":
+        _refuse_options(config, key, {})
+        return _open_sample(config, key, splits)
     if is_remote(config.source):
         _refuse_options(config, key, {})
         reader = JsonlSource if _format(key, config.source) == "json" else ParquetSource
@@ -97,9 +95,19 @@ def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str,
     return source
 
 
+def _open_sample(config: DataConfig, key: str, splits: tuple[str, ...]) -> Source:
+    folder = build_sample(SAMPLE_DIR, progress=True).absolute()
+    split = _first_of(splits, ["train", "validation"], key, "sample")
+    return ParquetSource(config, [str(folder / f"{split}.parquet")])
+
+
 def _source_of(
-    builder: datasets.DatasetBuilder, split: str, revision: str | None, config: DataConfig, key: str
+    builder: "datasets.DatasetBuilder", split: str, revision: str | None, config: DataConfig, key: str
 ) -> Source:
+    from datasets.exceptions import DatasetGenerationError
+    from datasets.packaged_modules.json.json import Json
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
     paths = list(builder.config.data_files[split])
     storage_options = builder.storage_options or {}
     if isinstance(builder, Parquet):
@@ -118,12 +126,14 @@ def _source_of(
     return TableSource(config, sizes, builder.as_dataset(split=split), revision)
 
 
-def _notes(builder: datasets.DatasetBuilder, config: DataConfig, key: str) -> Iterator[str]:
+def _notes(builder: "datasets.DatasetBuilder", config: DataConfig, key: str) -> Iterator[str]:
     """What a user may not expect of the way in which `datasets` reads files."""
+    from datasets.packaged_modules.text.text import Text
+
     if isinstance(builder, Text):
         yield f"{key}: each line of a text file is a document: longer ones need JSON lines."
     folder = Path(config.source).expanduser()
-    if config.source == "sample" or not folder.is_dir() or (folder / "README.md").exists():
+    if not folder.is_dir() or (folder / "README.md").exists():
         return  # a README.md may say what is read
     read = {os.path.realpath(path) for paths in builder.config.data_files.values() for path in paths}
     unread = [
@@ -142,17 +152,15 @@ def _notes(builder: datasets.DatasetBuilder, config: DataConfig, key: str) -> It
 
 def _resolve(
     config: DataConfig, key: str, splits: tuple[str, ...]
-) -> tuple[datasets.DatasetBuilder, str, str | None]:
+) -> "tuple[datasets.DatasetBuilder, str, str | None]":
     """What `datasets` makes of a source, the first of `splits` that it has, and the hub's commit."""
+    import datasets
+
     source = config.source
     local = Path(source).expanduser()
     revision = None
     arguments: dict[str, Any]
-    if source == "sample":
-        folder = build_sample(SAMPLE_DIR, progress=True)
-        files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}
-        arguments = {"path": str(folder), "data_files": files}
-    elif local.is_dir():
+    if local.is_dir():
         arguments = {"path": str(local), "name": config.subset}
     elif local.is_file():
         arguments = {
@@ -180,9 +188,14 @@ def _resolve(
     except ValueError as error:
         raise ValueError(_subset_problem(config, error)) from error
     available = [str(split) for split in builder.config.data_files or ()]
+    return builder, _first_of(splits, available, key, source), revision
+
+
+def _first_of(splits: tuple[str, ...], available: list[str], key: str, source: str) -> str:
+    """The first of `splits` that a source has. Raises ValueError where it has none of them."""
     for split in splits:
         if split in available:
-            return builder, split, revision
+            return split
     if key == "data.source":
         raise ValueError(f"data.split is {splits[0]!r}, but {source} has only {', '.join(available)}.")
     raise ValueError(f"{key}: {source} has only {', '.join(available)}, none of {', '.join(splits)}.")
@@ -225,6 +238,9 @@ def _hub_commit(config: DataConfig, key: str) -> str | None:
 
     Asked once: `datasets` would spend half a minute on retries when there is no network.
     """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
     where = config.source if config.revision is None else f"{config.source} at revision {config.revision}"
     try:
         return HfApi().dataset_info(config.source, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS).sha

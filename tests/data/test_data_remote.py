@@ -170,7 +170,8 @@ def test_a_server_that_is_not_there(server: Server) -> None:
 
 def test_a_server_that_stalls_is_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_read=0.1)}}
-    monkeypatch.setattr(network, "HTTP_OPTIONS", network.HTTP_OPTIONS | options)
+    given = network.http_options() | options
+    monkeypatch.setattr(network, "http_options", lambda: given)
     server.files["/rows.parquet"] = parquet_bytes(6000)
     source = ParquetSource(DataConfig(source="u"), [server.url + "/rows.parquet"])
     server.faults = ["stall", "stall", "stall"]
