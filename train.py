@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 
-# Each of these loads a name when it is first used: what ends in a refusal never waits for torch.
+# Each of these loads a name when it is first used: a refusal does not wait for torch.
 import data
 import model
 import training
@@ -23,23 +23,27 @@ def main(argv: list[str]) -> int:
     """The main job. Returns the exit status: 0 trained (or stopped and saved), 1 diverged or out of data, 2
     refused."""
     start_up = training.StartUp()
-    # 1. What can be refused by reading files is refused first: before torch, DeepSpeed and W&B are imported.
     try:
+        # What reading files can refuse is refused before torch, DeepSpeed and W&B are imported,
         recipe, ds, folder = training.read_command(argv)
+        if folder.is_finished(recipe.train.steps):
+            print(folder.finished_sentence(), file=sys.stderr)
+            return 0
+        start_up.mark("command")
+        # and what needs them before anything is written.
+        training.check_with_deepspeed(ds)
+        training.check_design(recipe)
+        start_up.mark("imports")
         console = training.Console(folder.log_file, silent=folder.rank > 0)
     except (model.UserError, OSError) as error:
         return model.print_error(error)
-    if folder.is_finished(recipe.train.steps):
-        console.say(folder.finished_sentence())
-        return 0
-    start_up.mark("command")
-    # 2. Then what needs the data or the design. Nothing is trained on other data or code than a run began with.
     try:
         folder.claim()
         corpus, validation = data.open_data(recipe.data, console.say)
-        data.check_lanes(recipe.data, corpus, folder.world_size)
+        data.check_lanes(recipe.data, corpus, training.world_size_from_environment())
         for note in (*training.ineffective_keys(ds), *corpus.source.notes):
             console.say(note)
+        # A run goes on with the data and the code that it began with, or not at all.
         folder.pin_data(corpus, validation)
         folder.pin_design(recipe.model)
         start_up.mark("data")
@@ -47,7 +51,7 @@ def main(argv: list[str]) -> int:
         start_up.mark("pre-flight")
     except (model.UserError, OSError) as error:
         return console.fail(error)
-    # 3. All ranks train, or none does.
+    # All ranks train, or none does.
     ranks = training.join_ranks()
     if refusal := ranks.broadcast(refusal or folder.sharing_problem(ranks.world_size)):
         return console.fail(refusal)
