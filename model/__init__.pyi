@@ -1,3 +1,4 @@
+from .catalogue import DESIGN_KEYS as DESIGN_KEYS
 from .catalogue import VARIANTS as VARIANTS
 from .catalogue import variant_name as variant_name
 from .config import IGNORED_TARGET as IGNORED_TARGET

@@ -13,12 +13,15 @@ def refuse_other_checkout(script: str) -> None:
     `eval` come from the environment. Each script calls this before it imports anything else from them.
 
     Args:
-        script: the script's `__file__`; it lies in a directory at its checkout's root.
+        script: the script's `__file__`.
 
     Raises:
         SystemExit: with status 2, after the sentence.
     """
-    own, imported = (Path(path).resolve().parents[1] for path in (script, __file__))
+    path = Path(script).resolve()
+    roots = (folder for folder in path.parents if (folder / "scripts" / "setup.sh").is_file())
+    own = next(roots, path.parent)
+    imported = Path(__file__).resolve().parents[1]
     if own != imported:
         sentence = (
             f"{script} would run the code of {imported}, which is installed in {sys.prefix}: run "

@@ -79,8 +79,8 @@ class GPT(nn.Module):
             documents: (B, T) the number of each token's document: attention stays within it.
 
         Returns:
-            `(logits, None)` without targets, logits (B, T, vocab_size). `(None, loss)` with them, loss in nats
-            per token, fp32: the logits of a whole batch never exist.
+            `(logits, None)` without targets, logits (B, T, vocab_size). `(None, loss)` with them, the loss in
+            nats per token, fp32: the logits of a whole batch never exist.
 
         Raises ValueError for impossible shapes, UserError for documents that `check_document_mask` refuses.
         """

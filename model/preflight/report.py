@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
-
-import torch
 
 from ..plugin import in_words
 
 Status = Literal["pass", "warn", "fail"]
 _PREFLIGHT = Path(__file__).parent
 _MODEL = _PREFLIGHT.parent
-_TORCH = Path(torch.__file__).parent
+_TORCH = Path(str(getattr(find_spec("torch"), "origin", ""))).parent
 
 
 class Refused(Exception):

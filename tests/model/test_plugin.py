@@ -242,6 +242,7 @@ config = GPTConfig(**PRESETS["gpt2_small"], **designs_of_file(sys.argv[1]))
 assert variant_name(config) == "candidate" and variant_name(GPTConfig(**VARIANTS["lns"].design)) == "lns"
 assert len(design_files(config)) == 2 and design_fingerprint(config)
 assert describe_type(get_type_hints(GPTConfig)["n_layer"]) == "an integer"
+import model.preflight
 assert "torch" not in sys.modules
 """
 

@@ -66,6 +66,7 @@ def test_a_wheel_holds_all_modules_stubs_and_the_template(tmp_path: Path) -> Non
 def test_a_script_of_another_checkout_is_refused(tmp_path: Path) -> None:
     script = tmp_path / "scripts" / "plan.py"
     script.parent.mkdir()
+    (tmp_path / "scripts" / "setup.sh").touch()
     script.write_text(GUARDED)
     done = run(script, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
