@@ -5,11 +5,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from training.config.evaluation import EvalConfig
+from training.config.evaluation import KNOWN_TASKS, EvalConfig
 from training.run.console import Console, fail
 from training.run.reader import find_checkpoint, load_model, read_recipe, read_tokenizer
 
-from .tasks import KNOWN_TASKS, check_tasks, load_tasks
+from .tasks import check_tasks, load_tasks
 
 
 def main(argv: list[str]) -> int:

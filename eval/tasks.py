@@ -16,11 +16,12 @@ Two more need neither hub nor folder; they read the held-out documents of the em
 `sample_documents` is their perplexity, `sample_lastword` the last word of a passage, as in LAMBADA.
 """
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from training.config.evaluation import check_names
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -49,8 +50,6 @@ TASK_SETS = {
     ),
     "arc_challenge": TaskSet("arc/arc_challenge.yaml", "arc_challenge/test.jsonl", "test"),
 }
-PROTOCOL_TASKS = ("wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande")
-KNOWN_TASKS = (*TASK_SETS, "sample_documents", "sample_lastword")
 
 _DOCUMENT_PERPLEXITY = {
     "output_type": "loglikelihood_rolling",
@@ -60,15 +59,6 @@ _DOCUMENT_PERPLEXITY = {
     "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
     "metadata": {"version": 1.0},
 }
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Raise ValueError, naming the nearest task and all of them, where a name is not in KNOWN_TASKS."""
-    for name in names:
-        if name not in KNOWN_TASKS:
-            close = difflib.get_close_matches(name, KNOWN_TASKS, n=1, cutoff=0.5)
-            guess = f" (did you mean '{close[0]}'?)" if close else ""
-            raise ValueError(f"there is no task '{name}'{guess}; known are {', '.join(KNOWN_TASKS)}")
 
 
 def local_file(name: str, data_dir: str | Path) -> Path:

@@ -13,9 +13,9 @@ from tqdm import tqdm
 import data.sample.build
 from data import open_tokenizer
 from eval.jobs import run_tasks
-from eval.tasks import PROTOCOL_TASKS, TASK_SETS, check_tasks, load_tasks
+from eval.tasks import TASK_SETS, check_tasks, load_tasks
 from model import GPT, GPTConfig
-from training.config.evaluation import EvalConfig
+from training.config.evaluation import PROTOCOL_TASKS, EvalConfig
 
 ARC = {
     "question": "Which of these is wet?",

@@ -17,7 +17,7 @@ from torch import nn
 from data import IGNORED_TARGET, inputs_and_targets
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
-from training.config.ds_config import load_ds_config
+from training.config import DeepSpeedConfig, read_deepspeed_config
 from training.engine.build import build_engine, gradient_norm, parameter_groups, set_learning_rate
 from training.feed import Feed
 from training.step import train_step
@@ -44,7 +44,7 @@ def model() -> GPT:
 
 def config(
     folder: Path, world_size: int, accumulation: int, micro_batch: int, stage: int, **keys: Any
-) -> dict:
+) -> DeepSpeedConfig:
     path = folder / f"ds_{world_size}_{dist.get_rank()}.json"
     ds_config = {
         "train_batch_size": SEQUENCES,
@@ -55,7 +55,7 @@ def config(
         "optimizer": ADAMW,
     }
     path.write_text(json.dumps(ds_config | keys))
-    return load_ds_config(path, {}, world_size)
+    return read_deepspeed_config(path, {}, world_size)
 
 
 def gradients_of_every_split(rank: int, world_size: int, folder: Path) -> None:
