@@ -45,7 +45,6 @@ from training.engine.checkpoint import (
     newest_checkpoint,
     read_state,
     save_checkpoint,
-    step_name,
 )
 from training.engine.compilation import wrap_blocks
 from training.engine.cpu_bf16 import bf16_arithmetic
@@ -53,9 +52,10 @@ from training.engine.ranks import Launcher, from_rank_0, join_ranks, world_size_
 from training.feed import Feed, StepResult
 from training.plan.accounting import flops_per_token
 from training.run.console import Console, fail
-from training.run.folder import RunFolder, plain
-from training.run.preflight import refusal
+from training.run.folder import RunFolder, recipe_as_dict
+from training.run.preflight import design_problem
 from training.run.profiling import StartUp, StepProfiler
+from training.run.reader import checkpoint_name
 from training.run.throughput import Throughput
 from training.run.tracking import Tracker
 from training.schedule import learning_rate
@@ -100,18 +100,20 @@ def main(argv: list[str]) -> int:
         )
         for note in (*ineffective_keys(ds_config), *corpus.source.notes):
             console.say(note)
-        run.pin("data", data_fingerprint=corpus.fingerprint, val_fingerprint=validation.fingerprint)
-        run.pin("code", design_fingerprint=design_fingerprint(recipe.model))
+        run.record_fingerprints(
+            "data", data_fingerprint=corpus.fingerprint, val_fingerprint=validation.fingerprint
+        )
+        run.record_fingerprints("code", design_fingerprint=design_fingerprint(recipe.model))
     except (ValueError, OSError) as error:
         return console.fail(error)
     start_up.mark("data")
-    refused = refusal(recipe.model, run, recipe.train.preflight, console.say)
+    refused = design_problem(recipe.model, run, recipe.train.preflight, console.say)
     start_up.mark("pre-flight")
     device = join_ranks()
-    if refused := from_rank_0(refused or run.not_shared(dist.get_world_size())):
+    if refused := from_rank_0(refused or run.sharing_problem(dist.get_world_size())):
         return console.fail(refused)
     run.write_configs(vars(recipe), ds_config, argv)
-    run.keep_designs(design_files(recipe.model))
+    run.copy_designs(design_files(recipe.model))
     try:
         with bf16_arithmetic():
             return train(recipe, ds_config, run, console, corpus, validation, device, start_up)
@@ -181,7 +183,7 @@ def train(
             console.say(f"resumed from {checkpoint}")
     tracker = None
     if run.rank == 0:
-        config = plain(vars(recipe)) | {"deepspeed": ds_config, "run": run.summary}
+        config = recipe_as_dict(vars(recipe)) | {"deepspeed": ds_config, "run": run.summary}
         tracker = Tracker(recipe.tracking, run.path, state.wandb_id, config, console.say)
         state.wandb_id = tracker.id
     throughput = Throughput(flops, device, dist.get_world_size())
@@ -358,7 +360,7 @@ class Job:
         if state.best_val_loss is None or state.val_loss < state.best_val_loss:
             state.best_val_loss, state.best_step = state.val_loss, state.step
         if self.run.rank == 0:
-            folder = self.run.path / "eval" / step_name(state.step)
+            folder = self.run.path / "eval" / checkpoint_name(state.step)
             write_document_losses(folder / "validation.parquet", losses, self.validation)
         self.log("val", loss=state.val_loss, bits_per_byte=state.val_bits_per_byte)
         self.console.say(
@@ -370,7 +372,7 @@ class Job:
         """Write a checkpoint, and the summary that goes with it."""
         run, state = self.run, self.state
         last = save_checkpoint(self.engine, run.checkpoints, state, self.recipe.train.keep_checkpoints)
-        best = run.checkpoints / step_name(state.best_step) if state.best_step is not None else last
+        best = run.checkpoints / checkpoint_name(state.best_step) if state.best_step is not None else last
         run.update_summary(
             step=state.step,
             tokens=state.tokens,

@@ -1,11 +1,6 @@
-"""The report page: one HTML file with everything about a set of runs, to be opened anywhere and sent around.
+"""The report page: one HTML file with everything about a set of runs, to open anywhere and send around."""
 
-python -m eval.report runs/vanilla_s1 runs/rmsnorm_s1 --out report.html
-"""
-
-import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +9,16 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from training.run.console import fail
+from model.files import write_text
 
-from .evidence.charts import Curve, Style, late_range, line_chart, smooth, ticks
-from .evidence.comparison import Scorecard, build_scorecard
-from .evidence.results import Run
-from .scorecard import (
+from .charts import Curve, Style, late_range, line_chart, smooth, ticks
+from .comparison import Scorecard, build_scorecard
+from .results import RunRecord
+from .tables import (
     NOTES,
     difference_table,
     floor_lines,
     item_difference_table,
-    load_runs,
     run_table,
     score_table,
     verdict_lines,
@@ -38,9 +32,9 @@ SMALL = (470, 260)  # px
 CURVE_KEYS = ["init_seed", "data_seed", "tokenizer", "precision", "model", "steps"]
 
 
-def write_report(run_dirs: Sequence[str | Path], out: str | Path, baseline: str | None = None) -> None:
-    """Write the page about these runs to `out`; ValueError or FileNotFoundError where one is no run."""
-    card = build_scorecard(load_runs(run_dirs), baseline)
+def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = None) -> None:
+    """Write the page about these runs to `out`. Raises UserError where none of them is of the baseline."""
+    card = build_scorecard(records, baseline)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -58,8 +52,7 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path, baseline: str 
         facts=fact_table(card),
         notes=[*floor_lines(card), *NOTES],
     )
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(page, encoding="utf-8")
+    write_text(out, page)
 
 
 def colours(card: Scorecard) -> dict[str, int]:
@@ -71,7 +64,7 @@ def colours(card: Scorecard) -> dict[str, int]:
 
 def styled_runs(card: Scorecard, tokenizer: str | None = None) -> list[tuple[Any, Style]]:
     """Every run (row of `card.runs`), or those of a tokenizer, with its style, in the scorecard's order."""
-    colour_of = colours(card)
+    colour_by_name = colours(card)
     several_data_seeds = card.runs["data_seed"].nunique() > 1
     styled = []
     for name in card.rows["name"]:
@@ -80,18 +73,18 @@ def styled_runs(card: Scorecard, tokenizer: str | None = None) -> list[tuple[Any
             seed = f"{run.init_seed}/{run.data_seed}" if several_data_seeds else run.init_seed
             dashes = SEED_DASHES[number % len(SEED_DASHES)]
             if tokenizer in (None, run.tokenizer):
-                styled.append((run, Style(f"{name}, seed {seed}", colour_of[name], dashes)))
+                styled.append((run, Style(f"{name}, seed {seed}", colour_by_name[name], dashes)))
     return styled
 
 
 def loss_charts(card: Scorecard) -> list[dict[str, Any]]:
-    """The charts of losses: in nats a token each tokenizer has its own, in bits a byte they share one."""
+    """The charts of losses: in nats per token each tokenizer has its own, in bits per byte they share one."""
     tokenizers = card.runs["tokenizer"].unique()
     charts = []
     for tokenizer in tokenizers:
-        of = f", tokenizer {tokenizer}" if len(tokenizers) > 1 else ""
+        suffix = f", tokenizer {tokenizer}" if len(tokenizers) > 1 else ""
         pair = loss_chart(card, tokenizer), difference_chart(card, tokenizer)
-        charts += [chart | {"title": chart["title"] + of} for chart in pair if chart]
+        charts += [chart | {"title": chart["title"] + suffix} for chart in pair if chart]
     in_bits = bits_chart(card) if len(tokenizers) > 1 else None
     return [*charts, in_bits] if in_bits else charts
 
@@ -99,9 +92,9 @@ def loss_charts(card: Scorecard) -> list[dict[str, Any]]:
 def loss_chart(card: Scorecard, tokenizer: str) -> dict[str, Any] | None:
     """Training and validation loss of a tokenizer's runs over trained tokens; None where none is logged."""
     curves = [
-        Curve(style, smooth(loss), loss, _over_tokens(run.run.val, "loss"), run.status == "diverged")
+        Curve(style, smooth(loss), loss, _over_tokens(run.record.val, "loss"), run.status == "diverged")
         for run, style in styled_runs(card, tokenizer)
-        if len(loss := _over_tokens(run.run.train, "loss"))
+        if len(loss := _over_tokens(run.record.train, "loss"))
     ]
     if not curves:
         return None
@@ -111,7 +104,7 @@ def loss_chart(card: Scorecard, tokenizer: str) -> dict[str, Any] | None:
     # A loss far above that of knowing nothing is a divergence; shown whole it would flatten all other curves.
     highest = min(max(curve.faint.max() for curve in curves), known.get("uniform", math.inf) + 0.5)
     y_range = lowest, max([lowest, highest, *floors.values()])
-    return line_chart("Loss", curves, y_range=y_range, y_label="nats a token", floors=floors)
+    return line_chart("Loss", curves, y_range=y_range, y_label="nats per token", floors=floors)
 
 
 def difference_chart(card: Scorecard, tokenizer: str) -> dict[str, Any] | None:
@@ -119,35 +112,35 @@ def difference_chart(card: Scorecard, tokenizer: str) -> dict[str, Any] | None:
 
     Step by step: both saw the same batches, so the noise of the batches cancels before anything is smoothed.
     """
-    of_baseline = card.runs[card.runs["baseline"]].drop_duplicates(CURVE_KEYS)
-    partners: dict[Any, Run] = of_baseline.set_index(CURVE_KEYS)["run"].to_dict()
+    baselines = card.runs[card.runs["baseline"]].drop_duplicates(CURVE_KEYS)
+    partners: dict[Any, RunRecord] = baselines.set_index(CURVE_KEYS)["record"].to_dict()
     curves = []
     for run, style in styled_runs(card, tokenizer):
         partner = partners.get(tuple(getattr(run, key) for key in CURVE_KEYS))
         if run.baseline or partner is None:
             continue
-        difference = (_over_tokens(run.run.train, "loss") - _over_tokens(partner.train, "loss")).dropna()
+        difference = (_over_tokens(run.record.train, "loss") - _over_tokens(partner.train, "loss")).dropna()
         if len(difference):
             curves.append(Curve(style, smooth(difference), diverged=run.status == "diverged"))
     if not curves:
         return None
     title = f"Training loss against {card.baseline}, same seed, smoothed (below zero is better)"
-    return line_chart(title, curves, y_range=late_range(curves), y_label="nats a token")
+    return line_chart(title, curves, y_range=late_range(curves), y_label="nats per token")
 
 
 def bits_chart(card: Scorecard) -> dict[str, Any] | None:
-    """Validation loss of every run in bits a byte over trained tokens; None where none is logged."""
-    bits = [(style, _over_tokens(run.run.val, "bits_per_byte")) for run, style in styled_runs(card)]
+    """Validation loss of every run in bits per byte over trained tokens; None where none is logged."""
+    bits = [(style, _over_tokens(run.record.val, "bits_per_byte")) for run, style in styled_runs(card)]
     curves = [Curve(style, line, points=line) for style, line in bits if len(line)]
     if not curves:
         return None
     y_range = min(curve.line.min() for curve in curves), max(curve.line.max() for curve in curves)
-    return line_chart("Validation loss of all tokenizers", curves, y_range=y_range, y_label="bits a byte")
+    return line_chart("Validation loss of all tokenizers", curves, y_range=y_range, y_label="bits per byte")
 
 
 def learning_rate_chart(card: Scorecard) -> dict[str, Any] | None:
     """The learning rate of every run over trained tokens; None where none is logged."""
-    rates = [(style, _over_tokens(run.run.train, "lr")) for run, style in styled_runs(card)]
+    rates = [(style, _over_tokens(run.record.train, "lr")) for run, style in styled_runs(card)]
     curves = [Curve(style, rate) for style, rate in rates if len(rate)]
     if not curves:
         return None
@@ -160,7 +153,7 @@ def gradient_norm_chart(card: Scorecard) -> dict[str, Any] | None:
     curves = [
         Curve(style, smooth(norm), diverged=run.status == "diverged")
         for run, style in styled_runs(card)
-        if len(norm := _over_tokens(run.run.train, "grad_norm"))
+        if len(norm := _over_tokens(run.record.train, "grad_norm"))
     ]
     if not curves:
         return None
@@ -173,7 +166,7 @@ def _over_tokens(metrics: pd.DataFrame, column: str) -> pd.Series:
 
 
 def forest(card: Scorecard) -> dict[str, Any] | None:
-    """Geometry of the differences by the yardstick with their intervals, a line a variant, in px."""
+    """Geometry of the differences by the yardstick with their intervals, a line per variant, in px."""
     scores = card.scores[card.scores["metric"] == card.yardstick.name].set_index("name")
     scores = scores.reindex(card.rows["name"]).dropna(subset="low")
     if scores.empty:
@@ -184,11 +177,11 @@ def forest(card: Scorecard) -> dict[str, Any] | None:
     def x_px(difference: float) -> float:
         return round((left + right) / 2 + (right - left) / 2 * difference / reach, 1)
 
-    colour_of = colours(card)
+    colour_by_name = colours(card)
     lines = [
         {
             "name": name,
-            "colour": colour_of[name],
+            "colour": colour_by_name[name],
             "low": x_px(score["low"]),
             "high": x_px(score["high"]),
             "middle": x_px(score["difference"]),
@@ -206,12 +199,12 @@ def forest(card: Scorecard) -> dict[str, Any] | None:
 
 
 def task_table(card: Scorecard) -> pd.DataFrame:
-    """All task scores as lm-eval gives them (fractions) as text, a row a task and metric, a column a run."""
+    """All task scores as lm-eval gives them (fractions), as text: a row per metric, a column per run."""
     columns = {}
     for run, style in styled_runs(card):
         texts = {}
-        for task, scores in run.run.scores.items():
-            count = run.run.sample_count(task)
+        for task, scores in run.record.scores.items():
+            count = run.record.sample_count(task)
             title = f"{task} ({count:,} items)" if count else task
             for metric, value in scores.items():
                 if not metric.endswith("_stderr"):
@@ -225,10 +218,10 @@ def task_table(card: Scorecard) -> pd.DataFrame:
 
 
 def fact_table(card: Scorecard) -> pd.DataFrame:
-    """Every run's facts as text, a row a run."""
+    """Every run's facts as text, a row per run."""
     rows = []
     for run, _ in styled_runs(card):
-        summary = run.run.summary
+        summary = run.record.summary
         facts = {
             "run": run.folder,
             "variant": summary["variant"],
@@ -268,22 +261,3 @@ def _duration(seconds: float | None) -> str | None:
         return None
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eval.report", description="Write a page about runs.")
-    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run")
-    parser.add_argument("--out", required=True, metavar="FILE.html", help="where the page goes")
-    parser.add_argument("--baseline", metavar="NAME", help="variant to compare with (default: vanilla)")
-    options = parser.parse_args(arguments)
-    try:
-        write_report(options.run_dirs, options.out, options.baseline)
-    except (ValueError, OSError) as error:
-        return fail(error)
-    print(f"wrote {options.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,28 +1,15 @@
-"""The scorecard: which variant has the lower validation loss, by how much, and is that more than noise.
+"""The scorecard as tables: markdown for a terminal, csv and json for programs, parts of the report page."""
 
-    python -m eval.scorecard runs/vanilla_s1 runs/vanilla_s2 runs/rmsnorm_s1 runs/rmsnorm_s2
-
-Runs are grouped by variant; several numeric modes or model sizes get a row each. Differences are taken
-between runs with the same seeds and setting only.
-"""
-
-import argparse
 import json
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from training.run.console import fail
-
-from .evidence.comparison import METRICS, VAL_BITS, VAL_LOSS, Metric, Scorecard, build_scorecard
-from .evidence.results import Run, load_run
-from .evidence.verdicts import describe_sample, format_interval
+from .comparison import METRICS, VAL_BITS, VAL_LOSS, Metric, Scorecard
+from .verdicts import describe_sample, format_interval
 
 NOTES = (
-    "val loss is in nats a token, the mean over the finished runs of a variant, with their standard "
+    "val loss is in nats per token, the mean over the finished runs of a variant, with their standard "
     "deviation (seed sd) where there are several; val bits/byte is the same loss for each byte of text, the "
     "ends of documents included, which compares across tokenizers; lower is better.",
     "An interval over seeds holds seed-to-seed and evaluation noise. One over documents or items holds "
@@ -33,12 +20,12 @@ NOTES = (
 
 
 def score_table(card: Scorecard) -> pd.DataFrame:
-    """The protocol's table as text: a row a variant, a column a metric that any run has."""
+    """The protocol's table as text: a row per variant, a column per metric that any run has."""
     table = pd.DataFrame(
         {"variant": row_titles(card), "mode": card.rows["precision"], "seeds": card.rows["seeds"].astype(str)}
     )
     for metric in METRICS:
-        scores = _of_metric(card, metric)
+        scores = _metric_scores(card, metric)
         if scores["value"].notna().any():
             table[metric.title] = [_format_score(score, metric) for _, score in scores.iterrows()]
         if metric is VAL_LOSS and scores["seed_sd"].notna().any():
@@ -50,10 +37,10 @@ def difference_table(card: Scorecard) -> pd.DataFrame:
     """Differences in validation loss to the baseline as text, each with its interval; empty without any."""
     table = pd.DataFrame({"variant": row_titles(card)})
     for metric in (VAL_LOSS, VAL_BITS):
-        scores = _of_metric(card, metric)
+        scores = _metric_scores(card, metric)
         if scores["difference"].notna().any():
             table[metric.unit] = _format_differences(scores, digits=4)
-    compared = _of_metric(card, card.yardstick)
+    compared = _metric_scores(card, card.yardstick)
     table["over"] = compared.apply(describe_sample, axis=1).where(compared["low"].notna())
     return table[compared["difference"].notna()].astype(object).fillna("-")
 
@@ -62,7 +49,7 @@ def item_difference_table(card: Scorecard) -> pd.DataFrame:
     """Differences in accuracy to the baseline as text, points with intervals; empty without any."""
     table = pd.DataFrame({"variant": row_titles(card)})
     for metric in METRICS:
-        scores = _of_metric(card, metric)
+        scores = _metric_scores(card, metric)
         if metric.unit == "percent" and scores["difference"].notna().any():
             table[metric.title.removesuffix(" %")] = _format_differences(scores, digits=2)
     return table.dropna(thresh=2).astype(object).fillna("-")
@@ -91,9 +78,9 @@ def verdict_lines(card: Scorecard) -> list[str]:
 
 
 def floor_lines(card: Scorecard) -> list[str]:
-    """What a loss has to beat before it means anything, a line a tokenizer."""
+    """What a loss has to beat before it means anything, a line per tokenizer."""
     return [
-        f"Floors of {tokenizer} in nats a token: "
+        f"Floors of {tokenizer} in nats per token: "
         + ", ".join(f"{name} {loss:.3f}" for name, loss in floors.items())
         + " (uniform knows nothing, unigram the token frequencies only)."
         for tokenizer, floors in card.floors.items()
@@ -133,7 +120,7 @@ def to_markdown(card: Scorecard) -> str:
 
 
 def to_csv(card: Scorecard) -> str:
-    """Tidy: one line a variant and metric, in full precision; a variant without a score still has a line."""
+    """Tidy: a line per variant and metric, in full precision; a variant without a score still has a line."""
     rows = card.rows.drop(columns=[VAL_LOSS.name, VAL_BITS.name]).rename(columns={"seeds": "finished_runs"})
     units = card.scores["metric"].map({metric.name: metric.unit for metric in METRICS})
     scores = card.scores.rename(columns={"seeds": "paired_seeds"}).assign(unit=units)
@@ -161,7 +148,7 @@ def to_json(card: Scorecard) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
-def _of_metric(card: Scorecard, metric: Metric) -> pd.DataFrame:
+def _metric_scores(card: Scorecard, metric: Metric) -> pd.DataFrame:
     scores = card.scores[card.scores["metric"] == metric.name].set_index("name")
     return scores.reindex(card.rows["name"]).reset_index()
 
@@ -187,28 +174,3 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
         {str(key): None if pd.isna(value) else value for key, value in record.items()}
         for record in table.to_dict("records")
     ]
-
-
-def load_runs(run_dirs: Sequence[str | Path]) -> list[Run]:
-    """The runs in the order given, a folder given twice only once."""
-    return [load_run(folder) for folder in dict.fromkeys(Path(run_dir) for run_dir in run_dirs)]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eval.scorecard", description="Compare finished runs.")
-    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run")
-    parser.add_argument("--baseline", metavar="NAME", help="variant to compare with (default: vanilla)")
-    parser.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
-    options = parser.parse_args(arguments)
-    try:
-        card = build_scorecard(load_runs(options.run_dirs), options.baseline)
-        text = {"markdown": to_markdown, "csv": to_csv, "json": to_json}[options.format](card)
-    except (ValueError, OSError) as error:
-        return fail(error)
-    print(text, end="")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

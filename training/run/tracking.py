@@ -6,11 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
-import wandb
-from wandb.errors import CommError, UsageError
-from wandb.sdk.lib.runid import generate_id
-
 MODES = ("online", "offline", "disabled", "shared", "dryrun")
 
 
@@ -56,6 +51,11 @@ class Tracker:
         facts: dict[str, Any],
         say: Callable[[str], None],
     ) -> None:
+        # Imported here: only rank 0 tracks, and W&B costs a second.
+        import wandb
+        from wandb.errors import CommError, UsageError
+        from wandb.sdk.lib.runid import generate_id
+
         self.id = run_id or generate_id()
         self._say = say
         mode: Any = wandb_mode().replace("dryrun", "offline")
@@ -108,6 +108,9 @@ class Tracker:
 
 def _offline_reason() -> str | None:
     """Why an online run cannot be had, found out within seconds and without a prompt; None if it can."""
+    import requests
+    import wandb
+
     settings = wandb.setup().settings
     if not settings.api_key and requests.utils.get_netrc_auth(settings.base_url) is None:
         return "no W&B key"
