@@ -59,7 +59,8 @@ def recorded(run: RunFolder, world_size: int) -> Iterator[None]:
         with suppress(OSError):  # a full disk may be why the run fails, and is no other reason
             first = record_failure(run, error, world_size)
             if first.rank != run.rank:
-                error.add_note(f"rank {first.rank} failed first: {first.error} (traceback in {first.log})")
+                log = run.path / first.log
+                error.add_note(f"rank {first.rank} failed first: {first.error} (traceback in {log})")
         raise
 
 
