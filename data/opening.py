@@ -207,9 +207,9 @@ def _real_path(path: str) -> str:
 
 
 def _text_or_token_hash(document: Document) -> bytes:
-    return (
-        xxhash.xxh3_128_digest(document.encode()) if isinstance(document, str) else document_digest(document)
-    )
+    if isinstance(document, str):
+        return xxhash.xxh3_128_digest(document.encode())
+    return document_digest(document)
 
 
 def _beginning(document: Document, tokenizer: Tokenizer) -> str:
