@@ -18,7 +18,6 @@ from .sources import (
     ROWS_PER_SHARD,
     Document,
     Documents,
-    ParquetSource,
     Shard,
     Source,
     is_remote,
@@ -195,7 +194,7 @@ def _notes(
             "documents as they were: what it loses is free, so its bits per byte are too low."
         )
     largest = max(map(len, shard_runs(source.shards))) * ROWS_PER_SHARD
-    if isinstance(source, ParquetSource) and config.lanes * largest // 2 > SLOW_START_ROWS:
+    if config.lanes * largest // 2 > SLOW_START_ROWS and source.decodes_from_group_start:
         yield (
             f"data.source: row groups of {largest:,} rows make every start slow, as {config.lanes} lanes "
             "begin inside of them: scripts/tokenize_data.py makes token shards, which start at once."
@@ -207,9 +206,9 @@ def _real_path(path: str) -> str:
 
 
 def _text_or_token_hash(document: Document) -> bytes:
-    return (
-        xxhash.xxh3_128_digest(document.encode()) if isinstance(document, str) else document_digest(document)
-    )
+    if isinstance(document, str):
+        return xxhash.xxh3_128_digest(document.encode())
+    return document_digest(document)
 
 
 def _beginning(document: Document, tokenizer: Tokenizer) -> str:

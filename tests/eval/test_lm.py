@@ -15,6 +15,7 @@ from eval.jobs import run_tasks
 from eval.lm import NormLabLM
 from eval.tasks import load_tasks
 from model import GPT, GPTConfig, to_hf
+from model.errors import UserError
 from training.config.evaluation import PROTOCOL_TASKS
 
 PROSE = (
@@ -122,7 +123,7 @@ def test_scores_do_not_depend_on_what_shares_the_batch(gpt, gpt2):
 
 
 def test_a_continuation_longer_than_the_block_is_refused(gpt, gpt2):
-    with pytest.raises(ValueError, match=r"more than model\.block_size 64"):
+    with pytest.raises(UserError, match=r"more than model\.block_size 64"):
         NormLabLM(gpt, gpt2).loglikelihood(pairs(("Once", PROSE * 2)))
 
 

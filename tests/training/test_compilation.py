@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from model import GPT, VARIANTS, GPTConfig
+from model import GPT, VARIANTS, GPTConfig, loss
 from training.config import DeepSpeedConfig
 from training.engine import compilation
 from training.engine.compilation import checkpoint_blocks, compile_blocks, wrap_blocks
@@ -224,10 +224,15 @@ def test_the_graph_pass_leaves_no_bf16_product() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("has_bf16", [False, True], ids=["fp32 products", "bf16 products"])
 def test_compiled_by_inductor_in_bf16_the_step_is_the_uncompiled_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a CPU with bf16 instructions and on one without, whichever this is."""
     monkeypatch.undo()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    # With bf16 instructions the loss compiles a kernel of its own: it is not one of the blocks' graphs.
+    monkeypatch.setattr(loss, "_compiled_of_chunk", lambda: loss._of_chunk)
     plain, wrapped = gpt().bfloat16(), gpt().bfloat16()
     compile_blocks(wrapped, pytest.fail)
     with bf16_arithmetic():

@@ -23,7 +23,7 @@ from training.engine.checkpoint import (
     save_checkpoint,
 )
 from training.engine.cpu_bf16 import bf16_arithmetic
-from training.run.reader import load_model
+from training.engine.weights import load_model
 
 pytestmark = pytest.mark.slow
 
