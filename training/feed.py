@@ -41,11 +41,7 @@ class Feed:
     """
 
     def __init__(
-        self,
-        loader: Any,
-        accumulation: int,
-        bad_before: Mapping[str, int],
-        bad_reasons: Sequence[str] = tuple(BAD_REASONS),
+        self, loader: Any, accumulation: int, bad_before: Mapping[str, int], bad_reasons: Sequence[str] = tuple(BAD_REASONS)
     ) -> None:
         self.error: str | None = None
         self._loader = loader

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, PRESETS, VARIANTS, GPTConfig, flops_per_token
 from model.loss import _MeanLoss
+from tests.cpu_kinds import pretend_bf16
 from tests.distributed import run_on_ranks
 from training.config import DeepSpeedConfig, read_deepspeed_config
 from training.engine.build import build_engine
@@ -204,14 +205,11 @@ def two_steps(config: GPTConfig, ds_config: DeepSpeedConfig, idx: torch.Tensor) 
 
 
 def become(has_bf16: bool) -> None:
-    """Make this process's CPU one with bf16 instructions, or one without, before it multiplies anything.
-
-    Where there are none, torch's own bf16 kernels are slow, but hold the same tensors.
-    """
+    """Make this process's CPU one with bf16 instructions, or one without, before it multiplies anything."""
     if not has_bf16:
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
     elif not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: True
+        pretend_bf16(True, pytest.MonkeyPatch())
     assert torch.ops.mkldnn._is_mkldnn_bf16_supported() == has_bf16
 
 
