@@ -103,4 +103,5 @@ def describe_type(kind: Any) -> str:
         return " or ".join(map(describe_type, arguments))
     if isinstance(kind, tuple):
         return " or ".join(map(describe_type, kind))
-    return _DESCRIPTIONS.get(origin) or getattr(kind, "__name__", str(kind))
+    name: str = getattr(kind, "__name__", str(kind))
+    return _DESCRIPTIONS.get(origin, name)

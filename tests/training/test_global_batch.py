@@ -4,8 +4,8 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
