@@ -19,7 +19,6 @@ from .sources import (
     ROWS_PER_SHARD,
     Document,
     Documents,
-    ParquetSource,
     Shard,
     Source,
     is_remote,
@@ -204,7 +203,7 @@ def _notes(
             "documents as they were: what it loses is free, so its bits per byte are too low."
         )
     largest = max(map(len, shard_runs(source.shards))) * ROWS_PER_SHARD
-    if isinstance(source, ParquetSource) and config.lanes * largest // 2 > SLOW_START_ROWS:
+    if config.lanes * largest // 2 > SLOW_START_ROWS and source.decodes_from_group_start:
         yield (
             f"data.source: row groups of {largest:,} rows make every start slow, as {config.lanes} lanes "
             "begin inside of them: scripts/tokenize_data.py makes token shards, which start at once."

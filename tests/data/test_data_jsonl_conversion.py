@@ -119,7 +119,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, cache: Path, monkeypatch: pyt
     )
     assert done.stdout.startswith(f"data.source: JSON lines cannot be converted in {cache} ("), done.stderr
     assert "File too large" in done.stdout
-    assert done.stdout.endswith("free some space there, or set NORMLAB_JSONL_DIR to another folder.\n")
+    assert done.stdout.endswith("free some space there, or set NORMLAB_JSONL_DIR to another folder\n")
     assert not list(cache.glob("*.parquet")) and not list(cache.glob(".*.partial"))
     monkeypatch.setattr(jsonl, "JSONL_DIR", path / "below a file")
     with pytest.raises(UserError, match=r"cannot be converted in .*below a file"):
