@@ -1,0 +1,93 @@
+"""Processes that tests start: with the environment of every test, and forked where an import can be saved."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+# One thread is enough for tiny models, and torch's threads would wait for each other busily, which takes
+# minutes where others use the cores too.
+ENVIRONMENT = os.environ | {
+    "WANDB_MODE": "disabled",  # a second of every start
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+}
+LOCK = threading.Lock()
+"""Tests fork from several threads."""
+
+
+class Forked:
+    """A process that the fork server forked, with what tests use of `subprocess.Popen`."""
+
+    def __init__(self, client: Connection) -> None:
+        self.client = client
+        self.pid: int = client.recv()
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit status, or minus the signal that ended it; None while it runs."""
+        if self.returncode is None and self.client.poll():
+            self.returncode = self.client.recv()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None and not self.client.poll(timeout):
+            raise subprocess.TimeoutExpired(str(self), timeout or 0)
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def kill(self) -> None:
+        """End it with all that it has started; nothing happens if it has ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # it ends now
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+def fork(
+    function: Callable[..., Any],
+    *arguments: Any,
+    stdout: IO[Any],
+    stderr: IO[Any],
+    argv: Sequence[str] = ("forked",),
+    environment: Mapping[str, str] = ENVIRONMENT,
+    folder: Path = ROOT,
+) -> Forked:
+    """Start `sys.exit(function(*arguments))` in a process and a session of its own.
+
+    The function and its arguments are pickled. What libraries read from the environment as they are imported
+    is the server's, which is `ENVIRONMENT`.
+    """
+    ours, theirs = Pipe()
+    with theirs, LOCK:
+        socket.send_fds(server(), [b"!"], [theirs.fileno(), stdout.fileno(), stderr.fileno()])
+    ours.send((list(argv), dict(environment), str(folder)))
+    ours.send((function, arguments))
+    return Forked(ours)
+
+
+@cache
+def server() -> socket.socket:
+    """To the server, which is started once and ends with this process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[theirs.fileno()],
+        )
+    return ours
