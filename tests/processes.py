@@ -5,10 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from multiprocessing import connection
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any
@@ -74,6 +77,59 @@ def fork(
     ours.send((list(argv), dict(environment), str(folder)))
     ours.send((function, arguments))
     return Forked(ours)
+
+
+class ForkedError(Exception):
+    """What a forked process printed before it ended."""
+
+
+def run_forked(function: Callable[..., Any], *arguments: Any) -> None:
+    """`function(*arguments)` in a process of its own; an exception in it is raised here."""
+    run_all_forked(function, [arguments], [ENVIRONMENT])
+
+
+def run_all_forked(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], environments: Sequence[dict[str, str]]
+) -> None:
+    """The function in several processes at once, each with its own arguments and environment.
+
+    Raises:
+        ForkedError: with the traceback of the first that failed; the others are ended.
+    """
+    with tempfile.TemporaryFile() as printed:
+        processes = [
+            fork(_report, function, given, stdout=printed, stderr=printed, environment=environment)
+            for given, environment in zip(arguments, environments, strict=True)
+        ]
+        running = {process.client: process for process in processes}
+        failed: list[str] = []
+        try:
+            while running and not failed:
+                for client in connection.wait(list(running)):
+                    process = running.pop(client)  # type: ignore[call-overload]
+                    if status := process.wait():
+                        failed.append(f"process {processes.index(process)} ended with status {status}")
+        finally:
+            for process in processes:
+                process.kill()
+        printed.seek(0)
+        text = printed.read().decode(errors="replace")
+    if failed:
+        raise ForkedError(f"{', '.join(failed)}\n{text}")
+    sys.stderr.write(text)
+
+
+def _report(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    status = 1
+    try:
+        function(*arguments)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # To take Python apart takes longer than many tests, and a rank that failed might wait there for the others.
+    os._exit(status)
 
 
 @cache
