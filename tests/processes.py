@@ -128,7 +128,7 @@ def _report(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    # To take Python apart takes longer than many tests, and a rank that failed might wait there for the others.
+    # To take Python apart lasts longer than many tests, and a rank that failed might wait there for others.
     os._exit(status)
 
 

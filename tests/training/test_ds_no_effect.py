@@ -1,4 +1,4 @@
-"""What changes no bit of a run on 2 gloo ranks: a step with a NaN, and keys that are said to have no effect."""
+"""What changes no bit of a run on 2 gloo ranks: a step with a NaN, and keys said to have no effect."""
 
 import math
 from pathlib import Path
