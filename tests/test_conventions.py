@@ -156,7 +156,7 @@ def test_config_classes_are_frozen_dataclasses() -> None:
     for path in PRODUCT:
         for node in ast.walk(tree_of(path)):
             # Hugging Face's own config class is no dataclass
-            if not isinstance(node, ast.ClassDef) or "PretrainedConfig" in map(ast.unparse, node.bases):
+            if not isinstance(node, ast.ClassDef) or "PreTrainedConfig" in map(ast.unparse, node.bases):
                 continue
             decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
             dataclass = next((text for text in decorators if text.split("(")[0].endswith("dataclass")), "")
