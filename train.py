@@ -19,6 +19,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import model  # noqa: F401
+
+# isort: split
 import torch
 import torch.distributed as dist
 
@@ -215,12 +218,11 @@ def train(
     first_step = state.step + 1
     while state.step < steps and not stop and not diverged:
         step_started = time.perf_counter()
-        profiler.before_step()
         rate = learning_rate(state.step, ds_config["optimizer"]["params"]["lr"], recipe.schedule)
         set_learning_rate(engine, rate)
-        loss, tokens, wait, stop, bad_documents = job.train_step()
+        with profiler.step():
+            loss, tokens, wait, stop, bad_documents = job.train_step()
         seconds = time.perf_counter() - step_started
-        profiler.after_step()
 
         skipped = {} if engine.was_step_applied() else {"skipped": True}
         state.step += 1
@@ -245,7 +247,7 @@ def train(
             start_up.mark("first step")
             run.update_summary(start_up_s=start_up.seconds())
             if recipe.train.profile_steps:
-                console.say(start_up.in_words())
+                console.say(start_up.sentence())
         bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{loss:.3f}", refresh=False)
         bar.update(tokens)
         if skipped:
@@ -263,7 +265,7 @@ def train(
                 job.save()
     bar.close()
     profiler.finish()
-    console.say(throughput.in_words())
+    console.say(throughput.sentence())
 
     data_error = feed.error_of_any_rank()
     status = "diverged" if diverged else "finished" if state.step == steps else "interrupted"

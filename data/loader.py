@@ -10,22 +10,26 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
-import torch
+
+from model.errors import UserError
 
 from .config import DataConfig
 from .corpus import Corpus
 from .lanes import Cursor, Lane
 from .parallel import portable
 
+if TYPE_CHECKING:
+    import torch
+
 CHUNK = 16
 """Sequences that a worker hands over at once, at most."""
 PARENT_LOOK_SECONDS = 1.0
 
 
-class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
+class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
     """Endless micro-batches of one rank, each with the cursors of the lanes that it moved.
 
     Rank r takes the sequences `first_sequence` + r, + world_size, ... The cursors that come with a
@@ -39,15 +43,16 @@ class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
     Args:
         corpus: The documents.
         config: Lanes, seed, packing, shuffle window, workers and prefetch.
-        block_size: Input tokens a sequence, T; blocks are disjoint and T + 1 tokens long.
-        micro_batch: Sequences a micro-batch, B.
+        block_size: Input tokens per sequence, T; blocks are disjoint and T + 1 tokens long.
+        micro_batch: Sequences per micro-batch, B.
         rank: This process, from 0.
         world_size: The number of processes; it divides `config.lanes`.
         first_sequence: The sequence of the run to begin with, a multiple of `world_size`.
         cursors: Where lanes continue; a lane that is not named begins at its beginning.
 
     Raises:
-        ValueError: the numbers do not fit each other.
+        UserError: `data.lanes` does not fit the source or the number of processes, or a size is not positive.
+        ValueError: `rank` or `first_sequence` does not fit `world_size`.
     """
 
     def __init__(
@@ -64,25 +69,23 @@ class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
     ) -> None:
         lanes, shards = config.lanes, len(corpus.shards)
         if block_size < 1 or micro_batch < 1:
-            raise ValueError(f"block_size {block_size} and micro_batch {micro_batch} must both be 1 or more.")
+            raise UserError(f"block_size {block_size} and micro_batch {micro_batch} must both be 1 or more")
         if lanes > shards:
-            raise ValueError(
+            raise UserError(
                 f"data.lanes is {lanes}, but {corpus.source.name} has {shards} shards to train on: "
-                f"set data.lanes to {shards} or less."
+                f"set data.lanes to {shards} or less"
             )
         if lanes % world_size:
             fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
-            raise ValueError(
+            raise UserError(
                 f"data.lanes is {lanes}, which {world_size} processes cannot share evenly: "
-                f"world sizes that divide it are {fitting}."
+                f"world sizes that divide it are {fitting}"
             )
         if not 0 <= rank < world_size:
-            raise ValueError(
-                f"rank is {rank}: with a world size of {world_size} it is 0 to {world_size - 1}."
-            )
+            raise ValueError(f"rank is {rank}: with a world size of {world_size} it is 0 to {world_size - 1}")
         if first_sequence < 0 or first_sequence % world_size:
             raise ValueError(
-                f"first_sequence is {first_sequence}: it must be a multiple of the world size {world_size}."
+                f"first_sequence is {first_sequence}: it must be a multiple of the world size {world_size}"
             )
         self.bad: Counter[str] = Counter()
         self._shape = (micro_batch, block_size + 1)
@@ -120,14 +123,16 @@ class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
         """
         _start(self._workers)
 
-    def __next__(self) -> tuple[torch.Tensor, dict[int, Cursor]]:
+    def __next__(self) -> "tuple[torch.Tensor, dict[int, Cursor]]":
         """The next micro-batch: (B, T + 1) uint16 (int32 for a large vocabulary), and the cursors of the
         lanes it moved.
 
         Raises:
-            ValueError: a document is bad and stops the run, or a cursor does not fit the corpus.
+            UserError: a document is bad and stops the run, or a cursor does not fit the corpus.
             OSError: the source cannot be read, or a worker was killed.
         """
+        import torch  # only here, so that workers can be forked before it is loaded
+
         blocks = np.empty(self._shape, dtype=self._dtype)
         moved = {}
         for block in blocks:

@@ -1,9 +1,15 @@
+from .catalogue import DESIGN_KEYS as DESIGN_KEYS
+from .catalogue import VARIANTS as VARIANTS
+from .catalogue import variant_name as variant_name
+from .config import IGNORED_TARGET as IGNORED_TARGET
 from .config import PRESETS as PRESETS
 from .config import BlockConfig as BlockConfig
 from .config import GPTConfig as GPTConfig
 from .config import TopologyConfig as TopologyConfig
+from .flops import flops_per_token as flops_per_token
 from .gpt import GPT as GPT
 from .huggingface import from_hf as from_hf
 from .huggingface import to_hf as to_hf
-from .variants import VARIANTS as VARIANTS
-from .variants import variant_name as variant_name
+from .plug_points import design_files as design_files
+from .plug_points import design_fingerprint as design_fingerprint
+from .plug_points import designs_of_file as designs_of_file

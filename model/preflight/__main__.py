@@ -23,10 +23,10 @@ import torch
 from data import SAMPLE_DIR, DataConfig, open_source, open_tokenizer
 from data.sample.build import is_complete
 
+from ..catalogue import VARIANTS
 from ..config import PRESETS, GPTConfig
 from ..designs import designs_of_file, nearest
 from ..options import as_type
-from ..variants import VARIANTS
 from . import preflight
 
 TOKENS = 200_000

@@ -17,11 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data.config import DataConfig
-from data.sources import jsonl
-from data.sources.documents import Documents
+from data import DataConfig
+from data.sources import Documents, ParquetSource, jsonl
 from data.sources.jsonl import JsonlSource
-from data.sources.parquet import ParquetSource
+from model.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [f"Text {row} é\u2028\U0001f600." for row in range(2300)]
@@ -101,7 +100,7 @@ def test_a_damaged_file_keeps_the_lines_before_the_damage(
     assert len(kept) == 0 if damage == "nothing" else 1000 < len(kept) < 1300
     assert kept[:1100] == TEXTS[: min(len(kept), 1100)]  # gzip sees rot at the end of a part only
     assert bad(source)["unreadable"] == 1
-    with pytest.raises(ValueError, match=rf"line 1?\d* of {path} (cannot be read: its part of|is not)"):
+    with pytest.raises(UserError, match=rf"line 1?\d* of {path} (cannot be read: its part of|is not)"):
         documents(opened(path, on_bad_document="stop"))
 
 
@@ -144,19 +143,19 @@ def test_stop_names_the_file_and_the_line(tmp_path: Path, line: bytes, what: str
     path.write_bytes(lines(TEXTS[:1500]) + b"\n\n" + line + b"\n" + lines(TEXTS[1500:]))
     source = opened(path, on_bad_document="stop")
     assert source.read(source.shards[0]).kept == TEXTS[:1000]
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         source.read(source.shards[1])
     assert str(caught.value) == (
-        f"data.source: line 1503 of {path} {what}: mend it, or set data.on_bad_document to skip."
+        f"data.source: line 1503 of {path} {what}: mend it, or set data.on_bad_document to skip"
     )
 
 
 def error(path: Path, **options: object) -> str:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         opened(path, **options)
     message = str(caught.value)
-    assert "\n" not in message and message.endswith(".")
-    assert not list(jsonl.JSONL_DIR.glob("*.parquet")) and not list(jsonl.JSONL_DIR.glob("*.unfinished"))
+    assert "\n" not in message and not message.endswith(".")
+    assert not list(jsonl.JSONL_DIR.glob("*.parquet")) and not list(jsonl.JSONL_DIR.glob(".*.partial"))
     return message
 
 
@@ -164,19 +163,21 @@ def test_files_that_are_not_json_lines_with_text_are_named(tmp_path: Path) -> No
     path = tmp_path / "rows.jsonl"
     path.write_text('{"page": "one", "texts": 1}\n{"page": "two"}\n')
     assert error(path) == (
-        f"data.text_column is 'text', but {path} has the columns page, texts (did you mean texts?)."
+        f"data.text_column is 'text', but {path} has the columns page, texts (did you mean 'texts'?)"
     )
     assert error(path, text_column="texts") == (
-        f"data.text_column is 'texts', but that column of {path} holds int, not text."
+        f"data.text_column is 'texts', but that column of {path} holds int, not text"
     )
     path.write_text('\n [{"text": "one"},\n{"text": "two"}]\n')
-    assert error(path).startswith(f"data.source: {path} holds a JSON array: write one object a line, as `jq ")
+    assert error(path).startswith(
+        f"data.source: {path} holds a JSON array: write one object per line, as `jq "
+    )
     path.write_text('{\n  "text": "one"\n}\n')
-    assert error(path) == f"data.source: {path} does not hold one JSON object a line: it begins with '{{'."
+    assert error(path) == f"data.source: {path} does not hold one JSON object per line: it begins with '{{'"
     path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
-    assert "does not hold one JSON object a line" in error(path)
+    assert "does not hold one JSON object per line" in error(path)
     path.write_text("\n\n")
-    with pytest.raises(ValueError, match=r"holds no documents\.$"):
+    with pytest.raises(UserError, match=r"holds no documents$"):
         opened(path)
 
 
@@ -214,7 +215,7 @@ def test_a_file_is_converted_once_until_it_changes(tmp_path: Path, cache: Path) 
     assert documents(opened(path, text_column="page")) == ["other"] * 10
     path.write_bytes(lines(TEXTS[1:11], page="other"))
     assert documents(opened(path)) == TEXTS[1:11]
-    assert len(list(cache.glob("*.parquet"))) == 3 and not list(cache.glob("*.unfinished"))
+    assert len(list(cache.glob("*.parquet"))) == 3 and not list(cache.glob(".*.partial"))
 
 
 def test_the_fingerprint_depends_on_neither_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,14 +235,14 @@ def test_many_files_are_converted_side_by_side(tmp_path: Path) -> None:
         path.write_bytes(lines([f"{number} {text}" for text in TEXTS[:150]]))
     assert documents(opened(*paths)) == [f"{number} {text}" for number in range(12) for text in TEXTS[:150]]
     paths[5].write_text("no json")
-    with pytest.raises(ValueError, match=r"05\.jsonl does not hold one JSON object a line"):
+    with pytest.raises(UserError, match=r"05\.jsonl does not hold one JSON object per line"):
         opened(*paths)
 
 
 OPEN_TWO = """
 import sys, os
 from data.sources import jsonl
-from data.config import DataConfig
+from data import DataConfig
 convert = jsonl._convert
 def counted(job, bar=False):
     with open("converted", "a") as log: log.write(job.path + "\\n")
@@ -275,7 +276,7 @@ def test_ranks_that_start_together_convert_each_file_once(tmp_path: Path) -> Non
 FILL = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from data.config import DataConfig
+from data import DataConfig
 from data.sources.jsonl import JsonlSource
 try:
     JsonlSource(DataConfig(source="rows"), sys.argv[1:])
@@ -295,10 +296,10 @@ def test_a_disk_without_room_is_a_sentence(
     )
     assert done.stdout.startswith(f"data.source: JSON lines cannot be converted in {cache} ("), done.stderr
     assert "File too large" in done.stdout
-    assert done.stdout.endswith("make room there, or set NORMLAB_JSONL_DIR to another folder.\n")
-    assert not list(cache.glob("*.parquet")) and not list(cache.glob("*.unfinished"))
+    assert done.stdout.endswith("free some space there, or set NORMLAB_JSONL_DIR to another folder.\n")
+    assert not list(cache.glob("*.parquet")) and not list(cache.glob(".*.partial"))
     monkeypatch.setattr(jsonl, "JSONL_DIR", path / "below a file")
-    with pytest.raises(ValueError, match=r"cannot be converted in .*below a file"):
+    with pytest.raises(UserError, match=r"cannot be converted in .*below a file"):
         opened(path)
 
 
@@ -327,7 +328,7 @@ def test_a_killed_conversion_starts_again(tmp_path: Path, cache: Path) -> None:
     path.write_bytes(lines(TEXTS))
     cache.mkdir()
     job = jsonl._job(str(path), {}, "text")
-    job.target.with_suffix(".unfinished").write_bytes(b"PAR1 half of it")
+    job.target.with_name(f".{job.target.name}.7.partial").write_bytes(b"PAR1 half of it")
     assert documents(opened(path)) == TEXTS
     assert sorted(file.suffix for file in cache.iterdir()) == ["", ".parquet"]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data import Corpus, Cursor, DataConfig, LaneLoader, open_tokenizer
+from model.errors import UserError
 from tests.data.corpora import MemorySource, make_corpus, make_texts, reference
 
 CONFIG = DataConfig(source="memory", lanes=8, seed=7, workers=2, prefetch=32)
@@ -85,6 +86,7 @@ class Odd(ValueError):
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
+        (UserError("It is wrong"), UserError, "^It is wrong$"),
         (ValueError("It is bad."), ValueError, "^It is bad.$"),
         (ConnectionError("It is away."), ConnectionError, "^It is away.$"),
         (FileNotFoundError(2, "no such file", "a.parquet"), FileNotFoundError, "no such file: 'a.parquet'"),

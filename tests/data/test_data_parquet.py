@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.config import DataConfig
-from data.sources import parquet
-from data.sources.documents import Documents, Shard
-from data.sources.parquet import ParquetSource
+from data import DataConfig
+from data.sources import Documents, ParquetSource, Shard, parquet
+from model.errors import UserError
 
 ROWS: list[str | None] = [
     None if row % 500 == 7 else "" if row % 500 == 8 else f"Text {row} é." for row in range(25_000)
@@ -147,7 +146,7 @@ def test_a_text_that_is_not_utf8_is_left_out_alone(
     assert pq.read_schema(path).field("text").type == kind
     source = opened(path)
     assert source.read(source.shards[0]) == Documents(["one", "three"], Counter(not_utf8=1, empty=1))
-    with pytest.raises(ValueError, match=r"document 1 of part 0 of .* is not valid UTF-8: mend it, or set"):
+    with pytest.raises(UserError, match=r"document 1 of part 0 of .* is not valid UTF-8: mend it, or set"):
         stop = opened(path, on_bad_document="stop")
         stop.read(stop.shards[0])
 
@@ -171,14 +170,14 @@ def test_a_rotten_row_group_is_left_out_alone(tmp_path: Path) -> None:
             expected(shard, groups=700) if shard.group != 3 else Documents([], Counter(unreadable=700))
         )
     stop = opened(path, on_bad_document="stop")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         stop.read(stop.shards[3])
     message = str(caught.value)
     assert message.startswith(f"data.source: {path} is damaged in part 3, from row 0 on (")
     assert message.endswith("): mend the file, or set data.on_bad_document to skip.") and "\n" not in message
 
 
-def test_what_follows_rot_in_a_large_row_group_is_left_out_and_not_read_again(
+def test_what_follows_rot_in_a_large_row_group_is_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.parquet", data_page_size=8192, use_dictionary=False)
@@ -239,7 +238,7 @@ def test_a_truncated_file_is_left_out_with_a_note_or_named(tmp_path: Path, size:
     assert source.notes[0].endswith("): it is left out.")
     assert source.fingerprint == opened(good).fingerprint
     for paths, options in ((good, bad), {"on_bad_document": "stop"}), ((bad,), {}):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(UserError) as caught:
             opened(*paths, **options)
         message = str(caught.value)
         assert message.startswith(f"data.source: {bad} is not a readable parquet file (")

@@ -11,18 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import aiohttp
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.config import DataConfig
-from data.sources import jsonl, network
-from data.sources.documents import Documents
+from data import DataConfig, open_source, open_tokenizer
+from data.sources import Documents, ParquetSource, jsonl, network
 from data.sources.jsonl import JsonlSource
-from data.sources.parquet import ParquetSource
-from data.sources.resolve import open_source
-from data.tokenizer import open_tokenizer
+from model.errors import UserError
 from tests.data.servers import COMMIT, Server, serving
 
 ROWS = [f"Text {row} " + "words and more " * 20 for row in range(6000)]
@@ -112,7 +108,7 @@ def test_patience_ends_with_a_sentence_and_the_source_goes_on_afterwards(
         assert (
             message.startswith(f"{source.name} cannot be read (") and why in message and "\n" not in message
         )
-        assert message.endswith("tried 4 times): once it can be, the same command goes on from there.")
+        assert message.endswith("tried 4 times): once it can be, the same command goes on from there")
     with pytest.raises(ConnectionError, match="tried 4 times"):
         ParquetSource(DataConfig(source=source.name), [source.name])
     server.faults = []
@@ -144,11 +140,11 @@ def test_a_server_without_ranges_is_named(server: Server, monkeypatch: pytest.Mo
     server.ranges = False
     monkeypatch.setattr("data.sources.content.PIECE_BYTES", 100_000)
     for kind, name in (ParquetSource, "rows.parquet"), (JsonlSource, "rows.jsonl"):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(UserError) as caught:
             kind(DataConfig(source="u"), [f"{server.url}/{name}"])
         assert (
             str(caught.value)
-            == f"data.source: the server of {server.url}/{name} does not send parts of a file: download it."
+            == f"data.source: the server of {server.url}/{name} does not send parts of a file: download it"
         )
 
 
@@ -169,8 +165,7 @@ def test_a_server_that_is_not_there(server: Server) -> None:
 
 
 def test_a_server_that_stalls_is_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_read=0.1)}}
-    monkeypatch.setattr(network, "HTTP_OPTIONS", network.HTTP_OPTIONS | options)
+    monkeypatch.setattr(network, "STALLED_SECONDS", 0.1)
     server.files["/rows.parquet"] = parquet_bytes(6000)
     source = ParquetSource(DataConfig(source="u"), [server.url + "/rows.parquet"])
     server.faults = ["stall", "stall", "stall"]

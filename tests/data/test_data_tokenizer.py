@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import Tokenizer, gpt2_encoding, open_tokenizer
+from model.errors import UserError
 
 EOT = 50256
 TEXTS = [
@@ -119,7 +120,7 @@ def test_a_vocabulary_that_cannot_be_downloaded_is_one_sentence(monkeypatch: pyt
         raise requests.exceptions.ConnectionError("no route to host")
 
     monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
-    with pytest.raises(FileNotFoundError, match="cannot download the vocabulary of cl100k_base"):
+    with pytest.raises(ConnectionError, match="cannot download the vocabulary of cl100k_base"):
         open_tokenizer.__wrapped__("cl100k_base")
 
 
@@ -152,13 +153,13 @@ def test_no_text_spells_the_end_of_text(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_broken_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.tokenizer is 'gpt4': it may be gpt2, bytes, the path"):
+    with pytest.raises(UserError, match=r"data\.tokenizer is 'gpt4': it may be gpt2, bytes, the path"):
         open_tokenizer("gpt4")
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.json does not exist"):
+    with pytest.raises(UserError, match=r"nowhere\.json does not exist"):
         open_tokenizer(str(tmp_path / "nowhere.json"))
     (tmp_path / "broken.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"broken\.json is no Hugging Face tokenizer"):
+    with pytest.raises(UserError, match=r"broken\.json is no Hugging Face tokenizer"):
         open_tokenizer(str(tmp_path / "broken.json"))
     tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(tmp_path / "endless.json"))
-    with pytest.raises(ValueError, match="has no token that ends a text; it may be "):
+    with pytest.raises(UserError, match="has no token that ends a text; it may be "):
         open_tokenizer(str(tmp_path / "endless.json"))

@@ -337,12 +337,12 @@ def test_an_exception_is_a_failed_check_with_the_candidates_line(tmp_path: Path)
 
 
 def test_flops_are_those_of_the_papers() -> None:
-    """Six for each weight of a matrix product, and 14 T C a layer for scores and values, uncausal."""
+    """Six for each weight of a matrix product, and 14 T C per layer for scores and values, uncausal."""
     config = GPTConfig(n_layer=3, n_head=2, n_embd=32, block_size=48, vocab_size=128)
     weights = 3 * 12 * 32**2 + 128 * 32
-    assert _measure(config)["flops_a_token"] == 6 * weights + 14 * 3 * 48 * 32
+    assert _measure(config)["flops_per_token"] == 6 * weights + 14 * 3 * 48 * 32
     bf16_streams = 3 * 2 * 32 * 2  # a residual stream before each sublayer, at the least
-    assert _measure(config)["activation_bytes_a_token"] > bf16_streams
+    assert _measure(config)["activation_bytes_per_token"] > bf16_streams
 
 
 def test_the_callers_random_numbers_and_threads_go_on(tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_a_thorough_check_measures_cost_and_learning() -> None:
     assert report.passed, report.table()
     numbers = report.numbers
     assert numbers["parameters"] < numbers["parameters_vanilla"]
-    assert numbers["flops_a_token"] == numbers["flops_a_token_vanilla"] > 0
+    assert numbers["flops_per_token"] == numbers["flops_per_token_vanilla"] > 0
     assert numbers["overfit_last"] < 0.5 * numbers["overfit_first"]
     assert abs(numbers["text_loss"] - numbers["text_loss_vanilla"]) < 0.2
     assert numbers["graph_breaks"] == 0

@@ -27,13 +27,15 @@ def test_every_file_that_the_readme_and_the_scripts_name_is_there() -> None:
 
 
 def test_a_ready_environment_is_not_made_again(tmp_path: Path) -> None:
-    """`setup.sh` in a copy whose stamp fits its pins does nothing, and says nothing."""
+    """`setup.sh` in a copy whose stamp fits its pins and its folder does nothing, and says nothing."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / ".venv").mkdir()
     for name in ("requirements.txt", "scripts/setup.sh"):
         (tmp_path / name).write_text((ROOT / name).read_text())
-    pins = f"cat {tmp_path}/requirements.txt {tmp_path}/scripts/setup.sh | sha256sum | cut -d' ' -f1"
-    stamp = subprocess.run(["bash", "-c", pins], capture_output=True, text=True, check=True).stdout
+    pins = "{ cat requirements.txt scripts/setup.sh; pwd -P; } | sha256sum | cut -d' ' -f1"
+    stamp = subprocess.run(
+        ["bash", "-c", pins], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     (tmp_path / ".venv" / ".normlab").write_text(stamp)
     done = subprocess.run(["bash", tmp_path / "scripts" / "setup.sh"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

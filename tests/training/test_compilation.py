@@ -12,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from model import GPT, VARIANTS, GPTConfig
 from training.engine import compilation
 from training.engine.compilation import checkpoint_blocks, compile_blocks, wrap_blocks
-from training.engine.cpu_bf16 import ProductsInFP32, bf16_arithmetic
+from training.engine.cpu_bf16 import bf16_arithmetic
+from training.engine.cpu_bf16_graphs import ProductsInFP32
 
 TINY = {"n_layer": 4, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
 BREAKS = '''

@@ -19,9 +19,8 @@ def test_chosen_steps_are_profiled_and_no_others(tmp_path: Path) -> None:
     said: list[str] = []
     profiler = StepProfiler((2, 3), tmp_path / "profile", rank=0, say=said.append)
     for step in range(1, 6):
-        profiler.before_step()
-        torch.ones(step, 10) @ torch.ones(10, 3)
-        profiler.after_step()
+        with profiler.step():
+            torch.ones(step, 10) @ torch.ones(10, 3)
         assert len(said) == (2 if step >= 3 else 0)
     profiler.finish()
     assert len(said) == 2 and "aten::mm" in said[0] and "profile of 2 step(s)" in said[1]
@@ -33,9 +32,8 @@ def test_chosen_steps_are_profiled_and_no_others(tmp_path: Path) -> None:
 def test_a_run_that_ends_early_still_writes_its_profile(tmp_path: Path) -> None:
     said: list[str] = []
     profiler = StepProfiler((1, 9), tmp_path, rank=1, say=said.append)
-    profiler.before_step()
-    torch.ones(3).exp()
-    profiler.after_step()
+    with profiler.step():
+        torch.ones(3).exp()
     profiler.finish()
     assert "profile of 1 step(s), rank 1" in said[1] and (tmp_path / "trace_rank1.json").is_file()
 
@@ -43,8 +41,8 @@ def test_a_run_that_ends_early_still_writes_its_profile(tmp_path: Path) -> None:
 def test_without_steps_nothing_is_profiled(tmp_path: Path) -> None:
     profiler = StepProfiler((), tmp_path / "profile", rank=0, say=pytest.fail)
     for _ in range(3):
-        profiler.before_step()
-        profiler.after_step()
+        with profiler.step():
+            pass
     profiler.finish()
     assert not (tmp_path / "profile").exists()
 
@@ -66,7 +64,16 @@ def test_a_starts_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         clock.now = start_up.began + seconds if part == "imports" else clock.now + seconds
         start_up.mark(part)
     assert start_up.seconds() == {"imports": 2.25, "engine": 0.5, "whole": 2.75}
-    assert "from the command to the end of the first step" in start_up.in_words()
+    assert "from the command to the end of the first step" in start_up.sentence()
+
+
+def test_a_start_is_timed_without_loading_torch() -> None:
+    code = (
+        "import sys; from training.run.profiling import StartUp, StepProfiler; StartUp().mark('imports'); "
+        "StepProfiler((), None, 0, print).finish(); assert 'torch' not in sys.modules"
+    )
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 
 def test_under_a_launcher_the_start_begins_with_the_launcher(tmp_path: Path) -> None:

@@ -47,15 +47,15 @@ def test_phases_steps_and_shares_add_up(clock: Clock) -> None:
         "validation": 0.25, "other": round(3.625 / 20, 4),
     }  # fmt: skip
     assert "mfu" not in summary  # a CPU's peak is not known
-    words = throughput.in_words()
-    assert "450 tokens/s; a step took 1 s (p90 1.8, p99 1.98)" in words and "validation 25%" in words
+    words = throughput.sentence()
+    assert "450 tokens per second; a step took 1 s (p90 1.8, p99 1.98)" in words and "validation 25%" in words
 
 
 def test_mfu_divides_by_the_peak_of_all_ranks(clock: Clock) -> None:
     throughput = Throughput(flops_per_token=1000, device=torch.device("cpu"), ranks=2)
     throughput._peak = 2 * 1e6
     assert throughput.step(tokens=500, seconds=0.5)["mfu"] == pytest.approx(0.5)
-    assert throughput.summary()["mfu"] == pytest.approx(0.5) and "MFU 50.0%" in throughput.in_words()
+    assert throughput.summary()["mfu"] == pytest.approx(0.5) and "MFU 50.0%" in throughput.sentence()
 
 
 def test_on_a_gpu_times_come_from_events_and_the_peak_from_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

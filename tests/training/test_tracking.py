@@ -46,7 +46,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def track(tmp_path: Path) -> Iterator[Callable[..., tuple[Tracker, list[str]]]]:
-    """track(run_id=None, **tracking keys) -> a tracker of the run folder `run`, and what it said."""
+    """track(run_id=None, **tracking keys) -> a tracker of the run folder `run`, begun, and what it said."""
     trackers = []
 
     def start(run_id: str | None = None, **config: Any) -> tuple[Tracker, list[str]]:
@@ -54,6 +54,7 @@ def track(tmp_path: Path) -> Iterator[Callable[..., tuple[Tracker, list[str]]]]:
         (tmp_path / "run").mkdir(exist_ok=True)
         facts = {"model": {"norm": "rmsnorm"}, "run": {"parameters": 7}}
         trackers.append(Tracker(TrackingConfig(**config), tmp_path / "run", run_id, facts, said.append))
+        trackers[-1].begin()
         return trackers[-1], said
 
     yield start
@@ -83,6 +84,26 @@ def test_without_a_key_the_run_is_offline_and_says_how_to_send_it(
     assert tracker.run.settings._offline
     tracker.finish({})
     assert [path.name for path in folder.glob("*.wandb")] == [f"run-{tracker.id}.wandb"]
+
+
+def test_nothing_is_imported_or_written_before_the_first_log(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom training.run.tracking import Tracker, TrackingConfig\n"
+        "tracker = Tracker(TrackingConfig(), Path(sys.argv[1]), None, {}, print)\n"
+        "assert not {'wandb', 'requests', 'torch'} & sys.modules.keys()\n"
+        "assert list(Path(sys.argv[1]).iterdir()) == []\n"
+        "tracker.log('train', 1, {'loss': 3.5})\n"
+        "tracker.finish({})\n"
+        "print(tracker.id)"
+    )
+    (tmp_path / "run").mkdir()
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        cwd=root, env=os.environ | {"WANDB_MODE": "offline"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (folder,) = offline_folders(tmp_path)
+    assert done.stdout.splitlines()[-1] == folder.name.rpartition("-")[2]
 
 
 def test_wandbs_own_reader_finds_what_was_logged(tmp_path: Path, track: Callable[..., Any]) -> None:

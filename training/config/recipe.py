@@ -8,8 +8,8 @@ from typing import Any
 
 from data import DataConfig, open_tokenizer
 from model import GPT, PRESETS, VARIANTS, GPTConfig, variant_name
+from model.catalogue import DESIGN_KEYS
 from model.designs import designs_of_file
-from model.variants import DESIGN_KEYS
 
 from ..engine.ranks import rank_from_environment, world_size_from_environment
 from ..run.folder import RunFolder

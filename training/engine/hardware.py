@@ -42,13 +42,13 @@ GPUS = {
 """By the name that `--gpus` takes. Rates are the dense numbers of NVIDIA's data sheets (A100, H100, H200,
 L40S, V100), of its Hopper, Ada and Blackwell architecture white papers (RTX 4090: 165.2 with fp32
 accumulation, half of its number with fp16 accumulation; B200: 2250 in an HGX board); sheets that print sparse
-numbers halved. Networks are those of NVIDIA's own nodes: a 400 Gb/s port a GPU for Hopper and Blackwell, 200
-for A100, 100 for V100; for L40S a share of 100 Gb/s and for RTX 4090 of 25 Gb/s, and half of its PCIe,
-because it has no peer-to- peer transfers.
+numbers halved. Networks are those of NVIDIA's own nodes: per GPU a port of 400 Gb/s for Hopper and Blackwell,
+of 200 Gb/s for A100 and of 100 Gb/s for V100; for L40S a share of 100 Gb/s and for RTX 4090 of 25 Gb/s. The
+RTX 4090 has half of its PCIe rate, because it has no peer-to-peer transfers.
 """
 
 NODE = 8
-"""GPUs a node."""
+"""GPUs per node."""
 
 
 def gpu_of_device(device_name: str) -> GPU | None:

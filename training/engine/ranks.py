@@ -16,9 +16,10 @@ import deepspeed.comm.config
 import deepspeed.runtime.precision_config
 import deepspeed.runtime.zero.config
 
-# This op only serves inference. Building it takes a minute, and a build that is killed leaves a lock
-# behind on which every later start waits for ever.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# DeepSpeed looks only for its shared-memory op here, which only serves inference. Building it takes a minute,
+# and a build that is killed leaves a lock behind on which every later start waits for ever. Set and not
+# changed: to read it is to probe every op of DeepSpeed's for a compiler first.
+vars(deepspeed.ops)["__compatible_ops__"] = {}
 
 __all__ = [
     "Launcher",
@@ -43,7 +44,8 @@ def rank_from_environment() -> int:
 def join_ranks() -> torch.device:
     """Join the process group (NCCL on GPUs, gloo on CPUs) and return this rank's device.
 
-    Plain `python` gets a group of one. On CPUs the ranks of a machine share its cores evenly.
+    Plain `python` gets a group of one. On CPUs the ranks of a machine share its cores evenly, unless
+    OMP_NUM_THREADS says otherwise.
     """
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -61,9 +63,10 @@ def join_ranks() -> torch.device:
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
     else:
-        here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")  # DeepSpeed's, torchrun's
-        ranks_here = int(here or os.environ["WORLD_SIZE"])
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        if not _number_of_threads_was_chosen():
+            of_deepspeed, of_torchrun = os.environ.get("LOCAL_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
+            ranks_here = int(of_deepspeed or of_torchrun or os.environ["WORLD_SIZE"])
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
         _keep_freed_memory()
         device = torch.device("cpu")
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
@@ -97,6 +100,18 @@ class Launcher:
             return (parent.pid, parent.ppid()) != self._ancestors
         except psutil.NoSuchProcess:  # it ended between the two looks
             return True
+
+
+def _number_of_threads_was_chosen() -> bool:
+    """Whether OMP_NUM_THREADS is the user's, or DeepSpeed's for --bind_cores_to_rank.
+
+    torchrun gives its ranks a 1 where the user has set nothing; what it was started with itself tells.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        return False
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    return "OMP_NUM_THREADS" in psutil.Process(os.getppid()).environ()
 
 
 def _keep_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""Where a run's time goes: tokens/s, step times, MFU, memory, and each phase's share."""
+"""Where a run's time goes: tokens per second, step times, MFU, memory, and each phase's share."""
 
 import resource
 import time
@@ -45,7 +45,12 @@ class Throughput:
         self._pending.append((name, begin, self._now()))
 
     def step(self, tokens: int, seconds: float) -> dict[str, float]:
-        """What metrics.jsonl says of a step that is over: tokens of all ranks, seconds, and the phases'."""
+        """What metrics.jsonl says of the speed of a step that is over.
+
+        Args:
+            tokens: of all ranks.
+            seconds: of the whole step.
+        """
         self._tokens += tokens
         self._steps.append(seconds)
         rate = tokens / seconds
@@ -55,8 +60,11 @@ class Throughput:
         return facts | {f"{name}_s": spent for name, spent in self._collect().items()}
 
     def summary(self) -> dict[str, Any]:
-        """Tokens/s over the steps (validation and checkpoints left out), percentiles of their seconds, both
-        without the first, which compiles; MFU where the GPU's peak is known; peak GiB; shares of time."""
+        """What summary.json says of the run's speed.
+
+        Tokens per second and the steps' seconds leave out validation, checkpoints and the first step, which
+        compiles. MFU is there where the GPU's peak is known. Shares are of the time since the start.
+        """
         self._collect()
         whole = time.perf_counter() - self._started
         later = self._steps[1:] or self._steps
@@ -71,16 +79,16 @@ class Throughput:
                 facts["mfu"] = round(rate * self._flops_per_token / self._peak, 4)
         return facts | {"time_share": share | {"other": round(max(0.0, 1 - sum(share.values())), 4)}}
 
-    def in_words(self) -> str:
+    def sentence(self) -> str:
         """The summary in a line."""
         facts, words = self.summary(), []
         if "tokens_per_s" in facts:
             p50, p90, p99 = (facts["step_s"][key] for key in ("p50", "p90", "p99"))
-            words.append(f"{facts['tokens_per_s']:,.0f} tokens/s")
+            words.append(f"{facts['tokens_per_s']:,.0f} tokens per second")
             words.append(f"a step took {p50:.3g} s (p90 {p90:.3g}, p99 {p99:.3g})")
         if "mfu" in facts:
             words.append(f"MFU {facts['mfu']:.1%}")
-        words.append(f"peak memory {facts['peak_memory_gib']:.2f} GiB a rank")
+        words.append(f"peak memory {facts['peak_memory_gib']:.2f} GiB per rank")
         shares = ", ".join(f"{name} {share:.0%}" for name, share in facts["time_share"].items())
         return "; ".join([*words, f"time: {shares}"])
 
@@ -92,7 +100,7 @@ class Throughput:
         return event
 
     def _collect(self) -> dict[Phase, float]:
-        """Seconds by phase since it was asked before."""
+        """Seconds by phase since the last call."""
         seconds: dict[Phase, float] = {}
         for name, begin, end in self._pending:
             if self._cuda:

@@ -1,15 +1,12 @@
 """Weights & Biases: a view of the run. `metrics.jsonl` stays the truth."""
 
 import os
+import secrets
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import requests
-import wandb
-from wandb.errors import CommError, UsageError
-from wandb.sdk.lib.runid import generate_id
 
 MODES = ("online", "offline", "disabled", "shared", "dryrun")
 
@@ -45,7 +42,19 @@ class TrackingConfig:
 class Tracker:
     """Rank 0's W&B run: online where a key and the network allow it, else offline, said in one line.
 
-    `run_id` continues that W&B run; None starts one, whose id is then in `id` for the checkpoint.
+    It begins with the first `log`: importing wandb and starting its process takes seconds, and nothing is
+    there to be logged before the first step is over.
+
+    Attributes:
+        id: the W&B run's, for the checkpoint.
+        run: the W&B run; None before it has begun, and once it is lost.
+
+    Args:
+        config: project, group, name and tags.
+        run_dir: the run folder, which gets W&B's own files.
+        run_id: continues that W&B run; None starts one.
+        facts: what W&B shows as the run's config.
+        say: is told whether the run is offline, and why.
     """
 
     def __init__(
@@ -56,34 +65,15 @@ class Tracker:
         facts: dict[str, Any],
         say: Callable[[str], None],
     ) -> None:
-        self.id = run_id or generate_id()
-        self._say = say
-        mode: Any = wandb_mode().replace("dryrun", "offline")
-        reason = _offline_reason() if mode == "online" else None
-        if reason:
-            mode = "offline"
-        arguments: dict[str, Any] = dict(
-            project=config.project,
-            group=config.group,
-            name=config.name or run_dir.name,
-            tags=list(config.tags),
-            dir=run_dir,
-            id=self.id,
-            resume="allow",
-            config=facts,
-            settings=wandb.Settings(init_timeout=20, silent=True, console="off", quiet=True),
-        )
+        self.id = run_id or _new_id()
+        self._config, self._run_dir, self._facts, self._say = config, run_dir, facts, say
         self.run: Any = None
-        try:
-            self.run = wandb.init(mode=mode, **arguments)
-        except (CommError, UsageError) as error:
-            reason, mode = str(error).strip().splitlines()[0], "offline"
-            self.run = wandb.init(mode=mode, **arguments)
-        if mode == "offline":
-            because = f" ({reason})" if reason else ""
-            say(f"W&B: offline run{because}; send it later with: wandb sync {Path(self.run.dir).parent}")
-        self.run.define_metric("step")
-        self.run.define_metric("*", step_metric="step")
+        self._lost = False
+
+    def begin(self) -> None:
+        """Start the W&B run, unless it has begun."""
+        if self.run is None and not self._lost:
+            self.run = self._start()
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Log `kind/name` for each value, against `step` as the x-axis."""
@@ -97,17 +87,58 @@ class Tracker:
 
     def _send(self, action: Callable[[Any], object]) -> None:
         """W&B runs in a process of its own: where that was ended, by a signal to all, the run goes on."""
-        if self.run is None:
+        self.begin()
+        if self._lost:
             return
         try:
             action(self.run)
         except Exception as error:
-            self.run = None
+            self.run, self._lost = None, True
             self._say(f"W&B is lost ({type(error).__name__}: {error}): metrics.jsonl goes on without it")
+
+    def _start(self) -> Any:
+        import wandb
+        from wandb.errors import CommError, UsageError
+
+        config = self._config
+        mode: Any = wandb_mode().replace("dryrun", "offline")
+        reason = _offline_reason() if mode == "online" else None
+        if reason:
+            mode = "offline"
+        arguments: dict[str, Any] = dict(
+            project=config.project,
+            group=config.group,
+            name=config.name or self._run_dir.name,
+            tags=list(config.tags),
+            dir=self._run_dir,
+            id=self.id,
+            resume="allow",
+            config=self._facts,
+            settings=wandb.Settings(init_timeout=20, silent=True, console="off", quiet=True),
+        )
+        try:
+            run = wandb.init(mode=mode, **arguments)
+        except (CommError, UsageError) as error:
+            reason, mode = str(error).strip().splitlines()[0], "offline"
+            run = wandb.init(mode=mode, **arguments)
+        if mode == "offline":
+            because = f" ({reason})" if reason else ""
+            self._say(f"W&B: offline run{because}; send it later with: wandb sync {Path(run.dir).parent}")
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        return run
+
+
+def _new_id() -> str:
+    """Eight letters and digits, as W&B's own ids are."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
 def _offline_reason() -> str | None:
     """Why an online run cannot be had, found out within seconds and without a prompt; None if it can."""
+    import requests
+    import wandb
+
     settings = wandb.setup().settings
     if not settings.api_key and requests.utils.get_netrc_auth(settings.base_url) is None:
         return "no W&B key"
