@@ -1,5 +1,6 @@
 """Processes that tests start: with the environment of every test, and forked where an import can be saved."""
 
+import atexit
 import os
 import signal
 import socket
@@ -134,10 +135,10 @@ def _report(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
 
 @cache
 def server() -> socket.socket:
-    """To the server, which is started once and ends with this process."""
+    """To the server, which is started once and ends with this process, or when this process is killed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
             cwd=ROOT,
             env=ENVIRONMENT,
@@ -146,4 +147,10 @@ def server() -> socket.socket:
             start_new_session=True,
             pass_fds=[theirs.fileno()],
         )
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
     return ours

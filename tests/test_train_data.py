@@ -86,7 +86,7 @@ def is_alive(process: psutil.Process) -> bool:
 @pytest.mark.slow
 def test_the_numbers_are_the_same_however_the_data_is_read(job: Path, uninterrupted: Path) -> None:
     cache, shards = ["--data.cache_dir", str(job / "cache")], str(job / "shards")
-    tokenize = ["scripts/tokenize.py", str(job / "corpus"), "--out", shards, "--data.tokenizer", "bytes"]
+    tokenize = ["scripts/tokenize_data.py", str(job / "corpus"), "--out", shards, "--data.tokenizer", "bytes"]
     unreadable = copy_of_corpus(job, job / "unreadable", damaged=range(SHARDS - RESERVED))
     with pytest.raises(OSError):
         pq.ParquetFile(unreadable / "topics.parquet").read_row_group(0)
