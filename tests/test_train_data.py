@@ -13,9 +13,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-import data.retry
 from data import SAMPLE_DIR
 from data.sample.build import is_complete
+from data.sources import network
 from tests.data.servers import serving
 from tests.jobs import (
     Started,
@@ -168,7 +168,7 @@ def test_when_the_data_of_one_rank_ends_both_ranks_stop_at_the_same_step(job: Pa
 
 def impatient(words: list[str]) -> int:
     """train.py that does not wait before it asks a server again."""
-    data.retry.RETRY_SECONDS = (0, 0)  # in a process of its own
+    network.RETRY_SECONDS = (0, 0)  # in a process of its own
     return train_main(words)
 
 
