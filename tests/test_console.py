@@ -59,7 +59,7 @@ sys.exit(status)
     assert log == ""
 
 
-def test_a_bar_reaches_stderr_and_a_sentence_has_a_line_of_its_own_beside_it(tmp_path: Path) -> None:
+def test_a_bar_reaches_stderr_and_a_sentence_has_its_own_line_beside_it(tmp_path: Path) -> None:
     result, log = run(tmp_path, """
 bar = console.bar("rmsnorm", total=4000, unit="tok")
 bar.update(2000)
