@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.config.evaluation import EvalConfig
+from training.config.evaluation import KNOWN_TASKS, EvalConfig
 from training.run.reader import find_checkpoint, read_recipe, read_tokenizer
 
 from .command import checkpoint_parser, run_job
 from .result_files import check_limit, format_table, results_file, stored_results, write_results
-from .tasks import KNOWN_TASKS, check_tasks, load_tasks
+from .tasks import check_tasks, load_tasks
 
 if TYPE_CHECKING:
     from training.run.console import Console

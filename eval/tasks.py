@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.errors import UserError, did_you_mean
+from model.errors import UserError
+from training.config.evaluation import check_names
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -50,8 +51,6 @@ TASK_SETS = {
     ),
     "arc_challenge": TaskSet("arc/arc_challenge.yaml", "arc_challenge/test.jsonl", "test"),
 }
-PROTOCOL_TASKS = ("wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande")
-KNOWN_TASKS = (*TASK_SETS, "sample_documents", "sample_lastword")
 
 _DOCUMENT_PERPLEXITY = {
     "output_type": "loglikelihood_rolling",
@@ -61,14 +60,6 @@ _DOCUMENT_PERPLEXITY = {
     "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
     "metadata": {"version": 1.0},
 }
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Raise UserError, naming the nearest task and all of them, where a name is not in KNOWN_TASKS."""
-    for name in names:
-        if name not in KNOWN_TASKS:
-            hint = did_you_mean(name, KNOWN_TASKS, cutoff=0.5)
-            raise UserError(f"there is no task '{name}'{hint}; known are {', '.join(KNOWN_TASKS)}")
 
 
 def local_file(name: str, data_dir: str | Path) -> Path:

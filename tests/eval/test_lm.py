@@ -13,9 +13,10 @@ from tqdm import tqdm
 from data import Tokenizer, open_tokenizer
 from eval.jobs import run_tasks
 from eval.lm import NormLabLM
-from eval.tasks import PROTOCOL_TASKS, load_tasks
+from eval.tasks import load_tasks
 from model import GPT, GPTConfig, to_hf
 from model.errors import UserError
+from training.config.evaluation import PROTOCOL_TASKS
 
 PROSE = (
     "The committee had met on every Thursday of that winter, and on none of them had anybody asked why the "
