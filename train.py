@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
         return console.fail(problem)
     folder.write_configs(vars(recipe), ds.raw, argv)
     folder.copy_designs(model.design_files(recipe.model))
-    with training.failures_recorded(folder, ranks, console), training.bf16_arithmetic():
+    with training.failures_recorded(folder, ranks.world_size, console), training.bf16_arithmetic():
         return train(recipe, ds, folder, console, corpus, validation, ranks, start_up)
 
 

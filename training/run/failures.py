@@ -19,7 +19,6 @@ from model.files import write_json
 from .folder import RunFolder
 
 if TYPE_CHECKING:
-    from ..engine.ranks import Ranks
     from .console import Console
 
 LOCK_TIMEOUT_S = 10.0
@@ -48,7 +47,7 @@ class Failure:
 
 
 @contextmanager
-def failures_recorded(run: RunFolder, ranks: "Ranks", console: "Console") -> Iterator[None]:
+def failures_recorded(run: RunFolder, world_size: int, console: "Console") -> Iterator[None]:
     """Around what may fail once all ranks have joined: the run folder says which rank failed first, and how.
 
     Every exception goes on. Of one that another rank's failure has caused the terminal says nothing, as that
@@ -57,14 +56,14 @@ def failures_recorded(run: RunFolder, ranks: "Ranks", console: "Console") -> Ite
     Args:
         run: claimed by all of its ranks before the first of them gets here, so that no failure of an
             earlier start is left in it.
-        ranks: those of this start.
+        world_size: how many ranks this start has.
         console: this rank's.
     """
     try:
         yield
     except Exception as error:
         with suppress(OSError):  # a full disk may be why the run fails, and is no other reason
-            first = record_failure(run, error, ranks.world_size)
+            first = record_failure(run, error, world_size)
             if first.rank != run.rank:
                 console.names_crash = False
                 log = run.path / first.log
