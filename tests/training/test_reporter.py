@@ -110,7 +110,7 @@ def without_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_begins_with_its_derived_numbers(tmp_path: Path) -> None:
     _, terminal = begun(tmp_path, TrainState())
-    assert terminal.said[0].endswith("vanilla, GPT-2 1L 1H 8d, 4,456 parameters, fp32, ZeRO-0, 1 rank(s)")
+    assert terminal.said[0].endswith("vanilla, GPT-2 1L 1H 8d, 3,576 parameters, fp32, ZeRO-0, 1 rank(s)")
     assert terminal.said[1] == (
         "each step: 2 sequences x 4 accumulation steps x 1 rank(s) x 16 tokens = 128 tokens; "
         "3 steps = 384 tokens"
