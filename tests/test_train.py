@@ -11,7 +11,7 @@ import torch
 
 import train
 from tests.jobs import command, lines_of, make_job, run, run_until, steps_of, summary_of
-from training.run.reader import load_model
+from training.engine.weights import load_model
 
 STEPS = 12
 

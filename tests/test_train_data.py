@@ -41,7 +41,7 @@ from tests.jobs import (
     steps_of,
     summary_of,
 )
-from training.run.reader import load_model
+from training.engine.weights import load_model
 
 STEPS = 32
 SHARDS, RESERVED, LANES, SEED = 30, 3, 4, 1234

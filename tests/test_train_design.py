@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.jobs import command, make_job, run, summary_of
-from training.run.reader import load_model
+from training.engine.weights import load_model
 
 STEPS = 4
 NORM = """

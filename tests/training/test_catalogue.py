@@ -8,7 +8,7 @@ import torch
 
 from model import GPT, VARIANTS, GPTConfig
 from tests.distributed import run_on_ranks
-from training.config.ds_config import load_ds_config
+from training.config import read_deepspeed_config
 from training.engine.build import build_engine, set_learning_rate
 from training.engine.cpu_bf16 import bf16_arithmetic
 
@@ -27,7 +27,7 @@ STEPS = 20
 
 
 def train_all(rank: int, folder: Path, names: list[str]) -> None:
-    ds_config = load_ds_config(folder / "ds.json", {}, 1)
+    ds_config = read_deepspeed_config(folder / "ds.json", {}, 1)
     # each token follows from the one before it
     tokens = torch.arange(33).mul(5).add(torch.arange(8)[:, None]).remainder(64)
     losses: dict[str, list[float]] = {}

@@ -18,8 +18,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
-from training.config.ds_config import load_ds_config
-from training.config.ds_effects import ineffective_keys
+from training.config import DeepSpeedConfig, ineffective_keys, read_deepspeed_config
 from training.engine.build import build_engine, gradient_norm, log_communication, set_learning_rate
 from training.engine.cpu_bf16 import bf16_arithmetic
 from training.engine.ranks import deepspeed
@@ -59,7 +58,7 @@ def engine_of(folder: Path, config: dict[str, Any] | Path, overrides: dict[str, 
         path.write_text(json.dumps(config))
     else:
         path = config
-    return build_engine(GPT(TINY), load_ds_config(path, overrides or {}, 2))
+    return build_engine(GPT(TINY), read_deepspeed_config(path, overrides or {}, 2))
 
 
 def step(engine: Any, batch: torch.Tensor, rate: float) -> tuple[float, float]:
@@ -225,7 +224,7 @@ def profile_to_a_log(rank: int, folder: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     path = ROOT / "ds_configs" / "profile.json"
-    config = load_ds_config(path, SMALL, 2)
+    config = read_deepspeed_config(path, SMALL, 2)
     with bf16_arithmetic():
         engine = engine_of(folder, path, SMALL)
         for batch in batches(5):
@@ -325,7 +324,7 @@ def without_effect(rank: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_nan_is_skipped_and_keys_that_are_said_to_have_no_effect_change_no_bit(tmp_path: Path) -> None:
     for name, (few, many) in EQUAL.items():
-        said = ineffective_keys(BASE | many)
+        said = ineffective_keys(DeepSpeedConfig(BASE | many))
         changed = {key for key in many if many[key] != few.get(key)} - {"zero_optimization"}
         zero = many.get("zero_optimization", {}).keys() - few.get("zero_optimization", {}).keys() - {"stage"}
         assert len(said) >= len(changed) + len(zero), (name, said)

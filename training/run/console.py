@@ -6,9 +6,12 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from ..config import DeepSpeedConfig
 
 
 class _Terminal(io.FileIO):
@@ -57,21 +60,17 @@ class Console:
         options = {"unit_scale": True, "dynamic_ncols": True, "mininterval": interval} | options
         return tqdm(desc=title, file=self.terminal, disable=self.silent, **options)
 
-    def announce(self, folder: Path, summary: dict[str, Any], ds_config: dict[str, Any]) -> None:
+    def announce(self, folder: Path, summary: dict[str, Any], deepspeed: "DeepSpeedConfig") -> None:
         """Say every number of a run that follows from others, before its first step."""
-        micro_batch, accumulation = (
-            ds_config[key] for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-        )
-        stage = ds_config.get("zero_optimization", {}).get("stage", 0)
         ranks, tokens, floors = summary["world_size"], summary["tokens_per_step"], summary["floors"]
         self.say(
             f"{folder}: {summary['variant']}, GPT-2 {summary['model']}, {summary['parameters']:,} "
-            f"parameters, {summary['precision']}, ZeRO-{stage}, {ranks} rank(s)"
+            f"parameters, {summary['precision']}, ZeRO-{deepspeed.stage}, {ranks} rank(s)"
         )
         self.say(
-            f"a step: {micro_batch} sequences x {accumulation} accumulation steps x {ranks} rank(s) x "
-            f"{summary['block_size']} tokens = {tokens:,} tokens; {summary['steps']:,} steps = "
-            f"{summary['steps'] * tokens:,} tokens"
+            f"a step: {deepspeed.micro_batch} sequences x {deepspeed.accumulation} accumulation steps x "
+            f"{ranks} rank(s) x {summary['block_size']} tokens = {tokens:,} tokens; "
+            f"{summary['steps']:,} steps = {summary['steps'] * tokens:,} tokens"
         )
         self.say(
             f"validation: {summary['val_tokens']:,} tokens of {summary['val_bytes']:,} bytes, on which "
