@@ -8,11 +8,6 @@ torn down. The tables give medians over rounds. Peak memory is what a rank held 
 the contender was built: the allocator's on a GPU, the resident set's on a CPU.
 """
 
-import sys
-
-# the project's root instead of scripts/, whose tokenize.py would hide the standard library's
-sys.path[0] = __file__.rpartition("/scripts/")[0]
-
 import argparse
 import ctypes
 import gc
@@ -20,6 +15,7 @@ import json
 import os
 import socket
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +30,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from model.checkout import refuse_other_checkout
+
+refuse_other_checkout(__file__)
 
 from model import GPT, GPTConfig, flops_per_token
 from training.config import read_deepspeed_config
