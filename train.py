@@ -44,19 +44,22 @@ def main(argv: list[str]) -> int:
         for note in (*training.ineffective_keys(ds), *corpus.source.notes):
             console.say(note)
         # A run goes on with the data and the code that it began with, or not at all.
-        folder.pin_data(corpus, validation)
-        folder.pin_design(recipe.model)
+        folder.record_fingerprints(
+            "data", data_fingerprint=corpus.fingerprint, val_fingerprint=validation.fingerprint
+        )
+        folder.record_fingerprints("code", design_fingerprint=model.design_fingerprint(recipe.model))
         start_up.mark("data")
-        refusal = training.preflight_refusal(recipe, folder, console.say)
+        problem = training.design_problem(recipe.model, folder, recipe.train.preflight, console.say)
         start_up.mark("pre-flight")
     except (model.UserError, OSError) as error:
         return console.fail(error)
     # All ranks train, or none does.
     ranks = training.join_ranks()
-    if refusal := ranks.broadcast(refusal or folder.sharing_problem(ranks.world_size)):
-        return console.fail(refusal)
-    folder.write_configs(recipe, ds, argv)
-    with training.failure_recorded(folder, console), training.bf16_arithmetic():
+    if problem := ranks.broadcast(problem or folder.sharing_problem(ranks.world_size)):
+        return console.fail(problem)
+    folder.write_configs(vars(recipe), ds.raw, argv)
+    folder.copy_designs(model.design_files(recipe.model))
+    with training.failures_recorded(folder, ranks.world_size, console), training.bf16_arithmetic():
         return train(recipe, ds, folder, console, corpus, validation, ranks, start_up)
 
 
@@ -91,23 +94,20 @@ def train(
     )
     loader.start()
     feed = training.Feed(loader, ds.accumulation, state.bad_documents)
-    mask = recipe.data.document_mask
 
     # The model. init_seed alone decides its weights: two variants with the same seed are a pair.
     torch.manual_seed(recipe.train.init_seed)
     gpt = model.GPT(recipe.model)
-    parameters = gpt.num_parameters()  # counted before ZeRO-3 leaves each rank its part of them
-    report = training.Reporter(recipe, ds, folder, console, ranks, model.flops_per_token(gpt))
+    report = training.Reporter(recipe, ds, folder, console, ranks, gpt)  # before ZeRO-3 splits its parameters
     training.wrap_blocks(gpt, recipe.train.compile, ds, console.say)
     engine = training.build_engine(gpt, ds)
     torch.manual_seed(recipe.train.init_seed + ranks.rank)  # each rank draws its own dropout
     if checkpoint:
         training.load_checkpoint(engine, checkpoint, state)
-    report.begin(state, checkpoint, parameters, corpus, validation, start_up)
+    report.begin(state, checkpoint, corpus, validation, start_up)
 
     # The loop. Ranks decide together at the end of a step whether another follows, so that none waits alone.
-    stop_request = training.StopRequest()
-    engine.train()
+    stop_request, keep = training.StopRequest(), recipe.train.keep_checkpoints
     feed.fetch()
     stop, diverged = ranks.any(stop_request.asked() or feed.error is not None), False
     while state.step < recipe.train.steps and not stop:
@@ -121,7 +121,7 @@ def train(
                 feed,
                 device=ranks.device,
                 eot=corpus.tokenizer.eot,
-                document_mask=mask,
+                document_mask=recipe.data.document_mask,
                 fetch_next=not last,
                 stop_asked=stop_request.asked,
                 phase=report.phase,
@@ -133,15 +133,13 @@ def train(
         # Neither a score nor a checkpoint of a model that diverged: the one before it stays the newest.
         if not diverged and (last or state.step % recipe.train.val_every == 0):
             with report.phase("validation"):
-                losses = training.token_losses(
-                    engine, validation, recipe.model.block_size, ds.micro_batch, ranks.device, mask
-                )
+                losses = training.validate(engine, validation, recipe, ds, ranks.device)
                 state.note_validation(float(losses.mean()), training.bits_per_byte(losses, validation))
                 report.validation(state, losses, validation)
         if not diverged and (last or stop or state.step % recipe.train.checkpoint_every == 0):
             with report.phase("checkpoint"):
                 state.wall_time_s = report.wall_time_s()
-                saved = training.save_checkpoint(engine, folder.checkpoints, state, recipe.train.keep_checkpoints)
+                saved = training.save_checkpoint(engine, folder.checkpoints, state, keep)
                 report.checkpoint(state, saved)
     return report.end(state, diverged, feed.error_of_any_rank())
 

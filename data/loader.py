@@ -30,7 +30,7 @@ PARENT_LOOK_SECONDS = 1.0
 
 
 def check_lanes(config: DataConfig, corpus: Corpus, world_size: int) -> None:
-    """Raise UserError where the source has too few shards for the lanes, or ranks cannot share them evenly."""
+    """Raise UserError where the source has too few shards for the lanes, or ranks cannot share them."""
     lanes, shards = config.lanes, len(corpus.shards)
     if lanes > shards:
         raise UserError(

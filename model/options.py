@@ -94,8 +94,6 @@ def describe_type(kind: Any) -> str:
     Args:
         kind: a type, a Literal, a union, or a tuple of types as `isinstance` takes it.
     """
-    if kind in _DESCRIPTIONS:
-        return _DESCRIPTIONS[kind]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, arguments))}"
@@ -103,4 +101,5 @@ def describe_type(kind: Any) -> str:
         return " or ".join(map(describe_type, arguments))
     if isinstance(kind, tuple):
         return " or ".join(map(describe_type, kind))
-    return _DESCRIPTIONS.get(origin) or getattr(kind, "__name__", str(kind))
+    fallback: str = getattr(kind, "__name__", str(kind))
+    return _DESCRIPTIONS.get(origin or kind, fallback)

@@ -67,7 +67,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.device = join_ranks()
+        self.device = join_ranks().device
         self.ranks = dist.get_world_size()
         shape = {name: getattr(options, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
         self.config = GPTConfig(**shape)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from data import BAD_REASONS
+
 
 class OfAllRanks(NamedTuple):
     """What the ranks' parts of a step add up to."""
@@ -41,7 +43,11 @@ class Feed:
     """
 
     def __init__(
-        self, loader: Any, accumulation: int, bad_before: Mapping[str, int], bad_reasons: Sequence[str] = tuple(BAD_REASONS)
+        self,
+        loader: Any,
+        accumulation: int,
+        bad_before: Mapping[str, int],
+        bad_reasons: Sequence[str] = tuple(BAD_REASONS),
     ) -> None:
         self.error: str | None = None
         self._loader = loader

@@ -9,6 +9,7 @@ import pandas as pd
 
 from model.errors import UserError, did_you_mean
 
+from ..tasks import TASK_METRICS, Metric
 from .intervals import Interval, paired_interval
 from .results import RunRecord
 from .verdicts import describe_status, find_floors, find_problems, judge, write_headline
@@ -16,37 +17,9 @@ from .verdicts import describe_status, find_floors, find_problems, judge, write_
 DEFAULT_BASELINE = "vanilla"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One column of the scorecard; `task` and `key` say where lm-eval's results hold it."""
-
-    name: str
-    title: str
-    unit: str
-    task: str = ""
-    key: str = ""
-
-
 VAL_LOSS = Metric("val_loss", "val loss", "nats/token")
 VAL_BITS = Metric("val_bits_per_byte", "val bits/byte", "bits/byte")
-# Accuracy is lm-eval's `acc` throughout: the one that all tasks have (WinoGrande has no acc_norm).
-METRICS = (
-    VAL_LOSS,
-    VAL_BITS,
-    Metric("wikitext_ppl", "WikiText-2 ppl", "perplexity", "wikitext", "word_perplexity"),
-    Metric("wikitext_bits", "WikiText-2 bits/byte", "bits/byte", "wikitext", "bits_per_byte"),
-    Metric("lambada_ppl", "LAMBADA ppl", "perplexity", "lambada_openai", "perplexity"),
-    Metric("arc_easy_acc", "ARC-Easy %", "percent", "arc_easy", "acc"),
-    Metric("hellaswag_acc", "HellaSwag %", "percent", "hellaswag", "acc"),
-    Metric("piqa_acc", "PIQA %", "percent", "piqa", "acc"),
-    Metric("winogrande_acc", "WinoGrande %", "percent", "winogrande", "acc"),
-    Metric("sample_documents_ppl", "sample docs ppl", "perplexity", "sample_documents", "word_perplexity"),
-    Metric(
-        "sample_documents_bits", "sample docs bits/byte", "bits/byte", "sample_documents", "bits_per_byte"
-    ),
-    Metric("sample_lastword_ppl", "sample last-word ppl", "perplexity", "sample_lastword", "perplexity"),
-    Metric("sample_lastword_acc", "sample last-word %", "percent", "sample_lastword", "acc"),
-)
+METRICS = (VAL_LOSS, VAL_BITS, *TASK_METRICS)
 
 # What two runs must share for their difference to be the candidate's doing.
 PAIR_KEYS = {

@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from .comparison import METRICS, VAL_BITS, VAL_LOSS, Metric, Scorecard
+from ..tasks import Metric
+from .comparison import METRICS, VAL_BITS, VAL_LOSS, Scorecard
 from .verdicts import describe_sample, format_interval
 
 NOTES = (

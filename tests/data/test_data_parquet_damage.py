@@ -60,7 +60,7 @@ def test_a_rotten_row_group_is_left_out_alone(tmp_path: Path) -> None:
         stop.read(stop.shards[3])
     message = str(caught.value)
     assert message.startswith(f"data.source: {path} is damaged in part 3, from row 0 on (")
-    assert message.endswith("): mend the file, or set data.on_bad_document to skip.") and "\n" not in message
+    assert message.endswith("): mend the file, or set data.on_bad_document to skip") and "\n" not in message
 
 
 def test_what_follows_rot_in_a_large_row_group_is_not_read_again(

@@ -127,14 +127,14 @@ def test_the_command_says_where_the_model_is_and_nothing_else(tmp_path) -> None:
 
 
 def test_a_run_whose_design_needs_other_files_gets_one_sentence(tmp_path) -> None:
-    block = BLOCK.replace("import", "from console import fail\nimport").replace(
-        "self.ln_1 =", "self.ln_1 = fail and"
+    block = BLOCK.replace("import", "from eval.command import run_job\nimport").replace(
+        "self.ln_1 =", "self.ln_1 = run_job and"
     )
     (tmp_path / "own.py").write_text(block)
     make_run(tmp_path / "run", replace(SHAPE, vocab_size=300, block=f"{tmp_path}/own.py:Block"), "bytes")
     done = run_command(tmp_path / "run", "--out", tmp_path / "out")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "own.py is not self-contained: 'from console import fail' finds nothing" in done.stderr
+    assert "own.py is not self-contained: 'from eval.command import run_job' finds nothing" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -230,6 +230,9 @@ def test_the_command_scores_the_last_checkpoint(run_dir, eval_data):
     assert done.returncode == 0, done.stderr
     assert json.loads(file.read_text())["results"].keys() == {"lambada_openai", "piqa"}
 
+    done = python("-m", "eval", run_dir, "--eval_data", eval_data, "--limit", "2")
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {file} holds results over all items")
+
     done = python("-m", "eval", run_dir, HF_HUB_OFFLINE="1", HF_HOME=str(run_dir / "empty"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: task 'lambada_openai' cannot be had from the ")

@@ -16,7 +16,7 @@ from eval.jobs import run_tasks
 from eval.tasks import TASK_SETS, check_tasks, load_tasks
 from model import GPT, GPTConfig
 from model.errors import UserError
-from training.config.evaluation import PROTOCOL_TASKS, EvalConfig
+from training.config.evaluation import PROTOCOL_TASKS, PUBLIC_TASKS, EvalConfig
 
 ARC = {
     "question": "Which of these is wet?",
@@ -85,6 +85,10 @@ def test_local_files_give_the_requests_of_the_public_tasks(local_sets):
         assert task.config.task == name
         expected = REQUESTS["arc_easy" if name == "arc_challenge" else name]
         assert requests(task) == expected
+
+
+def test_every_public_task_has_its_definition_and_its_file():
+    assert tuple(TASK_SETS) == PUBLIC_TASKS
 
 
 def test_a_local_file_may_be_gzipped(local_sets):

@@ -10,7 +10,7 @@ import torch
 from data import ValidationSet, open_tokenizer
 from model import GPT, GPTConfig
 from model.files import write_whole
-from training.validate import bits_per_byte, token_losses, write_document_losses
+from training.validation import bits_per_byte, token_losses, write_document_losses
 
 TEXTS = ["Water is patient.", "naïve café, 東京", "A town which forgets this is rebuilt by others. " * 5]
 

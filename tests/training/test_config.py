@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from model.errors import UserError
 from training.config import DeepSpeedConfig, Recipe, check_design, read_command
 from training.config.recipe import SECTIONS
 from training.run.folder import RunFolder
@@ -62,7 +61,7 @@ def recipe_of(folder: Path, text: str, *options: str) -> Recipe:
 
 def refusal(argv: list[str]) -> str:
     """The sentence with which a command line is refused: one line."""
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ValueError) as caught:
         resolve(argv)
     message = str(caught.value)
     assert "\n" not in message

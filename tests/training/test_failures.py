@@ -10,13 +10,19 @@ from typing import Any
 
 import pytest
 
-from training.run.failures import is_lost_connection, recorded
+from training.run.failures import failures_recorded, is_lost_connection
 from training.run.folder import RunFolder
 
 SPAWN = multiprocessing.get_context("spawn")
 LOST = (
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:39021"
 )
+
+
+class Console:
+    """Whether a rank's terminal names its crash."""
+
+    names_crash = True
 
 
 def claimed(folder: Path, rank: int) -> RunFolder:
@@ -27,9 +33,14 @@ def claimed(folder: Path, rank: int) -> RunFolder:
 
 
 def fail(run: RunFolder, error: Exception, world_size: int = 2) -> Exception:
-    """A rank ends with an exception; returns it as it went on."""
-    with pytest.raises(type(error)) as caught, recorded(run, world_size):
+    """A rank ends with an exception; returns it as it went on.
+
+    Its terminal names it, unless it has a note that another rank is the cause.
+    """
+    console = Console()
+    with pytest.raises(type(error)) as caught, failures_recorded(run, world_size, console):
         raise error
+    assert console.names_crash == (not getattr(error, "__notes__", []))
     return caught.value
 
 
@@ -124,7 +135,7 @@ def test_a_failure_that_cannot_be_written_goes_on_as_it_is(ranks: list[RunFolder
 
 
 def test_what_ends_well_leaves_nothing(ranks: list[RunFolder]) -> None:
-    with recorded(ranks[0], 2):
+    with failures_recorded(ranks[0], 2, Console()):
         pass
     assert summary_of(ranks[0].path)["status"] == "running"
     assert not list(ranks[0].path.glob("logs/failure*"))
@@ -173,7 +184,7 @@ def fail_together(rank: int, world_size: int, folder: Path, together: Any) -> No
     if rank == 0:
         run.update_summary(status="running", variant="vanilla")
     together.wait()
-    with recorded(run, world_size):
+    with failures_recorded(run, world_size, Console()):
         raise KeyError("the cause") if rank == 2 else RuntimeError(LOST)
 
 
@@ -195,7 +206,7 @@ def fail_over_gloo(rank: int, world_size: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
     )
-    with recorded(run, world_size):
+    with failures_recorded(run, world_size, Console()):
         dist.barrier()
         if rank == 1:
             raise ValueError("the cause")

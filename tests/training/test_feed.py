@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.clock import Clock
 from tests.distributed import run_on_ranks
 from training.feed import Feed, OfAllRanks
 
@@ -17,16 +18,22 @@ class Loader:
     """Gives the micro-batches 0, 1, 2, ... and after each one more bad document; fails at `end`."""
 
     def __init__(
-        self, reason: str = "empty", end: int = 99, error: Exception | None = None, seconds: float = 0
+        self,
+        reason: str = "empty",
+        end: int = 99,
+        error: Exception | None = None,
+        clock: Clock | None = None,
+        seconds: float = 0,
     ) -> None:
         self.bad: Counter[str] = Counter()
         self._reason = reason
         self._numbers: Iterator[int] = iter(range(end))
-        self._seconds = seconds
+        self._clock, self._seconds = clock, seconds
         self._error = error or ValueError("the data ends here")
 
     def __next__(self) -> int:
-        time.sleep(self._seconds)
+        if self._clock:
+            self._clock.now += self._seconds
         number = next(self._numbers, None)
         if number is None:
             raise self._error
@@ -84,9 +91,11 @@ def test_two_ranks_stop_together_when_the_data_of_one_ends() -> None:
 
 
 def wait_for_the_slower(rank: int) -> None:
-    feed = Feed(Loader(seconds=0.05 * rank), 4, {}, REASONS)
+    clock = Clock()
+    time.perf_counter = clock  # of this process alone
+    feed = Feed(Loader(clock=clock, seconds=0.05 * rank), 4, {}, REASONS)
     feed.fetch()
-    assert 0.2 <= step(feed)[1].data_wait < 2
+    assert step(feed)[1].data_wait == pytest.approx(0.2)
     feed.take()  # the last batch: no other is fetched, nor waited for
     assert feed.of_all_ranks(sums(1, 1), stop=False).data_wait == 0
 

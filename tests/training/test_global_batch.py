@@ -4,8 +4,8 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,19 +15,15 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import nn
 
 from data import IGNORED_TARGET, inputs_and_targets
-from model import GPT, GPTConfig
+from model import GPT
 from tests.distributed import run_on_ranks
+from tests.tiny import DS_CONFIG, ENGINE_TINY
 from training.config import DeepSpeedConfig, read_deepspeed_config
 from training.engine.build import build_engine, gradient_norm, parameter_groups, set_learning_rate
 from training.feed import Feed
 from training.step import train_step
 
-TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=128, bias=False)
 SEQUENCES = 8
-ADAMW = {
-    "type": "AdamW",
-    "params": {"lr": 1e-2, "betas": [0.9, 0.95], "weight_decay": 0.1, "torch_adam": True},
-}
 SPLITS = {1: [(1, 8), (4, 2), (8, 1)], 2: [(1, 4), (2, 2), (4, 1)]}
 """(accumulation steps, micro-batch) by the number of ranks: always 8 sequences."""
 
@@ -39,20 +35,18 @@ def batch() -> torch.Tensor:
 
 def model() -> GPT:
     torch.manual_seed(0)
-    return GPT(TINY)
+    return GPT(ENGINE_TINY)
 
 
 def config(
     folder: Path, world_size: int, accumulation: int, micro_batch: int, stage: int, **keys: Any
 ) -> DeepSpeedConfig:
     path = folder / f"ds_{world_size}_{dist.get_rank()}.json"
-    ds_config = {
+    ds_config = DS_CONFIG | {
         "train_batch_size": SEQUENCES,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": 1.0,
         "zero_optimization": {"stage": stage},
-        "optimizer": ADAMW,
     }
     path.write_text(json.dumps(ds_config | keys))
     return read_deepspeed_config(path, {}, world_size)
@@ -194,19 +188,18 @@ def rates_of_steps(rank: int, folder: Path) -> None:
         assert float((gain - before).abs().max()) == pytest.approx(rate, rel=0.02)  # the same gradient twice
 
 
-def clipping_and_rates(rank: int, folder: Path) -> None:
-    clipped_once(rank, folder)
-    rates_of_steps(rank, folder)
+def test_clipping_comes_after_accumulation(tmp_path: Path) -> None:
+    run_on_ranks(clipped_once, 2, tmp_path)
 
 
-def test_clipping_comes_after_accumulation_and_a_rate_holds_for_a_global_step(tmp_path: Path) -> None:
-    run_on_ranks(clipping_and_rates, 2, tmp_path)
+def test_a_rate_holds_for_a_global_step(tmp_path: Path) -> None:
+    run_on_ranks(rates_of_steps, 2, tmp_path)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_weight_decay_falls_where_nanogpt_has_it(bias: bool) -> None:
     """nanoGPT's configure_optimizers: by name, tied tensors once, dim >= 2 decays and all others do not."""
-    gpt = GPT(dataclasses.replace(TINY, bias=bias))
+    gpt = GPT(dataclasses.replace(ENGINE_TINY, bias=bias))
     by_name = {name: p for name, p in gpt.named_parameters() if p.requires_grad}
     decayed = {name for name, p in by_name.items() if p.dim() >= 2}
     assert {"transformer.wte.weight", "transformer.wpe.weight"} <= decayed and "lm_head.weight" not in by_name

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from data import DataConfig, open_data
-from model import GPTConfig
+from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
 from training.config.deepspeed import DeepSpeedConfig
 from training.config.evaluation import EvalConfig
@@ -83,8 +83,9 @@ def recipe(folder: Path, **train: Any) -> Recipe:
 def begun(folder: Path, state: TrainState, **train: Any) -> tuple[Reporter, Terminal]:
     """A reporter whose run in `folder` has begun, and its terminal."""
     terminal, of_run = Terminal(), recipe(folder, **train)
-    report = Reporter(of_run, DS, RunFolder(folder / "run", 0), terminal, ONE_RANK, 1000)  # type: ignore[arg-type]
-    report.begin(state, None, 1234, *open_data(of_run.data), StartUp())
+    gpt = GPT(of_run.model)
+    report = Reporter(of_run, DS, RunFolder(folder / "run", 0), terminal, ONE_RANK, gpt)  # type: ignore[arg-type]
+    report.begin(state, None, *open_data(of_run.data), StartUp())
     return report, terminal
 
 
@@ -108,10 +109,11 @@ def without_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_begins_with_its_derived_numbers(tmp_path: Path) -> None:
-    report, terminal = begun(tmp_path, TrainState())
-    assert terminal.said[0].endswith("vanilla, GPT-2 1L 1H 8d, 1,234 parameters, fp32, ZeRO-0, 1 rank(s)")
+    _, terminal = begun(tmp_path, TrainState())
+    assert terminal.said[0].endswith("vanilla, GPT-2 1L 1H 8d, 4,456 parameters, fp32, ZeRO-0, 1 rank(s)")
     assert terminal.said[1] == (
-        "each step: 2 sequences x 4 accumulation steps x 1 rank(s) x 16 tokens = 128 tokens; 3 steps = 384 tokens"
+        "each step: 2 sequences x 4 accumulation steps x 1 rank(s) x 16 tokens = 128 tokens; "
+        "3 steps = 384 tokens"
     )
     written = summary(tmp_path)
     assert written["status"] == "running" and written["tokens_per_step"] == 128
@@ -137,9 +139,8 @@ def test_a_step_is_one_line_with_its_rate_and_its_times(tmp_path: Path) -> None:
     after_step(state, report, data_wait=0.25, bad_documents={"empty": 2})
     after_step(state, report, bad_documents={"empty": 3})
     first, second = lines(tmp_path)
-    assert {key: first[key] for key in ("kind", "step", "tokens", "loss", "grad_norm", "lr", "data_wait")} == {
-        "kind": "train", "step": 1, "tokens": 128, "loss": 2.0, "grad_norm": 0.5, "lr": 1e-3, "data_wait": 0.25,
-    }  # fmt: skip
+    assert (first["kind"], first["step"], first["tokens"], first["loss"]) == ("train", 1, 128, 2.0)
+    assert (first["grad_norm"], first["lr"], first["data_wait"]) == (0.5, 1e-3, 0.25)
     assert first["tokens_per_s"] == 128 and first["step_s"] == 1.0 and "forward_s" in first
     assert "skipped" not in first and first["bad_documents"] == {"empty": 2}
     assert second["step"] == 2 and second["tokens"] == 256

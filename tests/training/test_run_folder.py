@@ -254,3 +254,10 @@ def test_a_folder_in_which_a_run_is_under_way_is_refused(tmp_path: Path) -> None
     other_rank.claim()
     with pytest.raises(UserError, match=r"is being trained by another process: wait for it or stop it"):
         second.claim(wait_s=0.1)
+
+
+def test_a_claim_reads_what_the_run_before_it_wrote_last(tmp_path: Path) -> None:
+    before, after = RunFolder(tmp_path, 0), RunFolder(tmp_path, 0)
+    before.update_summary(status="failed", step=7, error="OSError: gone", failed_rank=1, log="logs/rank1.log")
+    after.claim()
+    assert after.summary == {"status": "failed", "step": 7}

@@ -42,7 +42,9 @@ def test_without_deepspeeds_launcher_the_parent_may_go(tmp_path: Path) -> None:
     start = f"import subprocess, sys, time, os; subprocess.Popen([sys.executable, '-c', {rank!r}])\n"
     wait = "while not os.path.exists('ready'): time.sleep(0.01)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", start + wait], cwd=tmp_path, env=environment, check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", start + wait], cwd=tmp_path, env=environment, check=True, timeout=60
+    )
     for _ in range(6000):
         if (tmp_path / "asked").exists():
             break

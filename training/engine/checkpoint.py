@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,7 @@ from model.errors import UserError
 from model.files import write_json
 
 from ..run.reader import checkpoint_name, damage, file_sha256, step_folders
-
-
-@dataclass
-class TrainState:
-    """What a run needs, beside weights and optimizer, to go on as if it had never stopped."""
-
-    step: int = 0
-    """Optimizer steps taken, skipped ones included."""
-    tokens: int = 0
-    """Target tokens trained on."""
-    skipped_steps: int = 0
-    """Steps that the engine did not apply because a gradient was not finite."""
-    skipped_in_a_row: int = 0
-    bad_documents: dict[str, int] = field(default_factory=dict)
-    """Documents that were left out, by reason."""
-    wall_time_s: float = 0.0
-    """Seconds spent in the loop, validation and checkpoints included."""
-    cursors: dict[int, Sequence[int]] = field(default_factory=dict)
-    """Lane -> (epoch, window, row, offset) of its next token; between saves a rank keeps only its own."""
-    data_fingerprint: str | None = None
-    """Of the source and the tokenizer that the cursors belong to."""
-    rng: list[dict[str, str]] = field(default_factory=list)
-    """Each rank's torch generators, as hex."""
-    wandb_id: str | None = None
-    val_loss: float | None = None
-    """The latest validation loss, nats per token."""
-    val_bits_per_byte: float | None = None
-    best_val_loss: float | None = None
-    """Lowest validation loss so far, nats per token."""
-    best_step: int | None = None
+from ..state import TrainState
 
 
 def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> Path:
@@ -101,12 +72,14 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
     return found[0]
 
 
-def read_state(checkpoint: Path, data_fingerprint: str, any_ranks: bool = False) -> TrainState:
-    """The state alone, before there is an engine.
+def read_state(checkpoint: Path | None, data_fingerprint: str, any_ranks: bool = False) -> TrainState:
+    """The state alone, before there is an engine; that of a run's beginning where there is no checkpoint.
 
     Raises UserError where the checkpoint is of other data or, unless `any_ranks`, of another number of
     ranks.
     """
+    if checkpoint is None:
+        return TrainState(data_fingerprint=data_fingerprint)
     saved = json.loads((checkpoint / "trainer_state.json").read_text())
     if saved.pop("world_size") != dist.get_world_size() and not any_ranks:
         raise UserError(

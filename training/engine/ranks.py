@@ -5,6 +5,7 @@ import os
 import socket
 from dataclasses import dataclass
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -49,7 +50,10 @@ class Ranks:
         return bool(flags.item())
 
     def broadcast(self, sentence: str | None) -> str | None:
-        """What rank 0 says, on all ranks: a launcher ends the ranks of its own host only. All ranks call it."""
+        """What rank 0 says, on all ranks, which all call it.
+
+        Where rank 0 refuses, every rank has to: a launcher ends the ranks of its own host only.
+        """
         said = [sentence]
         dist.broadcast_object_list(said)
         dist.barrier()  # rank 0 serves the others until they know

@@ -12,10 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.files import write_json
 
 from .folder import RunFolder
+
+if TYPE_CHECKING:
+    from .console import Console
 
 LOCK_TIMEOUT_S = 10.0
 _LOST_CONNECTION = re.compile(
@@ -43,15 +47,17 @@ class Failure:
 
 
 @contextmanager
-def recorded(run: RunFolder, world_size: int) -> Iterator[None]:
+def failures_recorded(run: RunFolder, world_size: int, console: "Console") -> Iterator[None]:
     """Around what may fail once all ranks have joined: the run folder says which rank failed first, and how.
 
-    Every exception goes on. One that another rank's failure has caused gets a note that names that rank.
+    Every exception goes on. Of one that another rank's failure has caused the terminal says nothing, as that
+    rank speaks for itself; the log has its traceback, with a note that names that rank.
 
     Args:
         run: claimed by all of its ranks before the first of them gets here, so that no failure of an
             earlier start is left in it.
         world_size: how many ranks this start has.
+        console: this rank's.
     """
     try:
         yield
@@ -59,6 +65,7 @@ def recorded(run: RunFolder, world_size: int) -> Iterator[None]:
         with suppress(OSError):  # a full disk may be why the run fails, and is no other reason
             first = record_failure(run, error, world_size)
             if first.rank != run.rank:
+                console.names_crash = False
                 log = run.path / first.log
                 error.add_note(f"rank {first.rank} failed first: {first.error} (traceback in {log})")
         raise

@@ -45,6 +45,15 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def is_finished(self, steps: int) -> bool:
+        """Whether the run has ended and has made that many steps."""
+        return self.summary.get("status") == "finished" and self.summary["step"] >= steps
+
+    def finished_sentence(self) -> str:
+        """What a finished run came to."""
+        steps, loss = self.summary["step"], self.summary["val_loss"]
+        return f"{self.path} is finished: {steps} steps, validation loss {loss:.4f} nats per token"
+
     @property
     def log_file(self) -> Path:
         """What this rank and its libraries print."""

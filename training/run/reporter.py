@@ -11,18 +11,19 @@ import numpy as np
 import torch.distributed as dist
 
 from data import BAD_REASONS, Corpus, ValidationSet
+from model import GPT, flops_per_token
 
 from ..config.deepspeed import DeepSpeedConfig
 from ..config.recipe import Recipe
 from ..engine.build import log_communication
-from ..engine.checkpoint import checkpoint_name
 from ..engine.ranks import Ranks
 from ..state import TrainState
 from ..step import StepResult
-from ..validate import loss_floors, write_document_losses
+from ..validation import loss_floors, write_document_losses
 from .console import Console
-from .folder import RunFolder, as_plain_values
+from .folder import RunFolder, recipe_as_dict
 from .profiling import StartUp, StepProfiler
+from .reader import checkpoint_name
 from .throughput import Throughput
 from .tracking import Tracker
 
@@ -46,7 +47,7 @@ class Reporter:
         folder: its files.
         console: its terminal.
         ranks: who trains.
-        flops_per_token: the model's, forward and backward.
+        gpt: what is trained, whole.
     """
 
     def __init__(
@@ -56,25 +57,23 @@ class Reporter:
         folder: RunFolder,
         console: Console,
         ranks: Ranks,
-        flops_per_token: int,
+        gpt: GPT,
     ) -> None:
         self.recipe, self.ds, self.folder, self.console = recipe, ds, folder, console
         self._ranks = ranks
-        self._throughput = Throughput(flops_per_token, ranks.device, ranks.world_size)
+        self._parameters, self._flops_per_token = gpt.num_parameters(), flops_per_token(gpt)
         self._profiler = StepProfiler(
             recipe.train.profile_steps, folder.path / "profile", ranks.rank, console.say
         )
         self._tracker: Tracker | None = None
         self._waits: deque[tuple[float, float]] = deque(maxlen=DATA_WAIT_STEPS)
         self._has_said_data_wait = False
-        self.phase = self._throughput.phase
         self.profiled_step = self._profiler.step
 
     def begin(
         self,
         state: TrainState,
         checkpoint: Path | None,
-        parameters: int,
         corpus: Corpus,
         validation: ValidationSet,
         start_up: StartUp,
@@ -84,7 +83,6 @@ class Reporter:
         Args:
             state: where the run begins; gets the id of its W&B run.
             checkpoint: what it resumes from.
-            parameters: of the whole model.
             corpus: what it trains on.
             validation: what it is scored on.
             start_up: the clock of the start.
@@ -100,7 +98,7 @@ class Reporter:
             status="running",
             val_loss=None,
             val_bits_per_byte=None,
-            parameters=parameters,
+            parameters=self._parameters,
             world_size=self._ranks.world_size,
             val_tokens=len(validation.tokens) - 1,
             val_bytes=int(validation.bytes.sum()),
@@ -112,11 +110,13 @@ class Reporter:
             self._say_derived_numbers(folder.summary)
             if checkpoint:
                 console.say(f"resumed from {checkpoint}")
-            config = as_plain_values(vars(recipe)) | {"deepspeed": self.ds.raw, "run": folder.summary}
+            config = recipe_as_dict(vars(recipe)) | {"deepspeed": dict(self.ds.raw), "run": folder.summary}
             self._tracker = Tracker(recipe.tracking, folder.path, state.wandb_id, config, console.say)
             state.wandb_id = self._tracker.id
         tokens = recipe.train.steps * folder.summary["tokens_per_step"]
         self._bar = console.bar(recipe.variant, total=tokens, initial=state.tokens, unit="tok")
+        self._throughput = Throughput(self._flops_per_token, self._ranks.device, self._ranks.world_size)
+        self.phase = self._throughput.phase
         start_up.mark("engine")
         self._start_up: StartUp | None = start_up
         self._bad_reasons_said = state.bad_documents.keys()

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ import torch.distributed as dist
 from data import Corpus, DataConfig, LaneLoader, ValidationSet, document_ids
 from model import IGNORED_TARGET
 from model.files import write_whole
+
+if TYPE_CHECKING:
+    from .config import DeepSpeedConfig, Recipe
 
 
 @torch.no_grad()
@@ -51,6 +54,14 @@ def token_losses(
     return losses[targets.to(device) != IGNORED_TARGET].cpu().numpy()
 
 
+def validate(
+    engine: Any, validation: ValidationSet, recipe: "Recipe", ds: "DeepSpeedConfig", device: torch.device
+) -> np.ndarray:
+    """`token_losses` of a run: in its blocks and micro-batches, with its document mask. All ranks call it."""
+    mask = recipe.data.document_mask
+    return token_losses(engine, validation, recipe.model.block_size, ds.micro_batch, device, mask)
+
+
 def document_losses(losses: np.ndarray, validation: ValidationSet) -> pa.Table:
     """Per document: its number, target tokens, UTF-8 bytes of text, and the sum of its losses in nats."""
     tokens = np.bincount(validation.document)
@@ -68,8 +79,8 @@ def write_document_losses(path: Path, losses: np.ndarray, validation: Validation
 def bits_per_byte(losses: np.ndarray, validation: ValidationSet) -> float:
     """The losses of all targets, (N,) in nats, in bits for each byte of UTF-8 text.
 
-    Unlike nats per token it compares models with different tokenizers. The `eot` that closes a document counts
-    with what it costs, and as 0 bytes.
+    Unlike nats per token it compares models with different tokenizers. The `eot` that closes a document
+    counts with what it costs, and as 0 bytes.
     """
     return float(losses.sum() / np.log(2) / validation.bytes.sum())
 
