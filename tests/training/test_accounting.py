@@ -125,7 +125,7 @@ def test_checkpointed_activations_are_smaller(tmp_path: Path) -> None:
 def test_the_gpus_head_is_taken_for_what_the_loss_holds(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`_MeanLoss` in fp32 on this CPU, with what a GPU compiles replaced by its outputs, beside the stand-in."""
+    """`_MeanLoss` in fp32 on this CPU, with what it computes of a chunk left out, beside the stand-in."""
     rows, width, vocab = shape
     replaced = lambda logits, *_: (logits.new_zeros(()), torch.empty_like(logits))  # noqa: E731
     monkeypatch.setattr("model.loss._of_chunk", replaced)
