@@ -5,6 +5,7 @@ from .lanes import Cursor as Cursor
 from .lanes import Lane as Lane
 from .lanes import deal as deal
 from .loader import LaneLoader as LaneLoader
+from .loader import check_lanes as check_lanes
 from .opening import open_data as open_data
 from .packing import IGNORED_TARGET as IGNORED_TARGET
 from .packing import document_ids as document_ids

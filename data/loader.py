@@ -29,6 +29,22 @@ CHUNK = 16
 PARENT_LOOK_SECONDS = 1.0
 
 
+def check_lanes(config: DataConfig, corpus: Corpus, world_size: int) -> None:
+    """Raise UserError where the source has too few shards for the lanes, or ranks cannot share them."""
+    lanes, shards = config.lanes, len(corpus.shards)
+    if lanes > shards:
+        raise UserError(
+            f"data.lanes is {lanes}, but {corpus.source.name} has {shards} shards to train on: "
+            f"set data.lanes to {shards} or less"
+        )
+    if lanes % world_size:
+        fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
+        raise UserError(
+            f"data.lanes is {lanes}, which {world_size} processes cannot share evenly: "
+            f"world sizes that divide it are {fitting}"
+        )
+
+
 class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
     """Endless micro-batches of one rank, each with the cursors of the lanes that it moved.
 
@@ -67,20 +83,9 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
         first_sequence: int = 0,
         cursors: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
-        lanes, shards = config.lanes, len(corpus.shards)
         if block_size < 1 or micro_batch < 1:
             raise UserError(f"block_size {block_size} and micro_batch {micro_batch} must both be 1 or more")
-        if lanes > shards:
-            raise UserError(
-                f"data.lanes is {lanes}, but {corpus.source.name} has {shards} shards to train on: "
-                f"set data.lanes to {shards} or less"
-            )
-        if lanes % world_size:
-            fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
-            raise UserError(
-                f"data.lanes is {lanes}, which {world_size} processes cannot share evenly: "
-                f"world sizes that divide it are {fitting}"
-            )
+        check_lanes(config, corpus, world_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}: with a world size of {world_size} it is 0 to {world_size - 1}")
         if first_sequence < 0 or first_sequence % world_size:
@@ -93,10 +98,10 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
         places = cursors or {}
         mine = {
             lane: Lane(corpus, config, lane, block_size, Cursor(*places.get(lane, Cursor())))
-            for lane in range(rank, lanes, world_size)
+            for lane in range(rank, config.lanes, world_size)
         }
         # the lanes that this rank's sequences come from, round and round
-        turn = [(first_sequence + rank + i * world_size) % lanes for i in range(len(mine))]
+        turn = [(first_sequence + rank + i * world_size) % config.lanes for i in range(len(mine))]
         self._workers: list[_Worker] = []
         if config.workers == 0:
             self._sequences = _fill_in_turn(mine, turn, block_size, self._dtype)

@@ -1,7 +1,7 @@
 """`open_data`: where a run's documents begin, and which of them are held out for validation."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from model.errors import UserError
 from .cache import CachedSource, RememberedSource, open_or_remember
 from .config import DataConfig
 from .corpus import Corpus, document_digest
+from .sample import SAMPLE_DIR, is_complete
 from .sources import (
     ROWS_PER_SHARD,
     Document,
     Documents,
-    ParquetSource,
     Shard,
     Source,
     is_remote,
@@ -38,13 +38,19 @@ SLOW_START_ROWS = 2_000_000
 """More rows than this, decoded before the first batch, get a note."""
 
 
-def open_data(config: DataConfig) -> tuple[Corpus, ValidationSet]:
+def open_data(
+    config: DataConfig, say: Callable[[str], object] = lambda sentence: None
+) -> tuple[Corpus, ValidationSet]:
     """What a run trains on, and the documents that are held out of it.
 
     The validation set is the beginning of `data.validation_source`, or of the sample's own validation part,
     or else of the source's last shards: as many as hold `data.validation_tokens` tokens, but at most a tenth
     of all and at least one. Copies of its documents elsewhere in the source are left out of training. With
     `data.cache_dir` tokens are read from there, where it has them.
+
+    Args:
+        config: What to open.
+        say: Is told before the embedded sample is built.
 
     Raises:
         UserError: a source or tokenizer does not exist or is not what the config says, there is nothing to
@@ -53,6 +59,8 @@ def open_data(config: DataConfig) -> tuple[Corpus, ValidationSet]:
         OSError: a source or a vocabulary cannot be reached.
     """
     refuse_missing(config)
+    if config.source == "sample" and not is_complete(SAMPLE_DIR):
+        say("building the embedded sample, once; it takes about a minute")
     tokenizer = open_tokenizer(config.tokenizer)
     source = read = open_or_remember(config, tokenizer)
     if config.cache_dir is not None and not is_token_source(config.source):
@@ -195,7 +203,7 @@ def _notes(
             "documents as they were: what it loses is free, so its bits per byte are too low."
         )
     largest = max(map(len, shard_runs(source.shards))) * ROWS_PER_SHARD
-    if isinstance(source, ParquetSource) and config.lanes * largest // 2 > SLOW_START_ROWS:
+    if config.lanes * largest // 2 > SLOW_START_ROWS and source.decodes_from_group_start:
         yield (
             f"data.source: row groups of {largest:,} rows make every start slow, as {config.lanes} lanes "
             "begin inside of them: scripts/tokenize_data.py makes token shards, which start at once."
@@ -207,9 +215,9 @@ def _real_path(path: str) -> str:
 
 
 def _text_or_token_hash(document: Document) -> bytes:
-    return (
-        xxhash.xxh3_128_digest(document.encode()) if isinstance(document, str) else document_digest(document)
-    )
+    if isinstance(document, str):
+        return xxhash.xxh3_128_digest(document.encode())
+    return document_digest(document)
 
 
 def _beginning(document: Document, tokenizer: Tokenizer) -> str:

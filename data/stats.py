@@ -4,8 +4,8 @@
 
 Tokens are counted as they are trained on, with the `eot` that closes every document. `padding?` stands beside
 a figure that natural text does not reach. In the embedded sample, textbooks, novels and FineWeb the most
-common token has a share of 4 to 6 % with GPT-2's tokenizer and 15 to 18 % with `bytes`, where it is the space,
-and the longest run is one of 12 and of 81 tokens.
+common token has a share of 4 to 6 % with GPT-2's tokenizer and 15 to 18 % with `bytes`, where it is the
+space, and the longest run is one of 12 and of 81 tokens.
 """
 
 import json

@@ -6,6 +6,8 @@ from .config import PRESETS as PRESETS
 from .config import BlockConfig as BlockConfig
 from .config import GPTConfig as GPTConfig
 from .config import TopologyConfig as TopologyConfig
+from .errors import UserError as UserError
+from .errors import print_error as print_error
 from .flops import flops_per_token as flops_per_token
 from .gpt import GPT as GPT
 from .huggingface import from_hf as from_hf

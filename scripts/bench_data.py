@@ -27,7 +27,7 @@ from model.checkout import refuse_other_checkout
 
 refuse_other_checkout(__file__)
 
-from data import SAMPLE_DIR, Cursor, DataConfig, LaneLoader, build_sample, gpt2_encoding, open_data
+from data import SAMPLE_DIR, Cursor, DataConfig, LaneLoader, gpt2_encoding, open_data
 
 if TYPE_CHECKING:
     import torch
@@ -222,6 +222,8 @@ def main() -> None:
         os._exit(0)  # a partly read stream of `datasets` can hang the exit
 
     if Path(arguments.source).parent == SAMPLE_DIR:
+        from data import build_sample
+
         build_sample(SAMPLE_DIR, progress=True)
     with tempfile.TemporaryDirectory() as folder:
         arguments.shards, arguments.bin = f"{folder}/shards", f"{folder}/train.bin"

@@ -80,9 +80,13 @@ class Source(ABC):
         shards: All shards in file order.
         config: Which text column, and what is done with bad documents.
         notes: What a user should know of the source, a sentence each.
+        decodes_from_group_start: Whether a shard inside a large row group costs decoding what stands
+            before it in the row group.
         fingerprint: A hash of the files' names and sizes, their shards, the revision and the text column. It
             stays the same when the files move to another folder.
     """
+
+    decodes_from_group_start = False
 
     def __init__(
         self,

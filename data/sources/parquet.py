@@ -47,6 +47,8 @@ class ParquetSource(Source):
     what stands before it, unless a stream has come that far.
     """
 
+    decodes_from_group_start = True
+
     def __init__(
         self,
         config: DataConfig,

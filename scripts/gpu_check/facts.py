@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = """torch triton deepspeed transformers tokenizers tiktoken numpy pandas pyarrow scipy datasets lm-eval
-pydantic jsonargparse lazy-loader huggingface-hub fsspec psutil"""
+PACKAGES = """torch triton deepspeed transformers tokenizers tiktoken numpy pandas pyarrow scipy datasets
+lm-eval pydantic jsonargparse lazy-loader huggingface-hub fsspec psutil"""
 
 
 def machine() -> None:

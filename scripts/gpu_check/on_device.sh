@@ -15,8 +15,8 @@
 # A part that fails does not keep the next from running; the exit status is 1 where one failed.
 #
 # Settings, from the environment: SMALL and MEDIUM (micro-batches), STEPS, ACCUMULATION, EXTRA (options of train.py),
-# PROBE, BENCH, TESTS (arguments of these parts), TIMEOUT (seconds for one run), KIT, SCRATCH (packages, runs, logs),
-# OUT (gets logs.tar.gz). DEVICE=cpu with a tiny EXTRA is a rehearsal on a machine without a GPU.
+# PROBE, BENCH, TESTS (arguments of these parts), PATIENCE (all time limits times this), KIT, SCRATCH (packages, runs,
+# logs), OUT (gets logs.tar.gz). DEVICE=cpu with a tiny EXTRA is a rehearsal on a machine without a GPU.
 set -uo pipefail
 kit=${KIT:-.gpu_kit}
 scratch=${SCRATCH:-.cache/gpu_check}
@@ -27,12 +27,12 @@ read -ra extra <<< "${EXTRA:-}"
 read -ra probe <<< "${PROBE:-}"
 read -ra bench <<< "${BENCH:---n_layer 24 --n_head 16 --n_embd 1024 --block_size 1024 --micro_batch 24}"
 read -ra tests <<< "${TESTS:-tests/model/test_document_mask.py tests/model/test_loss.py}"
-steps=${STEPS:-20} accumulation=${ACCUMULATION:-4} limit=${TIMEOUT:-120}
+steps=${STEPS:-20} accumulation=${ACCUMULATION:-4} patience=${PATIENCE:-1}
 launcher=(python3) one_rank=(--num_gpus 1)
 began=$SECONDS failed=()
 
 stage() { # NAME SECONDS COMMAND...: run the command within its limit, log it, say how it ended
-    local name=$1 seconds=$2 started=$SECONDS status=0
+    local name=$1 seconds=$(($2 * patience)) started=$SECONDS status=0
     shift 2
     echo "=== $name (at $((SECONDS - began)) s)"
     timeout -k 5 "$seconds" "$@" > "$logs/$name.log" 2>&1 || status=$?
@@ -47,7 +47,7 @@ pack() { # all logs, and what each run says of itself, in one file
 }
 train() { # NAME PRESET MICRO_BATCH STEPS [OPTION...]: one run, and what it says of itself
     rm -rf "${runs:?}/$1" # of a call before this one, which would be taken as finished
-    stage "$1" "$limit" "${launcher[@]}" train.py --config recipes/sample.yaml --deepspeed_config ds_configs/zero1_bf16.json \
+    stage "$1" 120 "${launcher[@]}" train.py --config recipes/sample.yaml --deepspeed_config ds_configs/zero1_bf16.json \
         --run_dir "$runs/$1" --model.preset "$2" --model.block_size 1024 \
         --data.validation_tokens 65536 --data.workers 2 --data.lanes 8 \
         --ds.train_micro_batch_size_per_gpu "$3" --ds.train_batch_size $(($3 * accumulation)) \

@@ -83,7 +83,7 @@ def test_the_front_loads_a_library_only_when_it_is_used(program: str) -> None:
 def test_a_token_source_is_opened_without_torch_and_datasets(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(bytes([7, 0] * 500 + [0, 1]) * 40)
     program = (
-        "import sys; from data import *\n"
+        "import sys; from data import DataConfig, LaneLoader, open_data\n"
         "config = DataConfig(source=sys.argv[1], tokenizer='bytes', lanes=2)\n"
         "corpus, validation = open_data(config)\n"
         "loader = LaneLoader(corpus, config, block_size=8, micro_batch=2)\n"

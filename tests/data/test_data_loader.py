@@ -31,7 +31,7 @@ def test_a_stopped_loader_leaves_no_process_and_no_open_file() -> None:
         return len(os.listdir("/proc/self/fd")), len(multiprocessing.active_children())
 
     before = left()
-    for number in range(50):
+    for number in range(30):
         batches = loader(config=replace(CONFIG, workers=1 + number % 3))
         if number % 5:
             next(batches)
@@ -138,7 +138,10 @@ def test_a_worker_makes_no_more_ahead_than_it_may(prefetch: int) -> None:
         replace(CONFIG, lanes=1, workers=1, prefetch=prefetch),
     )
     next(batches)
-    time.sleep(0.5)
+    end = time.monotonic() + 40
+    while source.count.value <= prefetch and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.5)  # in which it could make more
     # what it has ready, the sequences that are on their way, and those that wait to be sent
     assert prefetch < source.count.value <= prefetch + 3 * min(prefetch, 16)
 

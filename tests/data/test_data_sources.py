@@ -210,18 +210,21 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_hub_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **__: object) -> None:
+    asked = []
+
+    def unreachable(*_: object, **options: object) -> None:
+        asked.append(options)
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    start = time.perf_counter()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"it waits {seconds} s"))
     message = error(source="HuggingFaceFW/fineweb", subset="sample-10BT")
     assert (
         "HuggingFaceFW/fineweb is no file or folder here, and the Hugging Face hub cannot be reached"
         in message
     )
     assert "without a network use `sample`" in message
-    assert time.perf_counter() - start < 2
+    assert asked == [{"revision": None, "timeout": 10}], "it is asked once"
 
 
 def test_a_data_set_that_the_hub_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

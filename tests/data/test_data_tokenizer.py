@@ -9,7 +9,7 @@ import pytest
 import requests
 import tiktoken
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import Tokenizer, gpt2_encoding, open_tokenizer
@@ -84,6 +84,7 @@ def test_a_document_comes_back_and_ends_once(tokenizer: Tokenizer, text: str) ->
     assert tokenizer.decode_bytes(tokens[:-1]) == text.encode()
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_comes_back(text: str) -> None:
     for name in ("gpt2", "bytes"):

@@ -384,7 +384,7 @@ def test_the_command_refuses_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model.n_layers", "3"], "did you mean 'model.n_layer'?"),
+        (["--model.n_layers", "3"], "the nearest known key is 'model.n_layer'"),
         (["--model.n_layer", "many"], "model.n_layer is 'many', but it must be an integer"),
         (["--model.norm", "rmsnrm"], "did you mean 'rmsnorm'?"),
         (["--model.variant", "rmsnrm"], "did you mean 'rmsnorm'?"),
@@ -392,8 +392,8 @@ def test_the_command_refuses_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--model.variant", "nowhere.py"], "there is no file"),
         (["--model.norm_options.epsilon", "1"], "is no option of"),
         (["--model.n_head", "3"], "does not divide"),
-        (["--n_layer", "3"], "--n_layer is unknown"),
-        (["--model.n_layer"], "--model.n_layer lacks a value"),
+        (["--n_layer", "3"], "unknown key 'n_layer' in the command line; the nearest known key is"),
+        (["--model.n_layer"], "--model.n_layer has no value"),
     ],
 )
 def test_what_the_command_does_not_know_is_one_sentence(
@@ -405,8 +405,11 @@ def test_what_the_command_does_not_know_is_one_sentence(
 
 
 def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--help"]) == 0
-    assert "--model.norm" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0
+    words = capsys.readouterr().out.split()
+    assert {"--model.norm", "--model.variant", "--quick", "--json", "gpt2_medium,", "rmsnorm,"} <= set(words)
 
 
 @pytest.mark.slow

@@ -152,7 +152,8 @@ def test_the_probe_measures_the_loss_and_the_model(tmp_path: Path) -> None:
         "--json",
         file,
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}  # compiling takes most of the time
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     times = json.loads(file.read_text())
     assert {
@@ -166,12 +167,10 @@ def test_the_probe_measures_the_loss_and_the_model(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_is_checked_as_on_the_device(kit: Path) -> None:
-    tiny = "--model.n_layer 1 --model.n_head 2 --model.n_embd 32 --model.block_size 64"
-    done = on_device(
-        kit, "imports", "small", "eval", "launcher", SMALL="1", STEPS="2", ACCUMULATION="1", EXTRA=tiny
-    )
+    tiny = "--model.n_layer 1 --model.n_head 2 --model.n_embd 32 --model.block_size 64 --train.compile false"
+    sizes = {"SMALL": "1", "STEPS": "3", "ACCUMULATION": "1", "EXTRA": tiny, "PATIENCE": "5"}
+    done = on_device(kit, "imports", "small", "eval", **sizes)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "on cpu gloo" in done.stdout
     assert re.search(r"^RESULT small_1: finished, [\d.]+ tokens/s", done.stdout, re.MULTILINE)
-    assert re.search(r"^RESULT launcher: finished", done.stdout, re.MULTILINE)
     assert "sample_lastword" in done.stdout

@@ -59,7 +59,7 @@ def test_a_wheel_holds_all_modules_stubs_and_the_template(tmp_path: Path) -> Non
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert held == wanted | {"train.py"}
-    assert {"eval/report.html.j2", "model/__init__.pyi", "data/sources/parquet.py"} <= held
+    assert {"eval/evidence/report.html.j2", "model/__init__.pyi", "data/sources/parquet.py"} <= held
     assert "Requires-Dist: deepspeed==" in needs  # the pins of requirements.txt, which nothing repeats
 
 

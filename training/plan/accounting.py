@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from model import flops_per_token as flops_per_token
-
 from ..engine.hardware import GPU, NODE
 from .memory import MemoryModel
 
@@ -63,7 +61,7 @@ def step_time(
         accumulation: micro-batches a rank and step.
         mfu: model FLOPs utilisation of the compute, communication left out.
     """
-    recomputed = 4 / 3 if model.checkpointing is not None else 1  # forward once more
+    recomputed = 4 / 3 if model.deepspeed.activation_checkpointing is not None else 1  # forward once more
     sent = sum(communication(model, ranks, accumulation).values())
     seconds = sent / (BANDWIDTH_SHARE * slowest_link(gpu, ranks))
     return StepTime(recomputed * flops * tokens / (ranks * gpu.peak_flops * mfu), seconds)
