@@ -52,6 +52,7 @@ from training.engine.checkpoint import (
 )
 from training.engine.compilation import wrap_blocks
 from training.engine.cpu_bf16 import bf16_arithmetic
+from training.engine.libraries import load_libraries
 from training.engine.ranks import Launcher, from_rank_0, join_ranks, world_size_from_environment
 from training.feed import Feed, StepResult
 from training.plan.accounting import flops_per_token
@@ -108,6 +109,8 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         return console.fail(error)
     start_up.mark("data")
+    load_libraries(recipe.train.compile)
+    start_up.mark("libraries")
     refused = refusal(recipe.model, run, recipe.train.preflight, console.say)
     start_up.mark("pre-flight")
     device = join_ranks()
@@ -233,6 +236,11 @@ def train(
         for reason in bad_documents.keys() - state.bad_documents.keys():
             console.say(f"a document {BAD_REASONS[reason]}: it is left out, and metrics.jsonl counts them")
         state.bad_documents = bad_documents
+        if state.step == first_step:
+            start_up.mark("first step")
+            run.update_summary(start_up_s=start_up.seconds())
+            if recipe.train.profile_steps:
+                console.say(start_up.sentence())
         job.log(
             "train",
             loss=loss,
@@ -243,11 +251,6 @@ def train(
             **skipped,
             **({"bad_documents": bad_documents} if bad_documents else {}),
         )
-        if state.step == first_step:
-            start_up.mark("first step")
-            run.update_summary(start_up_s=start_up.seconds())
-            if recipe.train.profile_steps:
-                console.say(start_up.sentence())
         bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{loss:.3f}", refresh=False)
         bar.update(tokens)
         if skipped:
