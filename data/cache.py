@@ -1,15 +1,39 @@
-"""A cache of tokens: what was tokenised once is read back, by later epochs, other runs and resumes."""
+"""`data.cache_dir`: what was tokenised once is read back, by later epochs, other runs and resumes.
+
+Beside the tokens stands what a remote source holds, so that a run can start without the network.
+"""
 
 import hashlib
 import json
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import astuple
+from pathlib import Path
+
+from model.errors import UserError
+from model.files import write_bytes
 
 from .config import DataConfig
-from .sources.documents import BadRow, DamagedShard, Document, Documents, Shard, Source
-from .sources.shard_file import as_rows, read_shard, tokenized, write_shard
-from .sources.token_shards import FORMAT, corpus_fingerprint, shard_path
+from .sources import (
+    SHARDS_FORMAT,
+    BadRow,
+    DamagedShard,
+    Document,
+    Documents,
+    Shard,
+    Source,
+    as_rows,
+    corpus_fingerprint,
+    is_remote,
+    open_source,
+    read_shard,
+    shard_path,
+    tokenized,
+    write_shard,
+)
 from .tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -26,14 +50,14 @@ class CachedSource(Source):
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, cache_dir: str) -> None:
-        """Raises ValueError where `cache_dir` cannot be written."""
+        """Raises UserError where `cache_dir` cannot be written."""
         super().__init__(source.config, source.file_sizes, source.shards)
         self.fingerprint = source.fingerprint
         self.notes = source.notes
         self._source = source
         self._tokenizer = tokenizer
         self._warned = False
-        key = [FORMAT, corpus_fingerprint(source, tokenizer), self.config.max_document_bytes]
+        key = [SHARDS_FORMAT, corpus_fingerprint(source, tokenizer), self.config.max_document_bytes]
         # a file that was edited may have its old size, and so its old fingerprint
         key += [os.stat(path).st_mtime_ns for path in source.file_sizes if os.path.exists(path)]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
@@ -42,9 +66,9 @@ class CachedSource(Source):
             os.makedirs(self.folder, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"data.cache_dir is {cache_dir!r}, which cannot be written ({error.strerror}): "
-                "name a folder that can, or leave it out."
+                "name a folder that can, or leave it out"
             ) from error
 
     def ids(self, shard: Shard) -> list[str] | None:
@@ -78,3 +102,53 @@ def read_if_final(path: str, eot: int, config: DataConfig) -> Documents | None:
     if documents.bad["unreadable"] or (documents.bad and config.on_bad_document == "stop"):
         return None
     return documents
+
+
+class RememberedSource(Source):
+    """The files and shards of a source that cannot be reached; `data.cache_dir` may have its tokens."""
+
+    def __init__(self, config: DataConfig, file_sizes: dict[str, int], shards: Sequence[Shard]) -> None:
+        super().__init__(config, file_sizes, shards)
+        self.notes = [
+            f"data.source: {config.source} cannot be reached, so what data.cache_dir has of it is read."
+        ]
+
+    def _rows(self, shard: Shard) -> Sequence[Document | BadRow | None]:
+        raise ConnectionError(
+            f"{shard.path} cannot be reached, and data.cache_dir does not have its shard {shard.index} yet: "
+            "once it can be, the same command goes on from there"
+        )
+
+
+def open_or_remember(config: DataConfig, tokenizer: Tokenizer) -> Source:
+    """`open_source`; with `data.cache_dir` a remote source is noted there, and opened from that note when it
+    cannot be reached.
+
+    Raises:
+        UserError, OSError: as `open_source`.
+    """
+    if config.cache_dir is None:
+        return open_source(config, tokenizer)
+    asked_for = [config.source, config.subset, config.revision, config.split, config.text_column]
+    name = hashlib.sha256(json.dumps(asked_for).encode()).hexdigest()[:16]
+    note = os.path.join(os.path.expanduser(config.cache_dir), f"source-{name}.json")
+    try:
+        source = open_source(config, tokenizer)
+    except OSError:
+        if not os.path.exists(note):
+            raise
+        with open(note) as file:
+            content = json.load(file)
+        shards = [Shard(*shard) for shard in content["shards"]]
+        source = RememberedSource(config, content["file_sizes"], shards)
+        source.fingerprint = content["fingerprint"]
+        return source
+    if any(map(is_remote, source.file_sizes)):
+        content = {
+            "fingerprint": source.fingerprint,
+            "file_sizes": source.file_sizes,
+            "shards": list(map(astuple, source.shards)),
+        }
+        with suppress(OSError):  # `CachedSource` says so
+            write_bytes(Path(note), json.dumps(content).encode())
+    return source

@@ -9,16 +9,17 @@ from typing import NoReturn
 
 import docstring_parser
 
+from model.errors import UserError
+
 from .config import DataConfig
-from .sources.documents import Source
-from .sources.resolve import open_source
+from .sources import Source, open_source, refuse_missing
 from .tokenizer import Tokenizer, open_tokenizer
 
 KEYS = ("tokenizer", "text_column", "split", "subset", "revision", "max_document_bytes", "on_bad_document")
 
 
 class SourceParser(argparse.ArgumentParser):
-    """A parser with SOURCE and `--data.KEY` for each of `KEYS`; mistakes are a ValueError of one sentence."""
+    """A parser with SOURCE and `--data.KEY` for each of `KEYS`; mistakes are a UserError of one sentence."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
@@ -46,15 +47,16 @@ class SourceParser(argparse.ArgumentParser):
         return options, DataConfig(source=options.source, **data)
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}.")
+        raise UserError(f"{message}")
 
 
 def open_with_notes(config: DataConfig) -> tuple[Source, Tokenizer]:
     """The source that a command names, and its tokenizer; the source's notes go to stderr.
 
     Raises:
-        FileNotFoundError, ValueError: as `open_source` and `open_tokenizer`.
+        UserError, OSError: as `open_source` and `open_tokenizer`.
     """
+    refuse_missing(config)
     tokenizer = open_tokenizer(config.tokenizer)
     source = open_source(config, tokenizer)
     for note in source.notes:

@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from model.errors import UserError
 
-@dataclass
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where the documents come from, how they become tokens, and in what order they are read.
 
     Args:
         source: `sample` (English prose made from the installed packages, no download), a hub id such as
             `HuggingFaceFW/fineweb`, or files: a file, folder, glob or URL of .parquet or .jsonl (also .gz,
-            .zst, .xz), or token shards (.bin: nanoGPT's, llm.c's, or a folder of scripts/tokenize.py).
+            .zst, .xz), or token shards (.bin: nanoGPT's, llm.c's, or a folder of scripts/tokenize_data.py).
         subset: The hub's name for a part of the source, such as `sample-10BT`.
         revision: The hub's commit, branch or tag of the source; the newest when left out.
         split: The split to train on.
@@ -30,7 +32,7 @@ class DataConfig:
             divide them.
         shuffle_window: So many shards of a lane are shuffled together. Each lane holds that many in memory.
         seed: Decides the order of the documents and nothing else.
-        workers: Processes a rank that read and tokenise ahead of the training loop; 0 does it in the loop.
+        workers: Processes per rank that read and tokenise ahead of the training loop; 0 does it in the loop.
         prefetch: Sequences that a worker keeps ready, at most.
         cache_dir: Folder that keeps the tokens of every shard that was read, for later epochs, other runs and
             resumes.
@@ -61,7 +63,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         for key, given in vars(self).items():
             if given == "":
-                raise ValueError(f"data.{key} is empty: it must name something, or be left out.")
+                raise UserError(f"data.{key} is empty: it must name something, or be left out")
         lowest = {"seed": 0, "workers": 0}
         for key in (
             "validation_tokens",
@@ -74,4 +76,4 @@ class DataConfig:
         ):
             value = getattr(self, key)
             if value < lowest.get(key, 1):
-                raise ValueError(f"data.{key} is {value}: it must be {lowest.get(key, 1)} or more.")
+                raise UserError(f"data.{key} is {value}: it must be {lowest.get(key, 1)} or more")

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
-from .sources.documents import Document, Documents, Shard, Source
-from .sources.token_shards import corpus_fingerprint
+from .sources import Document, Documents, Shard, Source, corpus_fingerprint
 from .tokenizer import Tokenizer
 
 
@@ -18,7 +17,7 @@ class Corpus:
         source: The documents.
         tokenizer: Turns them into tokens.
         shards: The shards to train on; the others of the source are held out.
-        held_out: `digest` of every validation document: a copy of one is left out of training.
+        held_out: `document_digest` of every validation document: a copy of one is left out of training.
     """
 
     source: Source
@@ -38,9 +37,9 @@ class Corpus:
     def tokens(self, document: Document) -> np.ndarray | None:
         """A document's tokens and the `eot` that closes it; None for a copy of a validation document."""
         tokens = self.tokenizer.encode_document(document) if isinstance(document, str) else document
-        return None if self.held_out and digest(tokens) in self.held_out else tokens
+        return None if self.held_out and document_digest(tokens) in self.held_out else tokens
 
 
-def digest(tokens: np.ndarray) -> bytes:
+def document_digest(tokens: np.ndarray) -> bytes:
     """A hash of a document: two with the same text and tokenizer have the same."""
     return xxhash.xxh3_128_digest(tokens.data)

@@ -1,10 +1,13 @@
 """Lanes: documents in, packed blocks of tokens out, in an order that no number of processes can change.
 
-The shards of a corpus are permuted by (seed, epoch), those of one row group staying together where they can,
-and cut into as many equal parts as there are lanes. A lane reads its shards in order, permutes the documents
-inside each window of `data.shuffle_window` of them, tokenises them, closes each with `eot`, and cuts the
-stream into blocks of `block_size + 1` tokens. Sequence n of a run comes from lane n mod lanes. A lane's whole
-position is one `Cursor`.
+A source comes in *shards* of up to 1,000 documents. Each epoch they are permuted by (seed, epoch), those of
+one row group staying together where they can, and dealt to the *lanes*: `data.lanes` streams of tokens that
+run side by side, a fixed number for the life of a run, each with its equal part of the shards. A lane reads
+`data.shuffle_window` of its shards at a time, a *window*: it permutes the window's documents, tokenises them,
+closes each with `eot` and cuts the stream into blocks of `block_size + 1` tokens. How far it has come (epoch,
+window, document and token) is its *cursor*: with the seed, nothing else is needed to read on. Sequence n of a
+run is the next block of lane n mod `data.lanes`. The ranks divide the lanes among themselves, so a run reads
+the same sequences on any number of ranks, with any number of workers.
 """
 
 import functools
@@ -14,10 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from model.errors import UserError
+
 from .config import DataConfig
 from .corpus import Corpus
 from .packing import best_fit
-from .sources.documents import Document, Shard, runs
+from .sources import Document, Shard, shard_runs
 
 
 class Cursor(NamedTuple):
@@ -52,7 +57,7 @@ def deal(corpus: Corpus, lanes: int, lane: int, seed: int, epoch: int) -> list[S
 @functools.lru_cache(maxsize=2)  # the lanes of a process pass from one epoch to the next at different times
 def _permuted(corpus: Corpus, lanes: int, seed: int, epoch: int) -> tuple[list[Shard], np.ndarray]:
     """All shards, those of a row group in runs of a lane's share at most, and where runs begin and end."""
-    in_order = runs(corpus.shards, len(corpus.shards) // lanes)
+    in_order = shard_runs(corpus.shards, len(corpus.shards) // lanes)
     order = np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(len(in_order))
     permuted = [in_order[run] for run in order]
     ends = np.cumsum([0, *map(len, permuted)])
@@ -85,7 +90,7 @@ class Lane:
         """Writes the lane's next tokens to `block`, (block_size + 1,), and gives the cursor after them.
 
         Raises:
-            ValueError: the cursor does not fit the corpus, which holds no text or a bad document that stops
+            UserError: the cursor does not fit the corpus, which holds no text or a bad document that stops
                 the run.
             ConnectionError: a shard cannot be fetched.
         """
@@ -114,9 +119,9 @@ class Lane:
             elif self._row == 0:
                 self._end_window()
             else:
-                raise ValueError(self._misfit(f"the window has {len(self._rows)} documents"))
+                raise UserError(self._misfit(f"the window has {len(self._rows)} documents"))
         if self._offset >= len(self._document):
-            raise ValueError(self._misfit(f"the document has {len(self._document)} tokens"))
+            raise UserError(self._misfit(f"the document has {len(self._document)} tokens"))
         self._any_text = True
         return self._document
 
@@ -126,7 +131,7 @@ class Lane:
             self._shards = deal(self._corpus, config.lanes, self._lane, config.seed, self._epoch)
         shards = self._shards[self._window * config.shuffle_window :][: config.shuffle_window]
         if not shards:
-            raise ValueError(self._misfit(f"the lane has {len(self._shards)} shards"))
+            raise UserError(self._misfit(f"the lane has {len(self._shards)} shards"))
         documents: list[Document] = []
         self._bad_in_window = Counter()
         for shard in shards:
@@ -161,9 +166,9 @@ class Lane:
         if self._window * self._config.shuffle_window >= len(self._shards):
             # a lane may draw only empty shards in one epoch and fare better in the next, unless all are empty
             if not self._any_text and not self._corpus_has_text():
-                raise ValueError(
+                raise UserError(
                     f"data.source: {self._corpus.source.name} holds no text in its training shards that is "
-                    "not held out."
+                    "not held out"
                 )
             self._any_text = False
             self._shards = None
@@ -181,5 +186,5 @@ class Lane:
         place = Cursor(self._epoch, self._window, self._row, self._offset)
         return (
             f"Lane {self._lane} cannot continue at {place}: {reason}, "
-            "so data.source is not what the run began with."
+            "so data.source is not what the run began with"
         )

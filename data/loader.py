@@ -10,22 +10,42 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
-import torch
+
+from model.errors import UserError
 
 from .config import DataConfig
 from .corpus import Corpus
 from .lanes import Cursor, Lane
 from .parallel import portable
 
+if TYPE_CHECKING:
+    import torch
+
 CHUNK = 16
 """Sequences that a worker hands over at once, at most."""
 PARENT_LOOK_SECONDS = 1.0
 
 
-class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
+def check_lanes(config: DataConfig, corpus: Corpus, world_size: int) -> None:
+    """Raise UserError where the source has too few shards for the lanes, or ranks cannot share them."""
+    lanes, shards = config.lanes, len(corpus.shards)
+    if lanes > shards:
+        raise UserError(
+            f"data.lanes is {lanes}, but {corpus.source.name} has {shards} shards to train on: "
+            f"set data.lanes to {shards} or less"
+        )
+    if lanes % world_size:
+        fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
+        raise UserError(
+            f"data.lanes is {lanes}, which {world_size} processes cannot share evenly: "
+            f"world sizes that divide it are {fitting}"
+        )
+
+
+class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
     """Endless micro-batches of one rank, each with the cursors of the lanes that it moved.
 
     Rank r takes the sequences `first_sequence` + r, + world_size, ... The cursors that come with a
@@ -39,15 +59,16 @@ class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
     Args:
         corpus: The documents.
         config: Lanes, seed, packing, shuffle window, workers and prefetch.
-        block_size: Input tokens a sequence, T; blocks are disjoint and T + 1 tokens long.
-        micro_batch: Sequences a micro-batch, B.
+        block_size: Input tokens per sequence, T; blocks are disjoint and T + 1 tokens long.
+        micro_batch: Sequences per micro-batch, B.
         rank: This process, from 0.
         world_size: The number of processes; it divides `config.lanes`.
         first_sequence: The sequence of the run to begin with, a multiple of `world_size`.
         cursors: Where lanes continue; a lane that is not named begins at its beginning.
 
     Raises:
-        ValueError: the numbers do not fit each other.
+        UserError: `data.lanes` does not fit the source or the number of processes, or a size is not positive.
+        ValueError: `rank` or `first_sequence` does not fit `world_size`.
     """
 
     def __init__(
@@ -62,27 +83,14 @@ class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
         first_sequence: int = 0,
         cursors: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
-        lanes, shards = config.lanes, len(corpus.shards)
         if block_size < 1 or micro_batch < 1:
-            raise ValueError(f"block_size {block_size} and micro_batch {micro_batch} must both be 1 or more.")
-        if lanes > shards:
-            raise ValueError(
-                f"data.lanes is {lanes}, but {corpus.source.name} has {shards} shards to train on: "
-                f"set data.lanes to {shards} or less."
-            )
-        if lanes % world_size:
-            fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
-            raise ValueError(
-                f"data.lanes is {lanes}, which {world_size} processes cannot share evenly: "
-                f"world sizes that divide it are {fitting}."
-            )
+            raise UserError(f"block_size {block_size} and micro_batch {micro_batch} must both be 1 or more")
+        check_lanes(config, corpus, world_size)
         if not 0 <= rank < world_size:
-            raise ValueError(
-                f"rank is {rank}: with a world size of {world_size} it is 0 to {world_size - 1}."
-            )
+            raise ValueError(f"rank is {rank}: with a world size of {world_size} it is 0 to {world_size - 1}")
         if first_sequence < 0 or first_sequence % world_size:
             raise ValueError(
-                f"first_sequence is {first_sequence}: it must be a multiple of the world size {world_size}."
+                f"first_sequence is {first_sequence}: it must be a multiple of the world size {world_size}"
             )
         self.bad: Counter[str] = Counter()
         self._shape = (micro_batch, block_size + 1)
@@ -90,10 +98,10 @@ class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
         places = cursors or {}
         mine = {
             lane: Lane(corpus, config, lane, block_size, Cursor(*places.get(lane, Cursor())))
-            for lane in range(rank, lanes, world_size)
+            for lane in range(rank, config.lanes, world_size)
         }
         # the lanes that this rank's sequences come from, round and round
-        turn = [(first_sequence + rank + i * world_size) % lanes for i in range(len(mine))]
+        turn = [(first_sequence + rank + i * world_size) % config.lanes for i in range(len(mine))]
         self._workers: list[_Worker] = []
         if config.workers == 0:
             self._sequences = _fill_in_turn(mine, turn, block_size, self._dtype)
@@ -120,14 +128,16 @@ class LaneLoader(Iterator[tuple[torch.Tensor, dict[int, Cursor]]]):
         """
         _start(self._workers)
 
-    def __next__(self) -> tuple[torch.Tensor, dict[int, Cursor]]:
+    def __next__(self) -> "tuple[torch.Tensor, dict[int, Cursor]]":
         """The next micro-batch: (B, T + 1) uint16 (int32 for a large vocabulary), and the cursors of the
         lanes it moved.
 
         Raises:
-            ValueError: a document is bad and stops the run, or a cursor does not fit the corpus.
+            UserError: a document is bad and stops the run, or a cursor does not fit the corpus.
             OSError: the source cannot be read, or a worker was killed.
         """
+        import torch  # only here, so that workers can be forked before it is loaded
+
         blocks = np.empty(self._shape, dtype=self._dtype)
         moved = {}
         for block in blocks:

@@ -2,11 +2,14 @@
 
 import bisect
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-IGNORED_TARGET = -1
+from model.config import IGNORED_TARGET
+
+if TYPE_CHECKING:
+    import torch
 
 
 def best_fit(
@@ -15,24 +18,24 @@ def best_fit(
     """Blocks of `length` tokens in which documents stand whole where they fit, in an order drawn at random.
 
     A document longer than a block fills blocks of its own and is cut only there. The longest piece goes
-    first, each into the fullest block that has room for it (best-fit decreasing); what stays free is filled
+    first, each into the fullest block that it fits into (best-fit decreasing); what stays free is filled
     with `eot`, which no target is made of (see `inputs_and_targets`).
 
     Source: Ding et al. 2024, "Fewer truncations improve language modeling", arXiv:2404.10830.
     """
     pieces = [document[at : at + length] for document in documents for at in range(0, len(document), length)]
     blocks: list[list[np.ndarray]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, block), sorted
+    by_space: list[tuple[int, int]] = []  # (free tokens, block), sorted
     for piece in sorted(pieces, key=len, reverse=True):
-        fullest = bisect.bisect_left(room, (len(piece), 0))
-        if fullest < len(room):
-            free, block = room.pop(fullest)
+        fullest = bisect.bisect_left(by_space, (len(piece), 0))
+        if fullest < len(by_space):
+            free, block = by_space.pop(fullest)
         else:
             free, block = length, len(blocks)
             blocks.append([])
         blocks[block].append(piece)
         if free > len(piece):
-            bisect.insort(room, (free - len(piece), block))
+            bisect.insort(by_space, (free - len(piece), block))
     packed = []
     for number in generator.permutation(len(blocks)):
         tokens = np.concatenate(blocks[number])
@@ -40,7 +43,7 @@ def best_fit(
     return packed
 
 
-def inputs_and_targets(tokens: torch.Tensor, eot: int) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs_and_targets(tokens: "torch.Tensor", eot: int) -> "tuple[torch.Tensor, torch.Tensor]":
     """(B, T + 1) token ids -> inputs and targets, each (B, T); a target that fills up a block is ignored.
 
     No document is empty, so an `eot` after an `eot` is filling.
@@ -49,7 +52,7 @@ def inputs_and_targets(tokens: torch.Tensor, eot: int) -> tuple[torch.Tensor, to
     return inputs, targets.masked_fill((inputs == eot) & (targets == eot), IGNORED_TARGET)
 
 
-def document_ids(inputs: torch.Tensor, eot: int) -> torch.Tensor:
+def document_ids(inputs: "torch.Tensor", eot: int) -> "torch.Tensor":
     """(B, T) token ids -> (B, T) numbers, the same for the tokens of one document.
 
     The `eot` that closes a document opens the next one: with a document mask it sees nothing but itself, and

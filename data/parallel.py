@@ -10,22 +10,23 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TypeVar
 
-from .sources.documents import Shard, runs
+from .sources import Shard, shard_runs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-RUNS_A_WORKER = 4
+RUNS_PER_WORKER = 4
+"""So many runs of shards each process gets at least, so that all end at about the same time."""
 
 
 def default_workers() -> int:
-    """A process for each core that this one may use, up to 16."""
+    """The number of processes when none is given: one for each core that this process may use, up to 16."""
     return min(16, len(os.sched_getaffinity(0)))
 
 
-def runs_for(workers: int, shards: Sequence[Shard]) -> list[list[Shard]]:
+def shard_runs_for(workers: int, shards: Sequence[Shard]) -> list[list[Shard]]:
     """Runs of shards that one process reads in order, short enough that no other waits for it."""
-    return runs(shards, max(1, len(shards) // (RUNS_A_WORKER * workers)))
+    return shard_runs(shards, max(1, len(shards) // (RUNS_PER_WORKER * workers)))
 
 
 def in_processes(
@@ -37,7 +38,7 @@ def in_processes(
     with its next result.
 
     Raises:
-        ValueError, OSError: as `function` did, or a process was killed.
+        UserError, OSError: as `function` did, or a process was killed.
     """
     if workers <= 1:
         for item in items:
@@ -106,8 +107,11 @@ def _results(
 
 
 def portable(error: Exception) -> Exception:
-    """An error that survives the way to another process: what a user is told as it is where it can be sent,
-    any other as its traceback."""
+    """What to send to another process in place of an error.
+
+    A `ValueError` (so also a `UserError`) or an `OSError` keeps its class, where it can be sent. Any other
+    becomes a RuntimeError whose text is its traceback, which would be lost on the way.
+    """
     if isinstance(error, (ValueError, OSError)):
         with suppress(Exception):
             return pickle.loads(pickle.dumps(error))

@@ -3,9 +3,9 @@
     python -m data.stats SOURCE [--data.key value ...] [--documents N] [--workers N] [--json FILE]
 
 Tokens are counted as they are trained on, with the `eot` that closes every document. `padding?` stands beside
-a figure that text does not have. In the embedded sample, textbooks, novels and FineWeb the most common token
-has a share of 4 to 6 % with GPT-2's tokenizer and 15 to 18 % with `bytes`, where it is the space, and the
-longest run is one of 12 and of 81 tokens.
+a figure that natural text does not reach. In the embedded sample, textbooks, novels and FineWeb the most
+common token has a share of 4 to 6 % with GPT-2's tokenizer and 15 to 18 % with `bytes`, where it is the
+space, and the longest run is one of 12 and of 81 tokens.
 """
 
 import json
@@ -21,12 +21,11 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from model.errors import print_error as fail
+from model.errors import UserError, print_error
 
 from .command import SourceParser, at_least, open_with_notes
-from .parallel import default_workers, in_processes, runs_for
-from .sources.bin_files import BinFiles
-from .sources.documents import BAD_REASONS, Document, Shard, Source
+from .parallel import default_workers, in_processes, shard_runs_for
+from .sources import BAD_REASONS, BinFiles, Document, Shard, Source
 from .tokenizer import Tokenizer
 
 LONG_DOCUMENT_TOKENS = 1024
@@ -36,7 +35,7 @@ SUSPICIOUS_EMPTY_SHARE = 0.01
 SAMPLED_RUNS = 64
 
 
-class Run(NamedTuple):
+class TokenRun(NamedTuple):
     """The same token `length` times in a row, in a document of a shard, both counted from 0."""
 
     length: int
@@ -61,7 +60,7 @@ class Partial:
     text_bytes: int = 0
     of_length: Counter[int] = field(default_factory=Counter)
     hashes: list[np.ndarray] = field(default_factory=list)
-    longest_run: Run | None = None
+    longest_run: TokenRun | None = None
     bad: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "Partial") -> None:
@@ -101,7 +100,7 @@ def count(documents: Sequence[Document], shard: int, tokenizer: Tokenizer) -> Pa
     begins = np.concatenate([[0], np.flatnonzero(stream[1:] != stream[:-1]) + 1])
     run_lengths = np.diff(begins, append=len(stream))
     longest = int(run_lengths.argmax())
-    partial.longest_run = Run(
+    partial.longest_run = TokenRun(
         length=int(run_lengths[longest]),
         token=int(stream[begins[longest]]),
         shard=shard,
@@ -120,7 +119,7 @@ def measure(
 ) -> dict[str, Any]:
     """The figures of a source, as `--json` writes them.
 
-    Memory grows by 8 bytes a document.
+    Memory grows by 8 bytes per document.
 
     Args:
         source: What to measure.
@@ -130,7 +129,7 @@ def measure(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: no document was found, or one is bad and `data.on_bad_document` is `stop`.
+        UserError: no document was found, or one is bad and `data.on_bad_document` is `stop`.
         OSError: the source cannot be read.
     """
 
@@ -157,7 +156,7 @@ def measure(
 
 def _parts(source: Source, documents: int | None, workers: int) -> list[tuple[list[Shard], int]]:
     """Runs of shards, and how many documents to take from the beginning of each."""
-    all_runs = runs_for(workers, source.shards)
+    all_runs = shard_runs_for(workers, source.shards)
     if documents is None:
         return [(run, sys.maxsize) for run in all_runs]
     rows = sum(shard.rows for shard in source.shards)
@@ -170,7 +169,7 @@ def _parts(source: Source, documents: int | None, workers: int) -> list[tuple[li
 def _figures(total: Partial, source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
     documents = total.of_length.total()
     if documents == 0:
-        raise ValueError(f"data.source: {source.name} holds no document that is not bad.")
+        raise UserError(f"data.source: {source.name} holds no document that is not bad")
     assert total.longest_run is not None
     lengths = np.array(sorted(total.of_length))
     occurrences = np.array([total.of_length[length] for length in lengths])
@@ -209,7 +208,7 @@ def _figures(total: Partial, source: Source, tokenizer: Tokenizer) -> dict[str, 
             "first_row": shard.first_row,
             "document": run.document,
         },
-        # only token files have any: text becomes one `eot` a document
+        # only token files have any: text becomes one `eot` per document
         "end_of_text_runs": total.bad["empty"] if isinstance(source, BinFiles) else 0,
         "duplicate_documents": {"count": documents - distinct, "share": 1 - distinct / documents},
         "bad_documents": {reason: total.bad[reason] for reason in BAD_REASONS if total.bad[reason]},
@@ -228,8 +227,8 @@ def to_text(figures: dict[str, Any]) -> str:
     lines = {
         "documents": f"{figures['documents']:,}",
         "tokens": f"{figures['tokens']:,} ({figures['tokenizer']})",
-        "text": f"{figures['text_bytes']:,} bytes, {figures['bytes_per_token']:.3f} a token",
-        "tokens a document": f"mean {length['mean']:,.1f}, median {length['median']:,}, "
+        "text": f"{figures['text_bytes']:,} bytes, {figures['bytes_per_token']:.3f} per token",
+        "tokens per document": f"mean {length['mean']:,.1f}, median {length['median']:,}, "
         f"longest {length['longest']:,}",
         "longer than 1024": f"{long['share_of_documents']:.2%} of documents, "
         f"{long['share_of_tokens']:.2%} of tokens",
@@ -241,7 +240,7 @@ def to_text(figures: dict[str, Any]) -> str:
         "bad documents": ", ".join(f"{n:,} {why}" for why, n in figures["bad_documents"].items()) or "none",
     }
     return "".join(
-        f"{name:<19}{line}{'   padding?' if is_padded.get(name) else ''}\n" for name, line in lines.items()
+        f"{name:<21}{line}{'   padding?' if is_padded.get(name) else ''}\n" for name, line in lines.items()
     )
 
 
@@ -258,16 +257,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, config = parser.parse(arguments)
         if options.json and not Path(options.json).absolute().parent.is_dir():
-            raise ValueError(f"--json is {options.json}, but there is no folder to write it to.")
+            raise UserError(f"--json is {options.json}, but there is no folder to write it to")
         source, tokenizer = open_with_notes(config)
         figures = measure(source, tokenizer, options.documents, options.workers, progress=True)
         print(to_text(figures), end="")
         if options.json:
             Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        return fail(error)
+    except (UserError, OSError) as error:
+        return print_error(error)
     except KeyboardInterrupt:
-        return fail("interrupted") and 130
+        print_error("interrupted")
+        return 130
     return 0
 
 

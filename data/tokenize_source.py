@@ -1,4 +1,4 @@
-"""Any source, tokenised once into a folder of token shards: what `scripts/tokenize.py` does."""
+"""Any source, tokenised once into a folder of token shards: what `scripts/tokenize_data.py` does."""
 
 import json
 import os
@@ -12,12 +12,25 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from model.errors import UserError
+from model.files import write_json, write_text
+
 from .cache import read_if_final
 from .config import DataConfig
-from .parallel import in_processes, runs_for
-from .sources.documents import Shard, Source
-from .sources.shard_file import ShardFacts, shard_facts, text_bytes, tokenized, write_atomically, write_shard
-from .sources.token_shards import DESCRIPTION, FORMAT, MANIFEST, described, shard_path
+from .parallel import in_processes, shard_runs_for
+from .sources import (
+    SHARDS_FORMAT,
+    Shard,
+    ShardFacts,
+    Source,
+    described,
+    shard_facts,
+    shard_path,
+    text_bytes,
+    tokenized,
+    write_shard,
+)
+from .sources.token_shards import DESCRIPTION, MANIFEST
 from .tokenizer import Tokenizer
 
 LOCK_SECONDS = 10
@@ -38,28 +51,26 @@ def tokenize_source(
     Shards that are there and whole are not made again. Each process holds one shard at a time.
 
     Raises:
-        ValueError: the folder is inside the source, holds something else or is being written by another
+        UserError: the folder is inside the source, holds something else or is being written by another
             process, or a document is bad and `data.on_bad_document` is `stop`.
         OSError: the source cannot be read or the folder cannot be written.
     """
     description = _describe(source, config, tokenizer)
     if Path(folder).resolve().is_relative_to(Path(config.source).expanduser().resolve()):
-        raise ValueError(f"--out: {folder} is inside the source {config.source}: give a folder elsewhere.")
+        raise UserError(f"--out: {folder} is inside the source {config.source}: give a folder elsewhere")
     _prepare(Path(folder), description)
     lock = FileLock(os.path.join(folder, ".lock"))
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout as error:
-        raise ValueError(f"--out: another process is writing to {folder}: wait for it.") from error
+        raise UserError(f"--out: another process is writing to {folder}: wait for it") from error
     with lock:
-        for unfinished in Path(folder).glob("*.tmp"):
-            unfinished.unlink()
-        write_atomically(
-            os.path.join(folder, DESCRIPTION), json.dumps(description, indent=2).encode() + b"\n"
-        )
+        for partial in Path(folder).glob(".*.partial"):  # of a run that was killed
+            partial.unlink()
+        write_json(Path(folder, DESCRIPTION), description)
         facts = _make_shards(source, config, tokenizer, folder, workers, progress)
         manifest = _manifest(description, source, facts)
-        write_atomically(os.path.join(folder, MANIFEST), _to_json(manifest))
+        write_text(Path(folder, MANIFEST), _to_json(manifest))
     return manifest
 
 
@@ -86,7 +97,9 @@ def _make_shards(
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 5.0,
     ) as bar:
-        for index, facts_of_shard, is_there in in_processes(make, runs_for(workers, source.shards), workers):
+        for index, facts_of_shard, is_there in in_processes(
+            make, shard_runs_for(workers, source.shards), workers
+        ):
             facts[index] = facts_of_shard
             if not is_there:
                 tokens += facts_of_shard.tokens
@@ -99,7 +112,7 @@ def _make_shards(
 def _describe(source: Source, config: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     asked_for = ("subset", "revision", "split", "text_column", "max_document_bytes")
     return {
-        "token_shards_format": FORMAT,
+        "token_shards_format": SHARDS_FORMAT,
         "source": source.name,
         **{key: getattr(config, key) for key in asked_for},
         "fingerprint": source.fingerprint,
@@ -113,23 +126,23 @@ def _describe(source: Source, config: DataConfig, tokenizer: Tokenizer) -> dict[
 
 
 def _prepare(folder: Path, description: dict[str, Any]) -> None:
-    """Makes the folder. Raises ValueError where it holds anything but these token shards."""
+    """Makes the folder. Raises UserError where it holds anything but these token shards."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out: {folder} cannot be made a folder ({error.strerror}).") from error
+        raise UserError(f"--out: {folder} cannot be made a folder ({error.strerror})") from error
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out: {folder} cannot be written.")
+        raise UserError(f"--out: {folder} cannot be written")
     before = described(folder)
     if before is None:
         if any(path.name != ".lock" for path in folder.iterdir()):
-            raise ValueError(f"--out: {folder} holds other files: give a new or an empty folder.")
+            raise UserError(f"--out: {folder} holds other files: give a new or an empty folder")
         return
     if _made_of(before) != _made_of(description):
         made_of, longest = before["source"], before["max_document_bytes"]
-        raise ValueError(
+        raise UserError(
             f"--out: {folder} holds {made_of} by {before['tokenizer']['name']} (documents of up to {longest} "
-            "bytes), which has changed or is not what is asked for now: give another folder."
+            "bytes), which has changed or is not what is asked for now: give another folder"
         )
 
 
@@ -172,8 +185,8 @@ def _short_names(paths: list[str]) -> list[str]:
     return ["/".join(path.split("/")[shared:]) for path in paths]
 
 
-def _to_json(manifest: dict[str, Any]) -> bytes:
-    """Indented, but with one shard a line."""
+def _to_json(manifest: dict[str, Any]) -> str:
+    """Indented, but with one shard per line."""
     head = json.dumps({key: value for key, value in manifest.items() if key != "shards"}, indent=2)
     shards = ",\n".join("    " + json.dumps(shard) for shard in manifest["shards"])
-    return f'{head[:-2]},\n  "shards": [\n{shards}\n  ]\n}}\n'.encode()
+    return f'{head[:-2]},\n  "shards": [\n{shards}\n  ]\n}}\n'

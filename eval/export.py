@@ -5,12 +5,14 @@ import importlib.util
 import shutil
 import sys
 import tempfile
-import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.run.console import Console, fail
-from training.run.reader import find_checkpoint, load_model, read_recipe, read_tokenizer
+from model.errors import UserError
+from training.run.reader import find_checkpoint, read_recipe, read_tokenizer
+
+from .command import checkpoint_parser, run_job
 
 if TYPE_CHECKING:
     from data import Tokenizer
@@ -19,35 +21,34 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Export; returns the exit status: 0 when done, 2 where something about the command is wrong."""
     options = parse(argv)
-    try:
-        read_recipe(options.run_dir)
-        find_checkpoint(options.run_dir, options.step)
-        if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-            raise ValueError(f"{options.out} is there already: choose another --out, or remove it")
-    except (ValueError, OSError) as error:
-        return fail(error)
-    console = Console(options.run_dir / "logs" / "export.log")
-    try:
-        console.say(export(options.run_dir, options.out, options.step))
-    except (ValueError, OSError) as error:
-        traceback.print_exc()
-        return console.fail(error)
-    return 0
+    log_file = options.run_dir / "logs" / "export.log"
+    return run_job(
+        log_file,
+        partial(check, options),
+        lambda step, console: console.say(export(options.run_dir, options.out, step)),
+    )
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line; `--help` comes before anything heavy is imported."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.export",
-        description="Write a run's model, with its fp32 weights, as a folder that transformers loads: GPT-2 "
-        "as GPT2LMHeadModel, any other variant with its own code, which needs no NormLab.",
+    parser = checkpoint_parser(
+        "python -m eval.export",
+        "Write a run's model, with its fp32 weights, as a folder that transformers loads: GPT-2 as "
+        "GPT2LMHeadModel, any other variant with its own code, which needs no NormLab.",
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder that train.py wrote")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", required=True, help="a folder that is new or empty"
     )
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint's step (default: the last one)")
     return parser.parse_args(argv)
+
+
+def check(options: argparse.Namespace) -> int:
+    """The step to export. Raises UserError where there is no such checkpoint, or no place for the model."""
+    read_recipe(options.run_dir)
+    _, step = find_checkpoint(options.run_dir, options.step)
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UserError(f"{options.out} is there already: choose another --out, or remove it")
+    return step
 
 
 def export(run_dir: Path, folder: Path, step: int | None = None) -> str:
@@ -55,10 +56,11 @@ def export(run_dir: Path, folder: Path, step: int | None = None) -> str:
 
     Returns how to load them, in words.
 
-    Raises FileNotFoundError and ValueError as `load_model` and `to_hf` do.
+    Raises UserError as `load_model` and `to_hf` do.
     """
     from model import to_hf, variant_name
     from model.huggingface import is_gpt2
+    from training.engine.weights import load_model
 
     tokenizer = read_tokenizer(run_dir)
     gpt, step = load_model(run_dir, step)

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from data import Tokenizer
 from model import GPT
+from model.errors import UserError
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
-"""Padded input tokens a forward pass, by device: on a CPU larger batches only add padding."""
+"""Padded input tokens per forward pass, by device: on a CPU larger batches only add padding."""
 POSITIONS_PER_HEAD_CALL = 2048
 """Scored positions whose logits are in memory at once: 0.4 GB in fp32 at GPT-2's vocabulary."""
 
@@ -88,17 +89,18 @@ class NormLabLM(TemplateLM):
         Returns:
             For each pair the continuation's log-likelihood in nats, and whether greedy decoding gives it.
 
-        Raises ValueError for a continuation that is longer than block_size.
+        Raises UserError for a continuation that is longer than block_size.
         """
         block_size = self.gpt.config.block_size
         if (longest := max((len(continuation) for _, continuation in pairs), default=0)) > block_size:
-            raise ValueError(f"a text to score has {longest} tokens, more than model.block_size {block_size}")
+            raise UserError(f"a text to score has {longest} tokens, more than model.block_size {block_size}")
         sequences = [(context + continuation)[-(block_size + 1) :] for context, continuation in pairs]
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         with self.bar(total=len(pairs), unit=unit) as bar:
             for batch in self._batches(sequences):
-                of_batch = self._score_batch([sequences[i] for i in batch], [len(pairs[i][1]) for i in batch])
-                for i, score in zip(batch, of_batch, strict=True):
+                lengths = [len(pairs[i][1]) for i in batch]
+                batch_scores = self._score_batch([sequences[i] for i in batch], lengths)
+                for i, score in zip(batch, batch_scores, strict=True):
                     scores[i] = score
                 bar.update(len(batch))
         return scores
@@ -134,6 +136,9 @@ class NormLabLM(TemplateLM):
             losses.append(F.cross_entropy(logits, their_targets, reduction="none"))
             greedy.append(logits.argmax(dim=-1) == their_targets)
         # Summed in double: a document of a thousand tokens would lose the fourth decimal in fp32.
-        loss_of = torch.cat(losses).double().cpu().split(lengths)
-        greedy_of = torch.cat(greedy).cpu().split(lengths)
-        return [(-loss.sum().item(), bool(hit.all())) for loss, hit in zip(loss_of, greedy_of, strict=True)]
+        losses_by_pair = torch.cat(losses).double().cpu().split(lengths)
+        greedy_by_pair = torch.cat(greedy).cpu().split(lengths)
+        return [
+            (-loss.sum().item(), bool(hit.all()))
+            for loss, hit in zip(losses_by_pair, greedy_by_pair, strict=True)
+        ]

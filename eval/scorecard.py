@@ -7,191 +7,12 @@ between runs with the same seeds and setting only.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import pandas as pd
+from model.errors import UserError, print_error
 
-from training.run.console import fail
-
-from .evidence.comparison import METRICS, VAL_BITS, VAL_LOSS, Metric, Scorecard, build_scorecard
-from .evidence.results import Run, load_run
-from .evidence.verdicts import describe_sample, format_interval
-
-NOTES = (
-    "val loss is in nats a token, the mean over the finished runs of a variant, with their standard "
-    "deviation (seed sd) where there are several; val bits/byte is the same loss for each byte of text, the "
-    "ends of documents included, which compares across tokenizers; lower is better.",
-    "An interval over seeds holds seed-to-seed and evaluation noise. One over documents or items holds "
-    "evaluation noise only: another seed may move the difference further than the interval is wide.",
-    "Accuracy is lm-eval's acc (no length normalisation), ± its standard error over the items; WikiText-2 "
-    "and sample document perplexity is per word.",
-)
-
-
-def score_table(card: Scorecard) -> pd.DataFrame:
-    """The protocol's table as text: a row a variant, a column a metric that any run has."""
-    table = pd.DataFrame(
-        {"variant": row_titles(card), "mode": card.rows["precision"], "seeds": card.rows["seeds"].astype(str)}
-    )
-    for metric in METRICS:
-        scores = _of_metric(card, metric)
-        if scores["value"].notna().any():
-            table[metric.title] = [_format_score(score, metric) for _, score in scores.iterrows()]
-        if metric is VAL_LOSS and scores["seed_sd"].notna().any():
-            table["seed sd"] = scores["seed_sd"].map("{:.4f}".format, na_action="ignore")
-    return table.astype(object).fillna("-")
-
-
-def difference_table(card: Scorecard) -> pd.DataFrame:
-    """Differences in validation loss to the baseline as text, each with its interval; empty without any."""
-    table = pd.DataFrame({"variant": row_titles(card)})
-    for metric in (VAL_LOSS, VAL_BITS):
-        scores = _of_metric(card, metric)
-        if scores["difference"].notna().any():
-            table[metric.unit] = _format_differences(scores, digits=4)
-    compared = _of_metric(card, card.yardstick)
-    table["over"] = compared.apply(describe_sample, axis=1).where(compared["low"].notna())
-    return table[compared["difference"].notna()].astype(object).fillna("-")
-
-
-def item_difference_table(card: Scorecard) -> pd.DataFrame:
-    """Differences in accuracy to the baseline as text, points with intervals; empty without any."""
-    table = pd.DataFrame({"variant": row_titles(card)})
-    for metric in METRICS:
-        scores = _of_metric(card, metric)
-        if metric.unit == "percent" and scores["difference"].notna().any():
-            table[metric.title.removesuffix(" %")] = _format_differences(scores, digits=2)
-    return table.dropna(thresh=2).astype(object).fillna("-")
-
-
-def run_table(card: Scorecard) -> pd.DataFrame:
-    """How each variant was run, as text."""
-    table = card.rows[
-        ["tokenizer", "precision", "model", "parameters", "steps", "tokens", "skipped_steps", "status"]
-    ].copy()
-    for column in ("parameters", "steps", "tokens", "skipped_steps"):
-        table[column] = table[column].map("{:,.0f}".format, na_action="ignore")
-    table.insert(0, "variant", row_titles(card))
-    titles = {"precision": "mode", "skipped_steps": "skipped steps"}
-    return table.astype(object).fillna("-").rename(columns=titles)
-
-
-def row_titles(card: Scorecard) -> pd.Series:
-    """The rows' names, the baseline marked."""
-    return card.rows["name"] + card.rows["baseline"].map({True: " (baseline)", False: ""})
-
-
-def verdict_lines(card: Scorecard) -> list[str]:
-    """One sentence for every row but the baseline."""
-    return [f"{row.name}: {row.verdict}." for row in card.rows.itertuples() if not row.baseline]
-
-
-def floor_lines(card: Scorecard) -> list[str]:
-    """What a loss has to beat before it means anything, a line a tokenizer."""
-    return [
-        f"Floors of {tokenizer} in nats a token: "
-        + ", ".join(f"{name} {loss:.3f}" for name, loss in floors.items())
-        + " (uniform knows nothing, unigram the token frequencies only)."
-        for tokenizer, floors in card.floors.items()
-    ]
-
-
-def to_markdown(card: Scorecard) -> str:
-    """Text for a terminal or an issue: the headline, the tables, the verdicts, problems and notes."""
-    scores = score_table(card)
-    accuracies = scores[["variant", *(column for column in scores if column.endswith("%"))]]
-    tables = {
-        "Scores": scores.drop(columns=accuracies.columns[1:]),
-        "Accuracy (± standard error)": accuracies if accuracies.shape[1] > 1 else accuracies.head(0),
-        f"Validation loss against {card.baseline} (95 % intervals, negative is better)": difference_table(
-            card
-        ),
-        f"Accuracy against {card.baseline} (points, 95 % interval over the items)": item_difference_table(
-            card
-        ),
-        "Runs": run_table(card),
-    }
-    notes = [*floor_lines(card), *NOTES]
-    lists = {"Verdicts": verdict_lines(card), "Problems": card.problems, "Notes": notes}
-    parts = [card.headline]
-    for title, table in tables.items():
-        if len(table):
-            cells = table.map(lambda cell: cell.replace("|", "\\|").replace("\n", " "))
-            alignment = ["left", *["right"] * (table.shape[1] - 1)]
-            text = cells.to_markdown(index=False, disable_numparse=True, colalign=alignment)
-            parts.append(f"**{title}**\n\n{text}")
-    parts += [
-        f"**{title}**\n\n" + "\n".join(f"- {line}" for line in lines)
-        for title, lines in lists.items()
-        if lines
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def to_csv(card: Scorecard) -> str:
-    """Tidy: one line a variant and metric, in full precision; a variant without a score still has a line."""
-    rows = card.rows.drop(columns=[VAL_LOSS.name, VAL_BITS.name]).rename(columns={"seeds": "finished_runs"})
-    units = card.scores["metric"].map({metric.name: metric.unit for metric in METRICS})
-    scores = card.scores.rename(columns={"seeds": "paired_seeds"}).assign(unit=units)
-    return rows.merge(scores, on="name", how="left").to_csv(index=False)
-
-
-def to_json(card: Scorecard) -> str:
-    """Everything, nested: rows with their scores by metric, floors, headline, problems; null for unknown."""
-    rows = card.rows.drop(columns=[VAL_LOSS.name, VAL_BITS.name]).rename(columns={"seeds": "finished_runs"})
-    records = _records(rows)
-    for row in records:
-        scores = card.scores[card.scores["name"] == row["name"]].drop(columns="name")
-        row["scores"] = {
-            record.pop("metric"): record
-            for record in _records(scores.rename(columns={"seeds": "paired_seeds"}))
-        }
-    content = {
-        "headline": card.headline,
-        "baseline": card.baseline,
-        "yardstick": card.yardstick.name,
-        "floors": card.floors,
-        "rows": records,
-        "problems": card.problems,
-    }
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-
-def _of_metric(card: Scorecard, metric: Metric) -> pd.DataFrame:
-    scores = card.scores[card.scores["metric"] == metric.name].set_index("name")
-    return scores.reindex(card.rows["name"]).reset_index()
-
-
-def _format_score(score: pd.Series, metric: Metric) -> str:
-    if pd.isna(score["value"]):
-        return "-"
-    digits = 2 if metric.unit in ("perplexity", "percent") else 4
-    text = f"{score['value']:,.{digits}f}"
-    has_error = metric.unit == "percent" and pd.notna(score["standard_error"])
-    return f"{text} ± {score['standard_error']:.2f}" if has_error else text
-
-
-def _format_differences(scores: pd.DataFrame, digits: int) -> pd.Series:
-    """Rows of `scores` as "+0.0100 [-0.0200, +0.0400]", the interval left out where there is none."""
-    difference = scores["difference"].map(f"{{:+.{digits}f}}".format, na_action="ignore")
-    interval = " " + scores.apply(format_interval, axis=1, digits=digits)
-    return difference + interval.where(scores["low"].notna(), "")
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {str(key): None if pd.isna(value) else value for key, value in record.items()}
-        for record in table.to_dict("records")
-    ]
-
-
-def load_runs(run_dirs: Sequence[str | Path]) -> list[Run]:
-    """The runs in the order given, a folder given twice only once."""
-    return [load_run(folder) for folder in dict.fromkeys(Path(run_dir) for run_dir in run_dirs)]
+from .evidence.results import read_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,13 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=("markdown", "csv", "json"), default="markdown")
     options = parser.parse_args(arguments)
     try:
-        card = build_scorecard(load_runs(options.run_dirs), options.baseline)
+        records = read_runs(options.run_dirs)
+        # Imported here: what is wrong with the folders is said before pandas is there.
+        from .evidence.comparison import build_scorecard
+        from .evidence.tables import to_csv, to_json, to_markdown
+
+        card = build_scorecard(records, options.baseline)
         text = {"markdown": to_markdown, "csv": to_csv, "json": to_json}[options.format](card)
-    except (ValueError, OSError) as error:
-        return fail(error)
+    except (UserError, OSError) as error:
+        return print_error(error)
     print(text, end="")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

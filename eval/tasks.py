@@ -1,7 +1,7 @@
 """The tasks by name, on the hub's data, on local files, or on the embedded sample.
 
 The protocol's six tasks and arc_challenge are lm-eval's own, read from the Hugging Face hub. With
-`--eval_data DIR` the same tasks, under the same names, read local files with the hub's fields, one folder a
+`--eval_data DIR` the same tasks, under the same names, read local files with the hub's fields, one folder per
 data set, plain or gzipped (`.gz`):
 
     DIR/wikitext2/test_document_level.jsonl            page
@@ -16,14 +16,35 @@ Two more need neither hub nor folder; they read the held-out documents of the em
 `sample_documents` is their perplexity, `sample_lastword` the last word of a passage, as in LAMBADA.
 """
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.errors import UserError
+from training.config.evaluation import check_names
+
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of the scorecard.
+
+    Attributes:
+        name: in csv and json.
+        title: in tables.
+        unit: of its values, which are shown in percent where lm-eval gives a fraction.
+        task: the task whose results hold it; empty for the validation losses.
+        key: lm-eval's name for it there.
+    """
+
+    name: str
+    title: str
+    unit: str
+    task: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,8 +70,23 @@ TASK_SETS = {
     ),
     "arc_challenge": TaskSet("arc/arc_challenge.yaml", "arc_challenge/test.jsonl", "test"),
 }
-PROTOCOL_TASKS = ("wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande")
-KNOWN_TASKS = (*TASK_SETS, "sample_documents", "sample_lastword")
+# What the scorecard shows of them, in its order. Accuracy is lm-eval's `acc` throughout: the one that all
+# tasks have (WinoGrande has no acc_norm).
+TASK_METRICS = (
+    Metric("wikitext_ppl", "WikiText-2 ppl", "perplexity", "wikitext", "word_perplexity"),
+    Metric("wikitext_bits", "WikiText-2 bits/byte", "bits/byte", "wikitext", "bits_per_byte"),
+    Metric("lambada_ppl", "LAMBADA ppl", "perplexity", "lambada_openai", "perplexity"),
+    Metric("arc_easy_acc", "ARC-Easy %", "percent", "arc_easy", "acc"),
+    Metric("hellaswag_acc", "HellaSwag %", "percent", "hellaswag", "acc"),
+    Metric("piqa_acc", "PIQA %", "percent", "piqa", "acc"),
+    Metric("winogrande_acc", "WinoGrande %", "percent", "winogrande", "acc"),
+    Metric("sample_documents_ppl", "sample docs ppl", "perplexity", "sample_documents", "word_perplexity"),
+    Metric(
+        "sample_documents_bits", "sample docs bits/byte", "bits/byte", "sample_documents", "bits_per_byte"
+    ),
+    Metric("sample_lastword_ppl", "sample last-word ppl", "perplexity", "sample_lastword", "perplexity"),
+    Metric("sample_lastword_acc", "sample last-word %", "percent", "sample_lastword", "acc"),
+)
 
 _DOCUMENT_PERPLEXITY = {
     "output_type": "loglikelihood_rolling",
@@ -62,30 +98,21 @@ _DOCUMENT_PERPLEXITY = {
 }
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Raise ValueError, naming the nearest task and all of them, where a name is not in KNOWN_TASKS."""
-    for name in names:
-        if name not in KNOWN_TASKS:
-            close = difflib.get_close_matches(name, KNOWN_TASKS, n=1, cutoff=0.5)
-            guess = f" (did you mean '{close[0]}'?)" if close else ""
-            raise ValueError(f"there is no task '{name}'{guess}; known are {', '.join(KNOWN_TASKS)}")
-
-
 def local_file(name: str, data_dir: str | Path) -> Path:
-    """The file that a public task reads below `data_dir`. Raises FileNotFoundError where it is missing."""
+    """The file that a public task reads below `data_dir`. Raises UserError where it is missing."""
     if not Path(data_dir).is_dir():
-        raise FileNotFoundError(f"there is no folder {data_dir} to read evaluation sets from")
+        raise UserError(f"there is no folder {data_dir} to read evaluation sets from")
     plain = Path(data_dir, TASK_SETS[name].file)
     for file in (plain, plain.with_name(plain.name + ".gz")):
         if file.is_file():
             return file.resolve()
-    raise FileNotFoundError(f"task '{name}' reads {plain} (or {plain.name}.gz), which does not exist")
+    raise UserError(f"task '{name}' reads {plain} (or {plain.name}.gz), which does not exist")
 
 
 def check_tasks(names: Iterable[str], data_dir: str | Path | None) -> None:
     """What can be said about a choice of tasks without reading data: the names, and the files of `data_dir`.
 
-    Raises ValueError and FileNotFoundError.
+    Raises UserError.
     """
     names = tuple(names)
     check_names(names)
@@ -97,8 +124,8 @@ def check_tasks(names: Iterable[str], data_dir: str | Path | None) -> None:
 def load_tasks(names: Iterable[str], data_dir: str | Path | None) -> "dict[str, Task]":
     """lm-eval's task objects with their data read, in the order of `names`.
 
-    Raises ValueError for an unknown name or a file that cannot be read, FileNotFoundError for a missing file,
-    ConnectionError where the hub is needed and cannot be reached.
+    Raises UserError for an unknown name and for a file that is missing or cannot be read, ConnectionError
+    where the hub is needed and cannot be reached.
     """
     # Imported here: the recipe is checked against the names above without lm-eval's seconds of imports.
     from datasets.exceptions import DatasetGenerationError
@@ -115,7 +142,7 @@ def load_tasks(names: Iterable[str], data_dir: str | Path | None) -> "dict[str, 
             tasks |= manager.load([config])["tasks"]
         except DatasetGenerationError as error:
             where = ", ".join(files.values()) or "the hub's data"
-            raise ValueError(f"task '{name}' cannot read {where}: {_first_line(error)}") from error
+            raise UserError(f"task '{name}' cannot read {where}: {_first_line(error)}") from error
         except OSError as error:
             if files:
                 raise

@@ -1,6 +1,7 @@
-"""GPT-2 and its plug points. It imports torch and no other directory of NormLab.
+"""GPT-2 with its three plug points (norm, block, topology), and the catalogue of designs for them.
 
-What is imported from here is loaded when it is first asked for: configs come without torch.
+It imports no other directory of NormLab. A name imported from here is loaded when it is first asked for, so
+that configs, variants and the designs of a file come without torch.
 """
 
 import os

@@ -3,6 +3,8 @@
 N is the chosen norm, A attention, M the MLP. Each block lays out its own norms, so each reads as its formula.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
@@ -10,16 +12,16 @@ from .config import BlockConfig
 from .layers import MLP, CausalSelfAttention
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module, ABC):
     """x = x + F1(x); x = x + F2(x): a block whose two branches a topology may join in other ways."""
 
+    @abstractmethod
     def attention_branch(self, x: torch.Tensor) -> torch.Tensor:
         """F1: (B, T, C) -> (B, T, C)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mlp_branch(self, x: torch.Tensor) -> torch.Tensor:
         """F2: (B, T, C) -> (B, T, C)."""
-        raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""

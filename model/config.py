@@ -1,9 +1,15 @@
 """The shape of a GPT-2 and the names of the designs plugged into it."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from .errors import UserError
+
+if TYPE_CHECKING:  # what only describes a model is read without torch
+    from torch import nn
+
+IGNORED_TARGET = -1
+"""A target that is not learnt and not scored."""
 
 PRESETS: dict[str, dict[str, int]] = {
     "gpt2_small": {"n_layer": 12, "n_head": 12, "n_embd": 768},
@@ -59,13 +65,13 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
+                raise UserError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
         if self.n_embd % self.n_head:
-            raise ValueError(
+            raise UserError(
                 f"model.n_embd is {self.n_embd}, which model.n_head {self.n_head} does not divide"
             )
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout is {self.dropout}: it must be at least 0 and below 1")
+            raise UserError(f"model.dropout is {self.dropout}: it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class TopologyConfig:
     dropout: float
     bias: bool
     qk_norm: QKNorm
-    norm: type[nn.Module]
+    norm: "type[nn.Module]"
     """Builds the chosen norm, its options set: `config.norm(config.n_embd, bias=config.bias)`."""
 
 

@@ -1,35 +1,32 @@
 """From a design's name to its class: registered names, `package.module:Class`, `path/to/file.py:Class`."""
 
 import dataclasses
-import difflib
-import hashlib
 import importlib
 import inspect
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from .blocks import BLOCKS
 from .config import BlockConfig, GPTConfig, TopologyConfig
+from .errors import UserError, did_you_mean
 from .layers import MLP, CausalSelfAttention
 from .norms import NORMS
 from .options import with_options
 from .placements import PLACEMENTS
+from .plug_points import PlugPoint, existing_file, split_name
+from .plug_points import design_files as design_files
+from .plug_points import design_fingerprint as design_fingerprint
+from .plug_points import designs_of_file as designs_of_file
 from .plugin import classes_in, extract, in_words
 from .residuals import RESIDUALS
 from .sphere import SPHERE_BLOCKS, SPHERE_TOPOLOGIES
 from .streams import STREAMS
 from .topologies import TOPOLOGIES
 
-PlugPoint = Literal["norm", "block", "topology"]
-NAMES_IN_FILES: dict[str, PlugPoint] = {"LayerNorm": "norm", "Block": "block", "Topology": "topology"}
-"""What a candidate file calls its designs; each that it defines takes its plug point."""
-NAMES_OF_OURS = ("LayerNorm", "CausalSelfAttention", "MLP", "GPTConfig")
-"""What a file may use without defining it."""
 REGISTERED: dict[PlugPoint, Mapping[str, type[nn.Module]]] = {
     "norm": NORMS,
     "block": BLOCKS | PLACEMENTS | RESIDUALS | SPHERE_BLOCKS,
@@ -49,7 +46,7 @@ class Designs:
     """Fields that a block's file adds to nanoGPT's config, with their defaults."""
 
     def blocks(self, config: GPTConfig) -> list[nn.Module]:
-        """The `n_layer` blocks. Raises ValueError where the design's own code fails."""
+        """The `n_layer` blocks. Raises UserError where the design's own code fails."""
         shape = self._shape(config)
         kind: type = BlockConfig
         added = {name: v for name, v in self.config_defaults.items() if name not in shape}
@@ -61,7 +58,7 @@ class Designs:
         ]
 
     def joined(self, config: GPTConfig, blocks: Sequence[nn.Module]) -> nn.Module:
-        """The topology over the blocks. Raises ValueError where the design's own code fails."""
+        """The topology over the blocks. Raises UserError where the design's own code fails."""
         return _build("topology", config, self.topology, TopologyConfig(**self._shape(config)), blocks)
 
     def final_norm(self, config: GPTConfig) -> nn.Module:
@@ -77,7 +74,7 @@ class Designs:
 
 
 def find_designs(config: GPTConfig) -> Designs:
-    """The classes that a config names. Raises ValueError for one that does not exist or an option it lacks.
+    """The classes that a config names. Raises UserError for one that does not exist or an option it lacks.
 
     A block or topology from a file may use nanoGPT's names `LayerNorm` (here: the chosen norm),
     `CausalSelfAttention`, `MLP` and `GPTConfig` without defining them.
@@ -95,53 +92,11 @@ def find_designs(config: GPTConfig) -> Designs:
     return Designs(norm, block, topology, defaults)
 
 
-def designs_of_file(path: str) -> dict[str, str]:
-    """A candidate file's designs: {"norm": "candidate.py:LayerNorm"}, for each class that it defines.
-
-    Raises ValueError for a file that is not there, is not Python, or defines none.
-    """
-    found = set(classes_in(_existing(f"model.variant is '{path}'", path)))
-    designs: dict[str, str] = {
-        plug: f"{path}:{name}" for name, plug in NAMES_IN_FILES.items() if name in found
-    }
-    if not designs:
-        raise ValueError(
-            f"model.variant is '{path}', which defines none of {', '.join(NAMES_IN_FILES)} at its top level"
-        )
-    return designs
-
-
-def design_files(config: GPTConfig) -> dict[PlugPoint, Path]:
-    """The files of designs that come from a file."""
-    files: dict[PlugPoint, Path] = {}
-    for plug in REGISTERED:
-        place = split(getattr(config, plug))
-        if place and place[0].endswith(".py"):
-            files[plug] = _existing(f"model.{plug} is '{getattr(config, plug)}'", place[0])
-    return files
-
-
-def design_fingerprint(config: GPTConfig) -> str | None:
-    """A hash of the code of designs that come from a file: of the part that they need. None without any."""
-    parts = [
-        extract(path, [getattr(config, plug).rpartition(":")[2]], NAMES_OF_OURS).source
-        for plug, path in design_files(config).items()
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest() if parts else None
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, and all of them."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    guess = f" (did you mean '{close[0]}'?)" if close else ""
+    guess = did_you_mean(name, known, 0.5)
     return f"{guess}; known are {', '.join(known)}" if len(known) <= 60 else guess
-
-
-def split(name: str) -> tuple[str, str] | None:
-    """A design that is no registered name as its file or module and its class."""
-    where, colon, class_name = name.rpartition(":")
-    return (where, class_name) if colon else None
 
 
 def _find(
@@ -159,19 +114,19 @@ def _find(
 def _load(
     key: str, name: str, known: Mapping[str, object], ours: Mapping[str, type]
 ) -> tuple[type[nn.Module], Mapping[str, Any]]:
-    place = split(name)
+    place = split_name(name)
     if place is None:
-        raise ValueError(
+        raise UserError(
             f"{key} is '{name}', which is neither a registered name nor module:Class nor file.py:Class"
             + nearest(name, known)
         )
     where, class_name = place
     defaults: Mapping[str, Any] = {}
     if where.endswith(".py"):
-        path = _existing(f"{key} is '{name}'", where)
+        path = existing_file(f"{key} is '{name}'", where)
         classes = classes_in(path)
         if class_name not in classes:
-            raise ValueError(
+            raise UserError(
                 f"{key} is '{name}', but {where} has no class named '{class_name}'"
                 + nearest(class_name, classes)
             )
@@ -181,17 +136,17 @@ def _load(
         try:
             module = importlib.import_module(where, __package__)  # `.design_block` in an exported folder
         except ImportError as error:
-            raise ValueError(f"{key} is '{name}', but importing {where} failed: {error}") from error
+            raise UserError(f"{key} is '{name}', but importing {where} failed: {error}") from error
         design = getattr(module, class_name, None)
         if not isinstance(design, type):
             classes = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, nn.Module)]
-            raise ValueError(
+            raise UserError(
                 f"{key} is '{name}', but {where} has no nn.Module named '{class_name}'"
                 + nearest(class_name, classes)
             )
         defaults = _config_defaults(module)
     if not (isinstance(design, type) and issubclass(design, nn.Module)):
-        raise ValueError(f"{key} is '{name}', which is no nn.Module but {design!r}")
+        raise UserError(f"{key} is '{name}', which is no nn.Module but {design!r}")
     return design, defaults
 
 
@@ -203,16 +158,9 @@ def _config_defaults(module: types.ModuleType) -> dict[str, Any]:
     return {name: getattr(kind, name) for name in inspect.get_annotations(kind) if hasattr(kind, name)}
 
 
-def _existing(what: str, path: str) -> Path:
-    found = Path(path).expanduser().resolve()
-    if not found.is_file():
-        raise ValueError(f"{what}, but there is no file {found}")
-    return found
-
-
 def _build(plug: str, config: GPTConfig, design: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
     try:
         return design(*args, **kwargs)
     except Exception as error:
         problem = str(error) if isinstance(error, ValueError) else in_words(error)
-        raise ValueError(f"model.{plug} '{getattr(config, plug)}' cannot be built: {problem}") from error
+        raise UserError(f"model.{plug} '{getattr(config, plug)}' cannot be built: {problem}") from error

@@ -6,7 +6,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 DocumentMask = torch.Tensor | BlockMask
 
-# Uncompiled it holds all scores in memory. One compilation a shape: a run has few.
+# Uncompiled it holds all scores in memory. Each shape is compiled once, and a run has few.
 _compiled = torch.cuda.is_available()
 _flex_attention = torch.compile(flex_attention, dynamic=False) if _compiled else flex_attention
 

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from .config import GPTConfig
-from .designs import NAMES_OF_OURS, REGISTERED, PlugPoint, design_files, split
+from .designs import REGISTERED
+from .errors import UserError
+from .plug_points import NAMES_OF_OURS, PLUG_POINTS, PlugPoint, design_files, split_name
 from .plugin import classes_in, extract
 
 _PACKAGE = __name__.partition(".")[0]
@@ -26,7 +28,7 @@ def write_code(config: GPTConfig, folder: Path) -> GPTConfig:
 
     Returns the config with the designs named as they are found there: `.design_block:Block`.
 
-    Raises ValueError for a design that needs more than its own file, torch and installed packages.
+    Raises UserError for a design that needs more than its own file, torch and installed packages.
     """
     from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -35,7 +37,7 @@ def write_code(config: GPTConfig, folder: Path) -> GPTConfig:
     modules = {file.stem for file in ours}
     names: dict[str, str] = {}
     sources: dict[str, str] = {}
-    for plug in REGISTERED:
+    for plug in PLUG_POINTS:
         names[plug] = _place(plug, config, modules)
         if names[plug].startswith(".design_"):
             sources[f"design_{plug}.py"] = _source(plug, config, modules)
@@ -57,9 +59,9 @@ def write_code(config: GPTConfig, folder: Path) -> GPTConfig:
 
 
 def _place(plug: PlugPoint, config: GPTConfig, ours: set[str]) -> str:
-    """The name of a design in the folder. Raises ValueError for one of ours that does not go there."""
+    """The name of a design in the folder. Raises UserError for one of ours that does not go there."""
     name = getattr(config, plug)
-    place = split(name)
+    place = split_name(name)
     if name in REGISTERED[plug] or place is None:
         return name
     where, class_name = place
@@ -68,7 +70,7 @@ def _place(plug: PlugPoint, config: GPTConfig, ours: set[str]) -> str:
         return f".design_{plug}:{class_name}"
     if package in (_PACKAGE, ""):
         if module not in ours:
-            raise ValueError(f"model.{plug} '{name}' is not exported: its module is no part of a model")
+            raise UserError(f"model.{plug} '{name}' is not exported: its module is no part of a model")
         return f".{module}:{class_name}"
     return name if package == "torch" else f".design_{plug}:{class_name}"
 
@@ -76,7 +78,7 @@ def _place(plug: PlugPoint, config: GPTConfig, ours: set[str]) -> str:
 def _source(plug: PlugPoint, config: GPTConfig, ours: set[str]) -> str:
     """A design's part of its file, with imports of what it leaves to NormLab."""
     name = getattr(config, plug)
-    where, class_name = split(name) or ("", name)
+    where, class_name = split_name(name) or ("", name)
     files = design_files(config)
     given: tuple[str, ...] = NAMES_OF_OURS
     if plug in files:
@@ -84,11 +86,11 @@ def _source(plug: PlugPoint, config: GPTConfig, ours: set[str]) -> str:
     else:
         spec = importlib.util.find_spec(where)
         if spec is None or not str(spec.origin).endswith(".py"):
-            raise ValueError(f"model.{plug} '{name}' is not exported: its module is no Python file")
+            raise UserError(f"model.{plug} '{name}' is not exported: its module is no Python file")
         path, given = Path(str(spec.origin)), ()
     classes = classes_in(path)
     if class_name not in classes:
-        raise ValueError(f"model.{plug} '{name}' is not exported: {path} does not define the class itself")
+        raise UserError(f"model.{plug} '{name}' is not exported: {path} does not define the class itself")
     # The config's class goes along because its defaults reach the block.
     asked = [class_name] + [c for c in ("GPTConfig",) if plug == "block" and c in classes]
     part = extract(path, asked, given)
@@ -98,8 +100,8 @@ def _source(plug: PlugPoint, config: GPTConfig, ours: set[str]) -> str:
     header = [f"from .{home} import {', '.join(used)}" for home, used in sorted(homes.items())]
     try:
         return _with_header(_self_contained(part.source, where.partition(".")[0], ours), header)
-    except ValueError as error:
-        raise ValueError(f"model.{plug} '{name}' is not exported: {path} {error}") from error
+    except UserError as error:
+        raise UserError(f"model.{plug} '{name}' is not exported: {path} {error}") from error
 
 
 def _with_header(source: str, header: list[str]) -> str:
@@ -117,7 +119,7 @@ def _with_header(source: str, header: list[str]) -> str:
 def _self_contained(source: str, package: str, ours: set[str]) -> str:
     """The source with imports from NormLab, of modules in `ours`, made relative.
 
-    Raises ValueError for an import that another machine could not do, of a local file, unless it is tried.
+    Raises UserError for an import that another machine could not do, of a local file, unless it is tried.
     """
     installed = importlib.metadata.packages_distributions().keys() | sys.stdlib_module_names
     text = source.encode()
@@ -140,7 +142,7 @@ def _self_contained(source: str, package: str, ours: set[str]) -> str:
         modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
         tops = {module.partition(".")[0] for module in modules}
         if relative or _PACKAGE in tops or package in tops or not (tops <= installed or id(node) in optional):
-            raise ValueError(f"is not self-contained: '{ast.unparse(node)}' finds nothing on another machine")
+            raise UserError(f"is not self-contained: '{ast.unparse(node)}' finds nothing on another machine")
     return text.decode()
 
 
@@ -158,7 +160,7 @@ def _relative(node: ast.ImportFrom, ours: set[str]) -> str:
         home = getattr(getattr(importlib.import_module(_PACKAGE), alias.name, None), "__module__", "")
         home = home.partition(".")[2]
         if module or home not in ours:
-            raise ValueError(f"is not self-contained: '{ast.unparse(node)}' finds nothing on another machine")
+            raise UserError(f"is not self-contained: '{ast.unparse(node)}' finds nothing on another machine")
         statements.append(ast.unparse(ast.ImportFrom(home, [alias], 1)))
     return "; ".join(statements)
 

@@ -14,7 +14,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     which an error removes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # not the process id alone: hosts that share a file system have the same ones
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
         write(partial)
         with partial.open("r+b") as file:

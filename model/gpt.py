@@ -8,6 +8,7 @@ from torch import nn
 from .config import GPTConfig
 from .designs import find_designs
 from .document_mask import document_mask
+from .errors import UserError
 from .layers import CausalSelfAttention
 from .loss import Head, Reduction
 from .sphere import UnitHead
@@ -25,7 +26,7 @@ class GPT(nn.Module):
     Attributes:
         blocks: the blocks, in order of depth.
 
-    Raises ValueError for a design that does not exist, lacks an option, or cannot be built.
+    Raises UserError for a design that does not exist, lacks an option, or cannot be built.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -69,18 +70,19 @@ class GPT(nn.Module):
         reduction: Reduction = "mean",
         documents: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Logits without targets; the loss with them.
+        """Logits where there are no targets; the loss, and no logits, where there are.
 
         Args:
             idx: (B, T) token ids, T at most block_size.
-            targets: (B, T) the ids to predict; -1 is ignored.
+            targets: (B, T) the ids to predict; `IGNORED_TARGET` (-1) is not learnt.
             reduction: `mean` for the batch's loss, `none` for (B, T) losses, 0 where the target is ignored.
             documents: (B, T) the number of each token's document: attention stays within it.
 
         Returns:
-            (logits, None) with logits (B, T, vocab_size), or (None, loss) with loss in nats a token, fp32.
+            `(logits, None)` without targets, logits (B, T, vocab_size). `(None, loss)` with them, the loss in
+            nats per token, fp32: the logits of a whole batch never exist.
 
-        Raises ValueError for impossible shapes, and for documents that `check_document_mask` refuses.
+        Raises ValueError for impossible shapes, UserError for documents that `check_document_mask` refuses.
         """
         T = idx.shape[1]
         if self.config.block_size < T:
@@ -118,13 +120,13 @@ class GPT(nn.Module):
             attention.document_mask = mask
 
     def check_document_mask(self) -> None:
-        """Raises ValueError where a block's attention is not `model.layers.CausalSelfAttention`."""
+        """Raises UserError where a block's attention is not `model.layers.CausalSelfAttention`."""
         package = __name__.partition(".")[0]
         for i, block in enumerate(self.blocks):
             kinds = {type(module) for module in block.modules() if isinstance(module, CausalSelfAttention)}
             # A user's subclass need not look at the mask.
             if not kinds or any(kind.__module__.partition(".")[0] != package for kind in kinds):
-                raise ValueError(
+                raise UserError(
                     f"data.document_mask is true, but block {i} of model.block '{self.config.block}' does "
                     "not attend through model.layers.CausalSelfAttention, which alone keeps documents apart"
                 )

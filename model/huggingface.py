@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .config import GPTConfig
+from .errors import UserError
 from .gpt import GPT
 from .norms import EPS
 
@@ -33,7 +34,7 @@ def from_hf(source: nn.Module | str | Path) -> GPT:
             `transformer.` before its keys, which becomes `vanilla`; or whatever `to_hf` wrote, whose
             `design_*.py` are run.
 
-    Raises ValueError where the checkpoint is no plain GPT-2, FileNotFoundError where there is none.
+    Raises UserError where the checkpoint is no plain GPT-2, or where there is none.
     """
     if isinstance(source, nn.Module):
         config: Any = source.config
@@ -51,7 +52,7 @@ def from_hf(source: nn.Module | str | Path) -> GPT:
             return _from_normlab_folder(values, source)
         return _from_gpt2_folder(values, source)
     except OSError as error:
-        raise FileNotFoundError(f"{source} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{source} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def to_hf(gpt: GPT, folder: str | Path, eot: int | None = 50256) -> Path:
@@ -66,7 +67,7 @@ def to_hf(gpt: GPT, folder: str | Path, eot: int | None = 50256) -> Path:
         folder: is made where it is missing.
         eot: the token that ends a text; it is left out where the vocabulary is smaller.
 
-    Raises ValueError for a design that is not self-contained.
+    Raises UserError for a design that is not self-contained.
     """
     from safetensors.torch import save_file
     from transformers import GenerationConfig, GPT2Config, PreTrainedConfig
@@ -129,11 +130,9 @@ def is_gpt2(config: GPTConfig) -> bool:
 
 
 def _check_gpt2(theirs: dict[str, Any]) -> None:
-    """Raises ValueError for a config that is not plain GPT-2's."""
+    """Raises UserError for a config that is not plain GPT-2's."""
     if theirs.get("model_type") != "gpt2":
-        raise ValueError(
-            f"the Hugging Face model is no GPT-2: its model_type is {theirs.get('model_type')!r}"
-        )
+        raise UserError(f"the Hugging Face model is no GPT-2: its model_type is {theirs.get('model_type')!r}")
     problems = [
         f"{key} is {theirs[key]!r}"
         for key, plain in _PLAIN.items()
@@ -145,7 +144,7 @@ def _check_gpt2(theirs: dict[str, Any]) -> None:
     if len(dropouts) > 1:
         problems.append("its three dropouts differ")
     if problems:
-        raise ValueError(f"the Hugging Face model is not a plain GPT-2: {'; '.join(problems)}")
+        raise UserError(f"the Hugging Face model is not a plain GPT-2: {'; '.join(problems)}")
 
 
 def _from_gpt2_folder(values: dict[str, Any], source: str | Path) -> GPT:
@@ -162,12 +161,12 @@ def _from_gpt2_folder(values: dict[str, Any], source: str | Path) -> GPT:
     unmatched = [*loading["missing_keys"], *loading["unexpected_keys"]]
     unmatched += [name for name, *_ in loading["mismatched_keys"]]
     if unmatched := [name for name in unmatched if not _is_mask(name)]:
-        raise ValueError(_no_match(unmatched))
+        raise UserError(_no_match(unmatched))
     return _from_gpt2(theirs.config.to_dict(), theirs.state_dict())
 
 
 def _from_gpt2(theirs: dict[str, Any], weights: dict[str, torch.Tensor]) -> GPT:
-    """Our GPT from GPT-2's config and weights, in any of the layouts they have. Raises ValueError."""
+    """Our GPT from GPT-2's config and weights, in any of the layouts they have. Raises UserError."""
     _check_gpt2(theirs)
     eps = theirs["layer_norm_epsilon"]
     gpt = GPT(
@@ -192,7 +191,7 @@ def _from_gpt2(theirs: dict[str, Any], weights: dict[str, torch.Tensor]) -> GPT:
     if embedding is not None:
         head = state.setdefault("lm_head.weight", embedding)
         if not torch.equal(head, embedding):
-            raise ValueError(
+            raise UserError(
                 "the Hugging Face model is not a plain GPT-2: its head is not tied to its embedding"
             )
     return _load(gpt, state)
@@ -210,7 +209,7 @@ def _from_normlab_folder(values: dict[str, Any], source: str | Path) -> GPT:
 
     folder = Path(source)
     if not folder.is_dir() and any(str(values.get(plug)).startswith(_OWN_DESIGN) for plug in _PLUGS):
-        raise ValueError(f"{source} brings code of its own: download it, look at it, and give its folder")
+        raise UserError(f"{source} brings code of its own: download it, look at it, and give its folder")
     return _from_normlab(values, load_file(str(cached_file(source, "model.safetensors"))), folder)
 
 
@@ -236,7 +235,7 @@ def _load(gpt: GPT, state: dict[str, torch.Tensor]) -> GPT:
     different = ours.keys() ^ state.keys()
     different |= {name for name in ours.keys() & state.keys() if ours[name].shape != state[name].shape}
     if different:
-        raise ValueError(_no_match(sorted(different)))
+        raise UserError(_no_match(sorted(different)))
     gpt.load_state_dict(state)
     return gpt
 

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-IGNORED = -1
-"""A target that is not learnt."""
+from .config import IGNORED_TARGET
+
 CHUNK = {"cpu": 512, "cuda": 4096}
 """Rows whose logits are in memory at once, by device: 103 MB in fp32 on a CPU, 0.4 GB in bf16 on a GPU."""
+
+_WIDE = (torch.float32, torch.float64)
 
 Reduction = Literal["mean", "none"]
 
@@ -48,17 +50,18 @@ def linear_cross_entropy(
     """The cross-entropy of hidden (N, C) times weight (V, C) with targets (N,), in nats, fp32.
 
     torch's own chunked operator takes it where the products are in fp32. For bf16 inputs that operator rounds
-    the loss to bf16, in steps of 0.06 near 11, so where bf16 products are fast they are chunked here.
+    the loss to bf16, in steps of 0.06 near 11, so where bf16 products are fast they are chunked here. So are
+    all where torch has no such operator, which came with torch 2.13.
 
     Args:
         hidden: what the head reads.
         weight: the head's rows.
-        targets: token ids, or `IGNORED`.
+        targets: token ids, or `IGNORED_TARGET`.
         reduction: `mean` over the targets that count, or `none` for (N,) losses, 0 where ignored.
     """
     products = _dtype_of_products(hidden)
     chunk = CHUNK["cpu" if hidden.device.type == "cpu" else "cuda"]
-    if products in (torch.float32, torch.float64):
+    if products in _WIDE and hasattr(F, "linear_cross_entropy"):
         options = nn.LinearCrossEntropyOptions(
             acc_policy="compact", chunking_method=None, batch_chunk_size=chunk
         )
@@ -68,7 +71,7 @@ def linear_cross_entropy(
                 weight.to(products),
                 targets,
                 reduction=reduction,
-                ignore_index=IGNORED,
+                ignore_index=IGNORED_TARGET,
                 options=options,
             )
     with torch.autocast(hidden.device.type, enabled=False):
@@ -78,7 +81,7 @@ def linear_cross_entropy(
         parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
         return torch.cat(
             [
-                F.cross_entropy((x @ rows.T).float(), y, ignore_index=IGNORED, reduction="none")
+                F.cross_entropy(_widened(x @ rows.T), y, ignore_index=IGNORED_TARGET, reduction="none")
                 for x, y in parts
             ]
         )
@@ -93,11 +96,17 @@ def _dtype_of_products(hidden: torch.Tensor) -> torch.dtype:
     return dtype
 
 
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    """x in fp32, or in fp64 where it is that."""
+    return x if x.dtype in _WIDE else x.float()
+
+
 class _MeanLoss(torch.autograd.Function):
     """The mean loss of (N, C), (V, C), (N,), whose gradients are ready before backward asks for them.
 
-    Logits and their gradient are in the inputs' dtype, as without chunks; all sums are in fp32. A factor of
-    the loss that is no power of two rounds the hidden states' gradient once more.
+    Logits and their gradient are in the inputs' dtype, as without chunks; all sums are in fp32, or in fp64
+    where the inputs are. A factor of the loss that is no power of two rounds the hidden states' gradient once
+    more.
     """
 
     @staticmethod
@@ -105,17 +114,19 @@ class _MeanLoss(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, chunk: int
     ) -> torch.Tensor:
         learn = any(ctx.needs_input_grad)
-        count = (targets != IGNORED).sum()
-        loss = hidden.new_zeros((), dtype=torch.float32)
+        count = (targets != IGNORED_TARGET).sum()
+        wide = hidden.dtype if hidden.dtype in _WIDE else torch.float32
+        of_chunk = _of_chunk if hidden.dtype in _WIDE else _compiled_of_chunk()
+        loss = hidden.new_zeros((), dtype=wide)
         grad_hidden = torch.empty_like(hidden) if learn else None
-        grad_rows = torch.zeros_like(rows, dtype=torch.float32) if learn else None
+        grad_rows = torch.zeros_like(rows, dtype=wide) if learn else None
         for start in range(0, len(hidden), chunk):
             x, y = hidden[start : start + chunk], targets[start : start + chunk]
-            of_chunk, grad_logits = _compiled_of_chunk()(x @ rows.T, y, count)
-            loss += of_chunk
+            share, grad_logits = of_chunk(x @ rows.T, y, count)
+            loss += share
             if grad_hidden is not None and grad_rows is not None:
                 torch.mm(grad_logits, rows, out=grad_hidden[start : start + chunk])
-                grad_rows += _product_in_fp32(grad_logits.T, x)
+                grad_rows += _wide_product(grad_logits.T, x)
         if grad_rows is not None:
             ctx.save_for_backward(grad_hidden, grad_rows)
             ctx.dtype = rows.dtype
@@ -128,22 +139,24 @@ class _MeanLoss(torch.autograd.Function):
         return grad_hidden * scale.to(grad_hidden.dtype), (grad_rows * scale).to(ctx.dtype), None, None
 
 
-def _product_in_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a b in fp32 where the hardware gives bf16 products so; elsewhere it is rounded to bf16 on the way."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
+    if a.is_cuda and a.dtype not in _WIDE:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return _widened(a @ b)
 
 
 def _of_chunk(
     logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A chunk's share of the mean loss, fp32, and its gradient (rows, V) in the logits' dtype."""
-    live = targets != IGNORED
-    wide = logits.float()
+    live = targets != IGNORED_TARGET
+    wide = _widened(logits)
     log_sum_exp = wide.logsumexp(dim=-1, keepdim=True)
     index = targets.clamp(min=0)[:, None]
     loss = torch.where(live, (log_sum_exp - wide.gather(1, index))[:, 0], 0.0).sum() / count
     hit = torch.arange(logits.shape[1], device=logits.device) == index
-    gradient = ((wide - log_sum_exp).exp() - hit.float()) * (live / count)[:, None]
+    gradient = ((wide - log_sum_exp).exp() - hit.to(wide.dtype)) * (live.to(wide.dtype) / count)[:, None]
     return loss, gradient.to(logits.dtype)
 
 

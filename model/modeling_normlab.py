@@ -94,7 +94,7 @@ class NormLabForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs: `num_items_in_batch` for the loss; others are not used.
 
         Returns:
-            logits (B, T, vocab_size), and loss in nats a token, fp32.
+            logits (B, T, vocab_size), and loss in nats per token, fp32.
 
         Raises ValueError for padding inside a text, and for texts longer than `block_size`.
         """

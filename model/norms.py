@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .errors import UserError
+
 EPS = 1e-5  # GPT-2's
 
 Gain = Literal["gain", "one_plus", "none"]
@@ -86,7 +88,7 @@ class PartialRMSNorm(nn.Module):
     def __init__(self, ndim: int, bias: bool, *, p: float = 0.0625, eps: float = EPS) -> None:
         super().__init__()
         if not 0.0 < p <= 1.0:
-            raise ValueError(f"prmsnorm's p is {p}: it must be above 0 and at most 1")
+            raise UserError(f"prmsnorm's p is {p}: it must be above 0 and at most 1")
         self.k = math.ceil(p * ndim)
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(ndim))

@@ -1,6 +1,5 @@
 """A design's own options: keyword parameters of its class, typed, with defaults."""
 
-import difflib
 import inspect
 import json
 import types
@@ -8,14 +7,28 @@ import typing
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partialmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from .errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_DESCRIPTIONS: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+    dict: "a mapping such as {eps: 1.0e-6}",
+    list: "a list such as [a, b]",
+    tuple: "a list such as [a, b]",
+}
 
 
 def with_options(
-    key: str, design: type[nn.Module], positional: int, options: Mapping[str, Any]
-) -> type[nn.Module]:
+    key: str, design: "type[nn.Module]", positional: int, options: Mapping[str, Any]
+) -> "type[nn.Module]":
     """The design with `options` set, a class that is built with the contract's arguments alone.
 
     Args:
@@ -24,7 +37,7 @@ def with_options(
         positional: how many arguments the contract gives: 2 for `Norm(ndim, bias)`.
         options: values by name; a text is read as the option's type.
 
-    Raises ValueError for an option that the design does not have, or a value of the wrong type.
+    Raises UserError for an option that the design does not have, or a value of the wrong type.
     """
     if not options:
         return design
@@ -32,16 +45,15 @@ def with_options(
     values = {}
     for name, value in options.items():
         if name not in known:
-            close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-            guess = f" (did you mean '{close[0]}'?)" if close else ""
             has = f"its options are {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"{key}.{name} is no option of {design.__name__}{guess}; {has}")
+            hint = did_you_mean(name, known, 0.5)
+            raise UserError(f"{key}.{name} is no option of {design.__name__}{hint}; {has}")
         values[name] = as_type(f"{key}.{name}", value, known[name][0])
     preset = partialmethod(design.__init__, **values)
     return type(design.__name__, (design,), {"__init__": preset, "__module__": design.__module__})
 
 
-def options_of(design: type[nn.Module], positional: int) -> dict[str, tuple[Any, Any]]:
+def options_of(design: "type[nn.Module]", positional: int) -> dict[str, tuple[Any, Any]]:
     """A design's options: name -> (type, default)."""
     parameters = list(inspect.signature(design).parameters.values())[positional:]
     try:
@@ -56,12 +68,12 @@ def options_of(design: type[nn.Module], positional: int) -> dict[str, tuple[Any,
 
 
 def as_type(key: str, value: Any, kind: Any) -> Any:
-    """A value of a key, read as its type where it is a text. Raises ValueError where it does not fit."""
+    """A value of a key, read as its type where it is a text. Raises UserError where it does not fit."""
     if isinstance(value, str) and kind is not str:
         with suppress(json.JSONDecodeError):  # a text may be one of a Literal's
             value = json.loads(value)
     if not _fits(value, kind):
-        raise ValueError(f"{key} is {value!r}, but it must be {_in_words(kind)}")
+        raise UserError(f"{key} is {value!r}, but it must be {describe_type(kind)}")
     return float(value) if kind is float else value
 
 
@@ -76,11 +88,18 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
-def _in_words(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
+    """A type in words, as the end of `it must be ...`: `an integer`, `one of a, b`, `a text or null`.
+
+    Args:
+        kind: a type, a Literal, a union, or a tuple of types as `isinstance` takes it.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_in_words, arguments))
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    return words.get(kind, getattr(kind, "__name__", str(kind)))
+        return " or ".join(map(describe_type, arguments))
+    if isinstance(kind, tuple):
+        return " or ".join(map(describe_type, kind))
+    fallback: str = getattr(kind, "__name__", str(kind))
+    return _DESCRIPTIONS.get(origin or kind, fallback)

@@ -10,8 +10,15 @@ from torch import nn
 
 from .blocks import PostNormBlock, PreNormBlock, ResidualBlock
 from .config import BlockConfig
-from .layers import MLP, CausalSelfAttention
-from .normed_layers import InnerNormAttention, InnerNormMLP, QKVNormAttention, ScaledHeadsAttention
+from .errors import UserError
+from .layers import (
+    MLP,
+    CausalSelfAttention,
+    InnerNormAttention,
+    InnerNormMLP,
+    QKVNormAttention,
+    ScaledHeadsAttention,
+)
 
 
 class SandwichBlock(ResidualBlock):
@@ -153,7 +160,7 @@ class MixNormBlock(PreNormBlock):
     def __init__(self, config: BlockConfig, *, post_share: float = 0.25) -> None:
         super().__init__(config)
         if not 0.0 <= post_share <= 1.0:
-            raise ValueError(f"post_share is {post_share}: it must be from 0 to 1")
+            raise UserError(f"post_share is {post_share}: it must be from 0 to 1")
         self.post = config.layer_idx < math.floor(post_share * config.n_layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -251,7 +258,7 @@ def _norm(config: BlockConfig) -> nn.Module:
 def _multiply_gain(norm: nn.Module, factor: float) -> None:
     weight, offset = getattr(norm, "weight", None), getattr(norm, "offset", 0.0)
     if weight is None:
-        raise ValueError(f"output_gain is {factor}, but {type(norm).__name__} has no gain that could hold it")
+        raise UserError(f"output_gain is {factor}, but {type(norm).__name__} has no gain that could hold it")
     with torch.no_grad():
         weight.copy_(factor * (offset + weight) - offset)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 
 
@@ -33,7 +35,7 @@ class Extract:
     def load(self, names: Mapping[str, type]) -> types.ModuleType:
         """Run the part as a module in which `names` stand for what it leaves to NormLab.
 
-        Raises ValueError, with the line, where it fails.
+        Raises UserError, with the line, where it fails.
         """
         given = {name: names[name] for name in self.ours}
         identity = repr((str(self.path), self.source, [(name, id(given[name])) for name in sorted(given)]))
@@ -49,7 +51,7 @@ class Extract:
             exec(compile(ast.Module(self.body, []), str(self.path), "exec"), vars(module))
         except Exception as error:
             del sys.modules[name]
-            raise ValueError(f"{self.path}{_line_of(error, self.path)} fails: {in_words(error)}") from error
+            raise UserError(f"{self.path}{_line_of(error, self.path)} fails: {in_words(error)}") from error
         return module
 
 
@@ -62,7 +64,7 @@ def extract(path: Path, classes: Sequence[str], ours: Iterable[str]) -> Extract:
         ours: names that NormLab gives where the file uses them without defining them, or imports them from
             nanoGPT's `model`.
 
-    Raises ValueError, with the line, for a file that is not Python, or for a name that only the file's
+    Raises UserError, with the line, for a file that is not Python, or for a name that only the file's
     training code would set.
     """
     text = _read(path)
@@ -101,7 +103,7 @@ def extract(path: Path, classes: Sequence[str], ours: Iterable[str]) -> Extract:
             seen |= found
     if unknown and not stars:
         name, line = next(iter(unknown.items()))
-        raise ValueError(
+        raise UserError(
             f"{path}: what begins at line {line} uses '{name}', which the file does not define at its top "
             "level: only imports, classes, functions and constants are taken from it, its other code is "
             "never run"
@@ -114,7 +116,7 @@ def extract(path: Path, classes: Sequence[str], ours: Iterable[str]) -> Extract:
 
 
 def classes_in(path: Path) -> list[str]:
-    """The classes that a file defines at its top level. Raises ValueError for one that is not Python."""
+    """The classes that a file defines at its top level. Raises UserError for one that is not Python."""
     return [s.name for s in _parse(path, _read(path)).body if isinstance(s, ast.ClassDef)]
 
 
@@ -127,14 +129,14 @@ def _read(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {in_words(error)}") from error
+        raise UserError(f"{path} cannot be read: {in_words(error)}") from error
 
 
 def _parse(path: Path, text: str) -> ast.Module:
     try:
         return ast.parse(text, str(path))
     except SyntaxError as error:
-        raise ValueError(f"{path} line {error.lineno} is not Python: {error.msg}") from error
+        raise UserError(f"{path} line {error.lineno} is not Python: {error.msg}") from error
 
 
 def _binds(statement: ast.stmt) -> Iterator[str]:

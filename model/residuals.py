@@ -1,8 +1,8 @@
 """Blocks that differ from GPT-2's in how a branch joins the residual stream.
 
-N is the chosen norm, A attention, M the MLP. AdamW moves a scalar by about the learning rate a step, whatever
-its gradient, so a scale would hardly leave its start: such scalars learn at `SCALE_LR` times the model's
-rate, the low end of what speedruns of GPT-2 give theirs.
+N is the chosen norm, A attention, M the MLP. AdamW moves a scalar by about the learning rate per step,
+whatever its gradient, so a scale would hardly leave its start: such scalars learn at `SCALE_LR` times the
+model's rate, the low end of what speedruns of GPT-2 give theirs.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from .blocks import PreNormBlock, ResidualBlock
 from .config import BlockConfig
+from .errors import UserError
 from .layers import MLP, CausalSelfAttention
 
 SCALE_LR = 10.0
@@ -154,7 +155,7 @@ class StochasticDepthBlock(PreNormBlock):
     def __init__(self, config: BlockConfig, *, p: float = 0.1) -> None:
         super().__init__(config)
         if not 0.0 <= p < 1.0:
-            raise ValueError(f"model.block_options.p is {p}: it must be at least 0 and below 1")
+            raise UserError(f"model.block_options.p is {p}: it must be at least 0 and below 1")
         self.p = p * (config.layer_idx + 1) / config.n_layer
 
     def attention_branch(self, x: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import BlockConfig, TopologyConfig
+from .errors import UserError
 from .layers import MLP, CausalSelfAttention
 from .loss import Head
 from .residuals import learned
@@ -128,7 +129,7 @@ class SphereBlock(nn.Module):
     def __init__(self, config: BlockConfig, *, init: float = 0.05) -> None:
         super().__init__()
         if config.qk_norm != "none":
-            raise ValueError(
+            raise UserError(
                 f"it normalises queries and keys itself: set model.qk_norm none, not {config.qk_norm}"
             )
         config = replace(config, bias=False)

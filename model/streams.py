@@ -4,6 +4,7 @@ F_k is the k-th residual branch: a block of the kind x + F1, x + F2 has two. n i
 are H, (B, T, n, C), and start as n copies of the embedding.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import permutations
 
@@ -11,12 +12,13 @@ import torch
 from torch import nn
 
 from .config import TopologyConfig
+from .errors import UserError
 from .norms import RMSNorm
 from .residuals import SCALE_LR, learned
 from .topologies import Branch, State, Topology
 
 
-class BranchTopology(Topology):
+class BranchTopology(Topology, ABC):
     """The base of the topologies over branches: `forward` takes new branches to `join` in each call."""
 
     def __init__(self, config: TopologyConfig, blocks: Sequence[nn.Module]) -> None:
@@ -28,9 +30,9 @@ class BranchTopology(Topology):
         state: State = {}
         return self.join(x, self.branches(state))
 
+    @abstractmethod
     def join(self, x: torch.Tensor, branches: list[Branch]) -> torch.Tensor:
         """The embedding (B, T, C) -> what the final norm reads, (B, T, C)."""
-        raise NotImplementedError
 
 
 class ResiDual(BranchTopology):
@@ -124,7 +126,7 @@ class HyperConnections(BranchTopology):
     ) -> None:
         super().__init__(config, blocks)
         if streams < 1:
-            raise ValueError(f"model.topology_options.streams is {streams}: it must be at least 1")
+            raise UserError(f"model.topology_options.streams is {streams}: it must be at least 1")
         self.streams = streams
         self.connections = nn.ModuleList(
             HyperConnection(k, streams, config.n_embd, dynamic) for k in range(self.n_branch)
@@ -168,7 +170,7 @@ class BirkhoffConnection(nn.Module):
 
     def coefficients(self, H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """H (B, T, n, C) -> p (B, T, n), q (B, T, n) and A (B, T, n, n), in H's dtype."""
-        wide = torch.promote_types(H.dtype, torch.float32)  # bf16 has no room beside the constant of 8
+        wide = torch.promote_types(H.dtype, torch.float32)  # bf16 rounds coarsely near the constant of 8
         gates = torch.cat([g.expand(size) for g, size in zip(self.gates, self.sizes, strict=True)])
         moved = (self.norm(H.flatten(2)) @ self.projection).to(wide)
         logits = gates.to(wide) * moved + self.constant.to(wide)
@@ -202,7 +204,7 @@ class MHCLite(BranchTopology):
     def __init__(self, config: TopologyConfig, blocks: Sequence[nn.Module], *, streams: int = 4) -> None:
         super().__init__(config, blocks)
         if not 2 <= streams <= 5:
-            raise ValueError(
+            raise UserError(
                 f"model.topology_options.streams is {streams}: it must be from 2 to 5, because there is a "
                 "logit for each permutation of the streams"
             )
@@ -236,7 +238,7 @@ class AttentionResiduals(BranchTopology):
     def __init__(self, config: TopologyConfig, blocks: Sequence[nn.Module], *, group: int = 8) -> None:
         super().__init__(config, blocks)
         if group < 1:
-            raise ValueError(f"model.topology_options.group is {group}: it must be at least 1")
+            raise UserError(f"model.topology_options.group is {group}: it must be at least 1")
         self.group = group
         self.norm = RMSNorm(config.n_embd, bias=False, gain="none")
         self.queries = learned(torch.zeros(self.n_branch, config.n_embd))

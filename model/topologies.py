@@ -13,6 +13,7 @@ from torch import nn
 
 from .blocks import ResidualBlock
 from .config import TopologyConfig
+from .errors import UserError
 from .norms import RMSNorm
 from .residuals import SCALE_LR, learned
 
@@ -145,7 +146,7 @@ class UNet(Topology):
     def __init__(self, config: TopologyConfig, blocks: Sequence[nn.Module], *, init: float = 0.0) -> None:
         super().__init__(config, blocks)
         if len(self.blocks) < 2:
-            raise ValueError(f"model.n_layer is {len(self.blocks)}, but a skip needs 2 layers")
+            raise UserError(f"model.n_layer is {len(self.blocks)}, but a skip needs 2 layers")
         self.skips = learned(torch.full((len(self.blocks) // 2,), init), SCALE_LR)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Measure the data room side by side with what people use instead.
+"""Measure the data loader side by side with what people use instead.
 
     python scripts/bench_data.py [--source FOLDER_OR_FILE_OF_PARQUET] [--tokens 8000000] [--rounds 3]
 
@@ -6,33 +6,35 @@ Every contender runs in a process of its own, in turn, `rounds` times over; the 
 of the rate is one that reaches the loop as an integer that a model can embed.
 """
 
-import sys
-
-# the project's root instead of scripts/, whose tokenize.py would hide the standard library's
-sys.path[0] = __file__.rpartition("/scripts/")[0]
-
 import argparse
 import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
-import torch
 
-from data import Cursor, DataConfig, LaneLoader, gpt2_encoding, open_data
-from data.sample.build import SAMPLE_DIR, build_sample
+from model.checkout import refuse_other_checkout
+
+refuse_other_checkout(__file__)
+
+from data import SAMPLE_DIR, Cursor, DataConfig, LaneLoader, gpt2_encoding, open_data
+
+if TYPE_CHECKING:
+    import torch
 
 BLOCK_SIZE, MICRO_BATCH, EOT = 1024, 16, 50256
 
-Batches = Iterator[torch.Tensor]
+Batches = Iterator["torch.Tensor"]
 
 
 def ours(config: DataConfig) -> Batches:
@@ -85,6 +87,8 @@ def blocks(documents: Iterator[str]) -> Iterator[np.ndarray]:
 
 def datasets_loop(source: str) -> Batches:
     """`datasets` streaming and tiktoken in a plain loop."""
+    import torch
+
     made = blocks(texts(source))
     while True:
         yield torch.from_numpy(np.stack([next(made) for _ in range(MICRO_BATCH)]))
@@ -92,6 +96,8 @@ def datasets_loop(source: str) -> Batches:
 
 def data_loader(source: str) -> Batches:
     """torch's DataLoader over the same; `datasets` deals its files to the workers."""
+
+    import torch
 
     class Blocks(torch.utils.data.IterableDataset):
         def __iter__(self) -> Iterator[np.ndarray]:
@@ -103,6 +109,8 @@ def data_loader(source: str) -> Batches:
 
 def nanogpt_memmap(path: str) -> Batches:
     """nanoGPT's get_batch: random places of a memory-mapped file, mapped anew each time."""
+    import torch
+
     while True:
         data = np.memmap(path, dtype=np.uint16, mode="r")
         places = torch.randint(len(data) - BLOCK_SIZE, (MICRO_BATCH,))
@@ -126,7 +134,7 @@ CONTENDERS: dict[str, tuple[str, Callable[[argparse.Namespace], Batches]]] = {
     "parquet2": ("NormLab from parquet, 2 workers", parquet(workers=2)),
     "datasets": ("datasets streaming + tiktoken, plain loop", lambda a: datasets_loop(a.source)),
     "dataloader": (
-        "the same in torch's DataLoader, a worker a file, 2 at most",
+        "the same in torch's DataLoader, one worker per file, 2 at most",
         lambda a: data_loader(a.source),
     ),
     "shards0": ("NormLab from token shards, in the loop", shards(workers=0)),
@@ -150,6 +158,8 @@ def cpu_seconds() -> float:
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     """One contender in this process."""
+    import torch
+
     gpt2_encoding()
     before = memory_mb()
     goal = arguments.tokens * (10 if name in FROM_TOKENS else 1)
@@ -201,7 +211,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", default=str(SAMPLE_DIR / "train.parquet"), help="parquet to read")
-    parser.add_argument("--tokens", type=int, default=8_000_000, help="tokens a measurement")
+    parser.add_argument("--tokens", type=int, default=8_000_000, help="tokens per measurement")
     parser.add_argument("--rounds", type=int, default=3)
     for hidden in ("shards", "bin", "only"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
@@ -212,12 +222,14 @@ def main() -> None:
         os._exit(0)  # a partly read stream of `datasets` can hang the exit
 
     if Path(arguments.source).parent == SAMPLE_DIR:
+        from data import build_sample
+
         build_sample(SAMPLE_DIR, progress=True)
     with tempfile.TemporaryDirectory() as folder:
         arguments.shards, arguments.bin = f"{folder}/shards", f"{folder}/train.bin"
         tokenize = [
             sys.executable,
-            f"{sys.path[0]}/scripts/tokenize.py",
+            str(Path(__file__).with_name("tokenize_data.py")),
             arguments.source,
             "--out",
             arguments.shards,
@@ -238,7 +250,7 @@ def main() -> None:
     def median(name: str, key: str) -> float:
         return statistics.median(found[key] for found in results[name])
 
-    print("| loader | Mtok/s | Mtok a CPU second | against bare tiktoken | first batch | memory |")
+    print("| loader | Mtok/s | Mtok per CPU second | against bare tiktoken | first batch | memory |")
     print("|---|---|---|---|---|---|")
     for name, (title, _) in CONTENDERS.items():
         pairs = zip(results[name], results["bare"], strict=True)

@@ -35,14 +35,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model import GPT, GPTConfig
-from training.config.ds_config import load_ds_config
+from model import GPT, GPTConfig, flops_per_token
+from training.config import read_deepspeed_config
 from training.engine.build import build_engine, parameter_groups
 from training.engine.compilation import compile_blocks
 from training.engine.cpu_bf16 import bf16_arithmetic
 from training.engine.hardware import peak_flops
 from training.engine.ranks import join_ranks
-from training.plan.accounting import flops_per_token
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 1e-3
@@ -68,7 +67,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.device = join_ranks()
+        self.device = join_ranks().device
         self.ranks = dist.get_world_size()
         shape = {name: getattr(options, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
         self.config = GPTConfig(**shape)
@@ -80,7 +79,7 @@ class Bench:
             "train_micro_batch_size_per_gpu": str(options.micro_batch),
             "optimizer.params.lr": str(RATE),
         }
-        self.ds_config = load_ds_config(ROOT / "ds_configs" / "zero1_bf16.json", overrides, self.ranks)
+        self.deepspeed = read_deepspeed_config(ROOT / "ds_configs" / "zero1_bf16.json", overrides, self.ranks)
 
     def gpt(self) -> GPT:
         """The model, with the same weights each time."""
@@ -116,7 +115,7 @@ def normlab(bench: Bench, compiled: bool = True, plain_loss: bool = False) -> Tu
     gpt = bench.gpt()
     if compiled:
         compile_blocks(gpt, print)
-    engine = build_engine(PlainLoss(gpt) if plain_loss else gpt, bench.ds_config)
+    engine = build_engine(PlainLoss(gpt) if plain_loss else gpt, bench.deepspeed)
 
     def step(number: int) -> torch.Tensor:
         with bf16_arithmetic():
@@ -179,7 +178,7 @@ def huggingface(bench: Bench) -> Turn:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            deepspeed=dict(bench.ds_config),
+            deepspeed=dict(bench.deepspeed.raw),
             per_device_train_batch_size=bench.options.micro_batch,
             gradient_accumulation_steps=bench.options.accumulation,
             max_steps=steps,

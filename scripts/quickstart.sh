@@ -8,7 +8,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES= # two CPU ranks, also on a machine with GPUs
 runs=${1:-runs/quickstart}
 
-python -m data
+python -m data.sample
 for variant in vanilla rmsnorm; do
     deepspeed --quiet --num_accelerators 2 train.py --config recipes/sample.yaml \
         --deepspeed_config ds_configs/zero1_bf16_cpu.json --run_dir "$runs/$variant" --model.variant "$variant"

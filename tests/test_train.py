@@ -2,6 +2,7 @@
 
 import pydoc_data.topics
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,10 +11,18 @@ import pytest
 import torch
 
 import train
-from tests.jobs import command, lines_of, make_job, run, run_until, steps_of, summary_of
-from training.run.reader import load_model
+from tests.jobs import arguments, lines_of, make_job, run, run_until, steps_of, summary_of
+from tests.processes import ENVIRONMENT
+from training.engine.weights import load_model
 
 STEPS = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_tracking() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "WANDB_MODE", "offline")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +43,7 @@ def assert_evaluation_reads_the_trained_weights(run_dir: Path) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(job: Path) -> Path:
     run_dir = job / "uninterrupted"
-    result = run(command(job, run_dir))
+    result = run(arguments(job, run_dir), typed=True)
     assert result.returncode == 0, result.stderr
     return run_dir
 
@@ -62,27 +71,27 @@ def test_a_run_leaves_what_the_readme_says(uninterrupted: Path) -> None:
 
 def test_run_again_says_that_it_is_finished(job: Path, uninterrupted: Path) -> None:
     before = (uninterrupted / "metrics.jsonl").read_text()
-    result = run(command(job, uninterrupted))
+    result = run(arguments(job, uninterrupted))
     assert result.returncode == 0
     assert "is finished: 12 steps, validation loss" in result.stderr
     assert (uninterrupted / "metrics.jsonl").read_text() == before
 
 
 def test_another_recipe_is_refused_in_a_run_folder_in_use(job: Path, uninterrupted: Path) -> None:
-    result = run(command(job, uninterrupted, "--model.variant", "rmsnorm"))
+    result = run(arguments(job, uninterrupted, "--model.variant", "rmsnorm"))
     assert result.returncode == 2
     assert "model.norm = 'layernorm', but 'rmsnorm' is asked for" in result.stderr
 
 
 @pytest.mark.slow
-def test_killed_twice_and_resumed_a_run_is_bit_for_bit_the_uninterrupted_one(
+def test_killed_twice_and_resumed_a_run_is_the_uninterrupted_bit_for_bit(
     job: Path, uninterrupted: Path
 ) -> None:
     run_dir = job / "killed"
     for lines in (5, 8):  # after the checkpoints at 3 and 6, at steps that they do not hold
-        assert run_until(command(job, run_dir), run_dir, lines, signal.SIGKILL) == -signal.SIGKILL
+        assert run_until(arguments(job, run_dir), lines, signal.SIGKILL) == -signal.SIGKILL
         assert summary_of(run_dir)["status"] == "running"
-    result = run(command(job, run_dir))
+    result = run(arguments(job, run_dir))
     assert result.returncode == 0, result.stderr
     assert "resumed from" in result.stderr
     assert steps_of(run_dir) == steps_of(uninterrupted)
@@ -94,22 +103,22 @@ def test_killed_twice_and_resumed_a_run_is_bit_for_bit_the_uninterrupted_one(
 @pytest.mark.slow
 def test_stopped_by_sigterm_a_run_saves_and_goes_on(job: Path, uninterrupted: Path) -> None:
     run_dir = job / "stopped"
-    assert run_until(command(job, run_dir), run_dir, 2, signal.SIGTERM) == 0
+    assert run_until(arguments(job, run_dir), 2, signal.SIGTERM) == 0
     summary = summary_of(run_dir)
     assert summary["status"] == "interrupted" and 0 < summary["step"] < STEPS
-    assert run(command(job, run_dir)).returncode == 0
+    assert run(arguments(job, run_dir)).returncode == 0
     assert steps_of(run_dir) == steps_of(uninterrupted)
 
 
 @pytest.mark.slow
-def test_killed_on_two_ranks_in_bf16_a_run_is_bit_for_bit_the_uninterrupted_one(job: Path) -> None:
+def test_killed_on_two_ranks_in_bf16_it_is_the_uninterrupted_bit_for_bit(job: Path) -> None:
     whole, killed = job / "two_ranks", job / "two_ranks_killed"
-    result = run(command(job, whole, ranks=2, ds_config="bf16.json"))
+    result = run(arguments(job, whole, ds_config="bf16.json"), ranks=2)
     assert result.returncode == 0, result.stderr
-    words = command(job, killed, ranks=2, ds_config="bf16.json")
-    run_until(words, killed, 5, signal.SIGKILL)
+    words = arguments(job, killed, ds_config="bf16.json")
+    run_until(words, 5, signal.SIGKILL, ranks=2, typed=True)
     assert summary_of(killed)["status"] == "running"
-    result = run(words)
+    result = run(words, ranks=2, typed=True)
     assert result.returncode == 0, result.stderr
     assert steps_of(killed) == steps_of(whole)
     assert summary_of(killed)["world_size"] == 2 and summary_of(killed)["precision"] == "bf16"
@@ -117,13 +126,13 @@ def test_killed_on_two_ranks_in_bf16_a_run_is_bit_for_bit_the_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_when_the_launcher_is_killed_its_ranks_save_and_the_next_start_goes_on(job: Path) -> None:
+def test_without_their_launcher_the_ranks_save_and_the_next_start_goes_on(job: Path) -> None:
     whole, orphaned = job / "launched", job / "orphaned"
     long = ["--train.steps", "40"]
-    assert run(command(job, whole, *long, ranks=2)).returncode == 0
-    words = command(job, orphaned, *long, ranks=2)
-    run_until(words, orphaned, 5, signal.SIGKILL, whole_group=False)
-    result = run(words)
+    assert run(arguments(job, whole, *long), ranks=2).returncode == 0
+    words = arguments(job, orphaned, *long)
+    run_until(words, 5, signal.SIGKILL, ranks=2, typed=True, whole_group=False)
+    result = run(words, ranks=2)
     assert result.returncode == 0, result.stderr
     assert "resumed from" in result.stderr
     assert steps_of(orphaned) == steps_of(whole)
@@ -151,7 +160,7 @@ class NanNorm(torch.nn.LayerNorm):
 def test_a_step_that_is_not_finite_is_skipped_counted_and_reported(job: Path) -> None:
     (job / "nan_once.py").write_text(NAN_NORM.format(first=40, last=60))
     run_dir = job / "nan_once"
-    result = run(command(job, run_dir, "--model.norm", f"{job / 'nan_once.py'}:NanNorm"))
+    result = run(arguments(job, run_dir, "--model.norm", f"{job / 'nan_once.py'}:NanNorm"))
     assert result.returncode == 0, result.stderr
     assert "step 3 is skipped: its gradients are not finite" in result.stderr
     assert "1 step(s) were skipped" in result.stderr
@@ -165,7 +174,7 @@ def test_a_run_of_skipped_steps_ends_as_diverged(job: Path) -> None:
     (job / "nan_on.py").write_text(NAN_NORM.format(first=40, last=10**9))
     run_dir = job / "nan_on"
     norm = f"{job / 'nan_on.py'}:NanNorm"
-    result = run(command(job, run_dir, "--model.norm", norm, "--train.max_skipped_steps", "2"))
+    result = run(arguments(job, run_dir, "--model.norm", norm, "--train.max_skipped_steps", "2"))
     assert result.returncode == 1
     assert "diverged: the gradients of the last 2 steps were not finite" in result.stderr
     summary = summary_of(run_dir)
@@ -189,8 +198,7 @@ def test_a_run_of_skipped_steps_ends_as_diverged(job: Path) -> None:
 def test_what_cannot_be_run_gets_one_sentence(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
 ) -> None:
-    words = command(job, tmp_path / "run", *options)[2:]
-    assert train.main(words) == 2
+    assert train.main(arguments(job, tmp_path / "run", *options)) == 2
     printed = capsys.readouterr()
     assert sentence in printed.err
     assert printed.err.count("\n") == 1 and printed.out == ""
@@ -213,7 +221,7 @@ def test_data_that_cannot_be_trained_on_gets_one_sentence(
     folders["no_text"].mkdir()
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), folders["no_text"] / "none.parquet")
     options = [option.format(**folders) for option in options]
-    result = run(command(job, tmp_path / "run", *options))
+    result = run(arguments(job, tmp_path / "run", *options))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert sentence.format(**folders) in result.stderr
@@ -231,10 +239,7 @@ def test_gpt2_medium_takes_two_steps_on_two_cpu_ranks(job: Path) -> None:
     options = ["--data.source", str(job / "corpus"), "--data.subset", "null", "--data.lanes", "2",
                "--data.validation_tokens", "2000", "--train.steps", "2", "--schedule.warmup_steps", "1",
                "--ds.train_batch_size", "2", "--ds.train_micro_batch_size_per_gpu", "1"]  # fmt: skip
-    words = command(job, run_dir, ranks=2)
-    launcher = words[: words.index("train.py") + 1]
-    words = [*launcher, *files, *options, "--run_dir", str(run_dir)]
-    result = run(words, timeout=1500)
+    result = run([*files, *options, "--run_dir", str(run_dir)], ranks=2, timeout=1500)
     assert result.returncode == 0, result.stderr
     summary = summary_of(run_dir)
     assert summary["status"] == "finished" and summary["step"] == 2 and summary["tokens"] == 2 * 2 * 1024

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.jobs import command, make_job, run, summary_of
-from training.run.reader import load_model
+from tests.jobs import arguments, make_job, run, summary_of
+from training.engine.weights import load_model
 
 STEPS = 4
 NORM = """
@@ -45,7 +45,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     folder = make_job(tmp_path_factory.mktemp("job"), texts, STEPS)
     (folder / "candidate.py").write_text(NORM)
-    result = run(command(folder, folder / "run", *design(folder)))
+    result = run(arguments(folder, folder / "run", *design(folder)))
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -68,7 +68,7 @@ def test_a_changed_design_does_not_go_on_in_the_same_run(job: Path) -> None:
     more = ["--train.steps", "6", "--schedule.steps", str(STEPS)]
     try:
         (job / "candidate.py").write_text(NORM.replace("median(-1", "mean(-1").replace(".values", ""))
-        result = run(command(job, job / "run", *design(job), *more))
+        result = run(arguments(job, job / "run", *design(job), *more))
         assert result.returncode == 2 and "Traceback" not in result.stderr
         assert "began on other code than its recipe finds now" in result.stderr
         # evaluation has the code that was trained
@@ -81,7 +81,7 @@ def test_a_changed_design_does_not_go_on_in_the_same_run(job: Path) -> None:
     finally:
         (job / "candidate.py").write_text(NORM)
     (job / "candidate.py").write_text(NORM.replace("6e-4", "1e-3"))  # training code is not the design
-    result = run(command(job, job / "run", *design(job), *more))
+    result = run(arguments(job, job / "run", *design(job), *more))
     assert result.returncode == 0, result.stderr
     assert summary_of(job / "run")["step"] == 6
 
@@ -91,7 +91,7 @@ def test_a_candidate_that_looks_ahead_is_refused_before_anything_is_built(job: P
     (job / "peek.py").write_text(PEEK)
     run_dir = job / f"peek{ranks}"
     given = ["--model.variant", str(job / "peek.py")]
-    result = run(command(job, run_dir, *given, "--train.preflight", "true", ranks=ranks))
+    result = run(arguments(job, run_dir, *given, "--train.preflight", "true"), ranks, typed=ranks == 2)
     assert result.returncode != 0 and "Traceback" not in result.stderr
     assert "pre-flight fail: causality" in result.stderr
     assert "the pre-flight check refuses layernorm+peek" in result.stderr
@@ -101,6 +101,6 @@ def test_a_candidate_that_looks_ahead_is_refused_before_anything_is_built(job: P
 
 def test_without_the_check_it_trains_and_the_summary_says_so(job: Path) -> None:
     (job / "peek.py").write_text(PEEK)
-    result = run(command(job, job / "skipped", "--model.variant", str(job / "peek.py")))
+    result = run(arguments(job, job / "skipped", "--model.variant", str(job / "peek.py")))
     assert result.returncode == 0, result.stderr
     assert summary_of(job / "skipped")["preflight"] == "skipped"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import command, lines_of, make_job, run, run_until, summary_of
+from tests.jobs import arguments, lines_of, make_job, run, run_until, summary_of
 
 STEPS = 12
 UNIVERSAL = ["--ds.checkpoint.load_universal", "true"]
@@ -26,23 +26,23 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(job: Path) -> Path:
     """The run on one rank, never stopped."""
-    result = run(command(job, job / "whole"))
+    result = run(arguments(job, job / "whole"))
     assert result.returncode == 0, result.stderr
     return job / "whole"
 
 
 def test_stopped_on_two_ranks_a_run_goes_on_on_one_and_then_on_two(job: Path, whole: Path) -> None:
     run_dir = job / "moved"
-    run_until(command(job, run_dir, ranks=2), run_dir, 5, signal.SIGKILL)
+    run_until(arguments(job, run_dir), 5, signal.SIGKILL, ranks=2)
     assert summary_of(run_dir)["status"] == "running"
 
-    refused = run(command(job, run_dir))
+    refused = run(arguments(job, run_dir))
     assert refused.returncode != 0
     assert "was written on 2 rank(s), but 1 are running: resume on the same number, or set" in refused.stderr
 
-    run_until(command(job, run_dir, *UNIVERSAL), run_dir, 9, signal.SIGKILL)
+    run_until(arguments(job, run_dir, *UNIVERSAL), 9, signal.SIGKILL)
     assert summary_of(run_dir)["world_size"] == 1
-    result = run(command(job, run_dir, *UNIVERSAL, ranks=2))
+    result = run(arguments(job, run_dir, *UNIVERSAL), ranks=2)
     assert result.returncode == 0, result.stderr
     assert "resumed from" in result.stderr and summary_of(run_dir)["world_size"] == 2
 
@@ -58,5 +58,5 @@ def test_stopped_on_two_ranks_a_run_goes_on_on_one_and_then_on_two(job: Path, wh
 
 
 def test_another_global_batch_is_still_another_run(job: Path, whole: Path) -> None:
-    result = run(command(job, whole, *UNIVERSAL, "--ds.train_batch_size", "16"))
+    result = run(arguments(job, whole, *UNIVERSAL, "--ds.train_batch_size", "16"))
     assert result.returncode == 2 and "ds.train_batch_size = 8, but 16" in result.stderr

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from model.errors import UserError
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -25,18 +27,18 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
-            raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}: it must be at least 0")
+            raise UserError(f"schedule.warmup_steps is {self.warmup_steps}: it must be at least 0")
         if self.steps is not None and self.steps <= self.warmup_steps:
-            raise ValueError(
+            raise UserError(
                 f"schedule.steps is {self.steps}: it must be more than schedule.warmup_steps, "
                 f"which is {self.warmup_steps}"
             )
         if not 0.0 < self.decay_fraction <= 1.0:
-            raise ValueError(
+            raise UserError(
                 f"schedule.decay_fraction is {self.decay_fraction}: it must be above 0, at most 1"
             )
         if not 0.0 <= self.floor <= 1.0:
-            raise ValueError(f"schedule.floor is {self.floor}: it must be from 0 to 1")
+            raise UserError(f"schedule.floor is {self.floor}: it must be from 0 to 1")
 
 
 def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:

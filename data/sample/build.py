@@ -1,6 +1,6 @@
 """The embedded sample: real English in FineWeb's schema, made from the installed packages without a download.
 
-    python -m data
+    python -m data.sample
 
 The text is the prose of the docstrings of the Python standard library and of the packages that NormLab needs
 anyway. A document is what is left of one source file once near-duplicates are dropped. About two in a hundred
@@ -28,14 +28,12 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from tqdm import tqdm
 
+from model.errors import UserError
+
 from ..tokenizer import gpt2_encoding
 from .docstrings import docstrings, plain_share, prose, shingles
+from .folder import FILES, FORMAT, MANIFEST, SAMPLE_DIR, is_complete
 
-SAMPLE_DIR = Path(
-    os.environ.get("NORMLAB_SAMPLE_DIR") or Path(__file__).resolve().parents[2] / ".cache" / "sample"
-)
-
-FORMAT = 1  # of the builder's rules: a folder built by other rules is built again
 ROWS_PER_GROUP = 64
 DOCUMENT_TOKENS = 2_000
 LONGEST_DOCUMENT_TOKENS = 4_000
@@ -63,13 +61,12 @@ _SCHEMA = pa.schema(
         ("token_count", pa.int64()),
     ]
 )
-_FILES = ("train.parquet", "validation.parquet", "lastword.jsonl")
 _SENTENCE = re.compile(r"\S.*?[.!?](?=\s+[A-Z]|\s*$)", re.DOTALL)
 _LAST_WORD = re.compile(r" ([A-Za-z]{3,})[.!?]$")
 
 
 @dataclass(frozen=True)
-class Document:
+class SampleRow:
     """One row of the sample: document `part` of the source file `path`, such as `torch/nn/functional.py`."""
 
     path: str
@@ -91,7 +88,7 @@ def build_sample(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: `folder` cannot be written.
+        UserError: `folder` cannot be written.
     """
     if is_complete(folder):
         return folder
@@ -101,9 +98,9 @@ def build_sample(
             if not is_complete(folder):
                 _build(folder, source_roots() if roots is None else roots, progress)
     except PermissionError as error:
-        raise ValueError(
-            f"The embedded sample cannot be written to {folder} ({error.strerror}): "
-            "set NORMLAB_SAMPLE_DIR to a folder that can be written."
+        raise UserError(
+            f"the embedded sample cannot be written to {folder} ({error.strerror}): "
+            "set NORMLAB_SAMPLE_DIR to a folder that can be written"
         ) from error
     return folder
 
@@ -152,20 +149,6 @@ def lastword_passages(texts: Iterable[str]) -> list[str]:
     return passages
 
 
-def is_complete(folder: Path) -> bool:
-    manifest = folder / "sample.json"
-    if not manifest.is_file():
-        return False
-    try:
-        content = json.loads(manifest.read_text())
-        sizes = {name: entry["bytes"] for name, entry in content["files"].items()}
-        return content["format"] == FORMAT and all(
-            (folder / name).stat().st_size == sizes[name] for name in _FILES
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _build(folder: Path, roots: Mapping[str, Path], progress: bool) -> None:
     """Writes the files beside `folder`'s own and moves them in, the manifest last: complete or not there."""
     unfinished = folder / ".unfinished"
@@ -197,17 +180,17 @@ def _build(folder: Path, roots: Mapping[str, Path], progress: bool) -> None:
                 "bytes": (unfinished / name).stat().st_size,
                 "sha256": hashlib.sha256((unfinished / name).read_bytes()).hexdigest(),
             }
-            for name in _FILES
+            for name in FILES
         },
     }
-    (unfinished / "sample.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    (folder / "sample.json").unlink(missing_ok=True)
-    for name in (*_FILES, "sample.json"):
+    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in (*FILES, MANIFEST):
         os.replace(unfinished / name, folder / name)
     unfinished.rmdir()
 
 
-def _documents(roots: Mapping[str, Path], progress: bool) -> list[Document]:
+def _documents(roots: Mapping[str, Path], progress: bool) -> list[SampleRow]:
     """All documents, training files first, each part in the order of the files' names."""
     files = []
     for name, root in roots.items():
@@ -245,7 +228,7 @@ def _documents(roots: Mapping[str, Path], progress: bool) -> list[Document]:
     tokens = gpt2_encoding().encode_ordinary_batch(
         [text for _, _, text in documents], num_threads=len(os.sched_getaffinity(0))
     )
-    return [Document(*document, len(ids)) for document, ids in zip(documents, tokens, strict=True)]
+    return [SampleRow(*document, len(ids)) for document, ids in zip(documents, tokens, strict=True)]
 
 
 def _prose_of_file(path: Path) -> list[tuple[str, np.ndarray]]:
@@ -258,21 +241,21 @@ def _join(texts: list[str]) -> list[str]:
     """Joins a file's docstrings to documents of about `DOCUMENT_TOKENS` tokens at most, by paragraph."""
     encode = gpt2_encoding().encode_ordinary
     pieces: list[str] = []
-    room = 0
+    left = 0  # tokens that the last piece may still get
     for text in texts:
         whole = len(text) < LONGEST_DOCUMENT_TOKENS or len(encode(text)) <= LONGEST_DOCUMENT_TOKENS
         for piece in [text] if whole else text.split("\n"):
             tokens = len(encode(piece))
-            if tokens <= room:
+            if tokens <= left:
                 pieces[-1] += "\n\n" + piece
-                room -= tokens
+                left -= tokens
             else:
                 pieces.append(piece)
-                room = DOCUMENT_TOKENS - tokens
+                left = DOCUMENT_TOKENS - tokens
     return pieces
 
 
-def _table(documents: list[Document]) -> pa.Table:
+def _table(documents: list[SampleRow]) -> pa.Table:
     """Documents as FineWeb's nine columns; a docstring has no date of its own."""
     rows = [
         {

@@ -73,7 +73,7 @@ def docstrings(path: Path) -> list[str]:
 
 
 def prose(docstring: str) -> str:
-    """The paragraphs of a clean docstring that read as English, one a line; empty if too little is left."""
+    """The paragraphs of a clean docstring that read as English, one per line; empty if too little is left."""
     texts = (_plain(chunk) for paragraph in _paragraphs(docstring) for chunk in _chunks(paragraph))
     kept = [text for text in texts if _reads_as_english(text)]
     return "\n".join(kept) if sum(len(text.split()) for text in kept) >= MIN_PROSE_WORDS else ""

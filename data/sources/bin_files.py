@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from model.errors import UserError
+
 from ..config import DataConfig
 from ..tokenizer import Tokenizer
 from .documents import BadRow, DamagedShard, Document, Shard, Source
-from .names import nearest_path
+from .places import nearest_path
 from .shard_file import FORMATS, HEADER_BYTES, TOKENS
 
 SHARDS = 1024
@@ -81,9 +83,9 @@ class BinFiles(Source):
         if len(tokens) < end - begin:
             raise DamagedShard(f"it ends before token {end}")
         if len(tokens) and tokens.max() >= tokenizer.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"data.source: {path} holds token {tokens.max()}, but data.tokenizer {tokenizer.name} has "
-                f"only {tokenizer.vocab_size}: name the tokenizer that the file was made with."
+                f"only {tokenizer.vocab_size}: name the tokenizer that the file was made with"
             )
         return tokens.astype(tokenizer.dtype, copy=False)
 
@@ -103,9 +105,9 @@ def _bin_file(path: str, tokenizer: Tokenizer) -> _BinFile:
         dtype, version = format_.stored, int(header[1])
         file = _BinFile(dtype, HEADER_BYTES, int(header[TOKENS]))
         if version != format_.version:
-            raise ValueError(
+            raise UserError(
                 f"data.source: {path} is version {version} of llm.c's format, but only version "
-                f"{format_.version} is known."
+                f"{format_.version} is known"
             )
     else:
         dtype = np.dtype(f"<u{tokenizer.dtype.itemsize}")
@@ -113,11 +115,11 @@ def _bin_file(path: str, tokenizer: Tokenizer) -> _BinFile:
     expected = file.offset + file.tokens * dtype.itemsize
     if size != expected:
         whole = f"by its header it has {expected}" if file.offset else f"a token has {dtype.itemsize}"
-        raise ValueError(
-            f"data.source: {path} has {size} bytes, but {whole}: it is cut off or holds no tokens."
+        raise UserError(
+            f"data.source: {path} has {size} bytes, but {whole}: it is cut off or holds no tokens"
         )
     if file.tokens == 0:
-        raise ValueError(f"data.source: {path} holds no tokens.")
+        raise UserError(f"data.source: {path} holds no tokens")
     return file
 
 
@@ -128,8 +130,7 @@ def bin_paths(config: DataConfig) -> list[str]:
     `validation` (or `val`), the others `train`; where there is no such file all are taken.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: none belongs to the split.
+        UserError: there is no such file, or none belongs to the split.
     """
     place = Path(config.source).expanduser()
     pattern = (
@@ -137,7 +138,7 @@ def bin_paths(config: DataConfig) -> list[str]:
     )
     files = sorted(os.path.abspath(path) for path in glob.glob(pattern))
     if not files:
-        raise FileNotFoundError(f"data.source: {config.source} does not exist{nearest_path(place)}.")
+        raise UserError(f"data.source: {config.source} does not exist{nearest_path(place)}")
     validation = [path for path in files if _VALIDATION.search(os.path.basename(path))]
     if not validation or (len(validation) == len(files) and not place.is_dir()):
         return files
@@ -145,5 +146,5 @@ def bin_paths(config: DataConfig) -> list[str]:
     splits = {"train": training, "validation": validation, "val": validation}
     if not splits.get(config.split):
         has = "train and validation" if training else "validation"
-        raise ValueError(f"data.split is {config.split!r}, but {config.source} has only {has}.")
+        raise UserError(f"data.split is {config.split!r}, but {config.source} has only {has}")
     return splits[config.split]

@@ -12,9 +12,11 @@ from typing import Any
 import zstandard
 from tqdm import tqdm
 
+from model.errors import UserError
+
 from .network import filesystem_of, with_retries
 
-PIECE_BYTES = 2**22  # a request each where the file is remote
+PIECE_BYTES = 2**22  # one request per piece where the file is remote
 DECODED_BYTES = 2**14  # at once, as they may become a thousand times as many
 BAR_AFTER_SECONDS = 5.0
 _DECODERS: dict[str, Callable[[], Any]] = {
@@ -30,7 +32,7 @@ def content_of(path: str, storage_options: dict[str, Any], size: int, bar: bool)
 
     Raises:
         ConnectionError: a remote file cannot be fetched, after several tries.
-        ValueError: a file here cannot be read.
+        UserError: a file here cannot be read.
         EOFError: a compressed file ends before its content does.
     """
     pieces = _pieces(path, storage_options, size, bar)
@@ -78,6 +80,6 @@ def _pieces(path: str, storage_options: dict[str, Any], size: int, bar: bool) ->
             except ConnectionError:
                 raise
             except OSError as error:  # so that it is not taken for one of writing
-                raise ValueError(f"data.source: {path} cannot be read ({error}).") from error
+                raise UserError(f"data.source: {path} cannot be read ({error})") from error
             yield piece
             progress.update(length)

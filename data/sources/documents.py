@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from model.errors import UserError
+
 from ..config import DataConfig
 
 ROWS_PER_SHARD = 1_000
@@ -63,8 +65,8 @@ class Shard:
     rows: int
 
 
-def runs(shards: Sequence[Shard], longest: int = sys.maxsize) -> list[list[Shard]]:
-    """The shards of each row group, in runs of at most `longest`."""
+def shard_runs(shards: Sequence[Shard], longest: int = sys.maxsize) -> list[list[Shard]]:
+    """Runs of consecutive shards: those of a row group, or parts of it where it has more than `longest`."""
     groups = [list(group) for _, group in groupby(shards, key=lambda shard: (shard.path, shard.group))]
     return [group[at : at + longest] for group in groups for at in range(0, len(group), longest)]
 
@@ -78,9 +80,13 @@ class Source(ABC):
         shards: All shards in file order.
         config: Which text column, and what is done with bad documents.
         notes: What a user should know of the source, a sentence each.
+        decodes_from_group_start: Whether a shard inside a large row group costs decoding what stands
+            before it in the row group.
         fingerprint: A hash of the files' names and sizes, their shards, the revision and the text column. It
             stays the same when the files move to another folder.
     """
+
+    decodes_from_group_start = False
 
     def __init__(
         self,
@@ -99,22 +105,22 @@ class Source(ABC):
         content.append([revision] if revision else [])
         self.fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         if not self.shards:
-            raise ValueError(f"data.source: {self.name} holds no documents.")
+            raise UserError(f"data.source: {self.name} holds no documents")
 
     def read(self, shard: Shard) -> Documents:
         """The documents of a shard.
 
         Raises:
-            ValueError: one is bad and `data.on_bad_document` is `stop`.
+            UserError: one is bad and `data.on_bad_document` is `stop`.
             ConnectionError: the shard cannot be fetched, after several tries.
         """
         try:
             rows = self._rows(shard)
         except DamagedShard as error:
             if self.config.on_bad_document == "stop":
-                raise ValueError(
+                raise UserError(
                     f"data.source: {shard.path} is damaged in part {shard.group}, from row {shard.first_row} "
-                    f"on ({error}): mend the file, or set data.on_bad_document to skip."
+                    f"on ({error}): mend the file, or set data.on_bad_document to skip"
                 ) from error
             return Documents([], Counter(unreadable=shard.rows or 1))
         kept: list[Document] = []
@@ -124,9 +130,9 @@ class Source(ABC):
             if reason is None:
                 kept.append(row)  # type: ignore[arg-type]
             elif self.config.on_bad_document == "stop":
-                raise ValueError(
+                raise UserError(
                     f"data.source: document {number} of part {shard.group} of {shard.path} "
-                    f"{BAD_REASONS[reason]}: mend it, or set data.on_bad_document to skip."
+                    f"{BAD_REASONS[reason]}: mend it, or set data.on_bad_document to skip"
                 )
             else:
                 bad[reason] += 1

@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from model.errors import UserError, did_you_mean
+from model.files import write_whole
+
 from ..config import DataConfig
 from ..parallel import default_workers, in_processes
 from .content import content_of, late_bar
 from .documents import BAD_REASONS, ROWS_PER_SHARD, BadRow, Document, Shard
-from .names import nearest
 from .network import filesystem_of, is_damage, with_retries
 from .parquet import ParquetSource
 
@@ -41,7 +43,7 @@ class JsonlSource(ParquetSource):
     """A `ParquetSource` of converted files, which `JSONL_DIR` keeps; paths and sizes are the originals'.
 
     Raises:
-        ValueError: a file does not hold JSON lines with the text column, or `JSONL_DIR` cannot be written.
+        UserError: a file does not hold JSON lines with the text column, or `JSONL_DIR` cannot be written.
     """
 
     def __init__(
@@ -62,9 +64,9 @@ class JsonlSource(ParquetSource):
         for number, problem in enumerate(self._read(shard, _PROBLEM).to_pylist()):
             if problem is not None and self.config.on_bad_document == "stop":
                 line = self._read(shard, _LINE)[number]
-                raise ValueError(
+                raise UserError(
                     f"data.source: line {line} of {shard.path} {BAD_REASONS[problem]}: "
-                    "mend it, or set data.on_bad_document to skip."
+                    "mend it, or set data.on_bad_document to skip"
                 )
             if problem is not None:
                 rows[number] = BadRow(problem)
@@ -101,14 +103,14 @@ def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[s
                 try:
                     _run([job for job in jobs if not job.target.exists()])
                 finally:
-                    for unfinished in JSONL_DIR.glob("*.unfinished"):  # also of a process that was killed
-                        unfinished.unlink()
+                    for partial in JSONL_DIR.glob(".*.partial"):  # of a process that was killed
+                        partial.unlink()
         except ConnectionError:
             raise
         except OSError as error:
-            raise ValueError(
-                f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): make room there, or "
-                "set NORMLAB_JSONL_DIR to another folder."
+            raise UserError(
+                f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): free some space "
+                "there, or set NORMLAB_JSONL_DIR to another folder"
             ) from error
     return {job.path: job.target for job in jobs}
 
@@ -117,7 +119,7 @@ def _job(path: str, storage_options: dict[str, Any], text_column: str) -> _Job:
     filesystem, location = filesystem_of(path, storage_options)
     info = with_retries(lambda: filesystem.info(location), path, opening=True)
     if info["size"] is None:
-        raise ValueError(f"data.source: the server of {path} does not say its size: download the file.")
+        raise UserError(f"data.source: the server of {path} does not say its size: download the file")
     version = [str(info.get(key)) for key in _VERSION_KEYS]
     key = hashlib.sha256(json.dumps([FORMAT, path, version, text_column]).encode()).hexdigest()
     name = os.path.basename(path).partition("?")[0][:100]
@@ -134,16 +136,19 @@ def _run(jobs: Sequence[_Job]) -> None:
 
 
 def _convert(job: _Job, bar: bool = False) -> Path:
-    """Writes `job.target`, which is complete or absent."""
-    unfinished = job.target.with_suffix(".unfinished")
-    columns = {"id": pa.string()} | {job.text_column: pa.string(), _PROBLEM: pa.string(), _LINE: pa.int64()}
+    """Writes `job.target`, which is complete or absent, and gives it."""
+    write_whole(job.target, lambda partial: _write_rows(_rows(job, bar), job.text_column, partial))
+    return job.target
+
+
+def _write_rows(rows: Iterable[_Row], text_column: str, path: Path) -> None:
+    columns = {"id": pa.string()} | {text_column: pa.string(), _PROBLEM: pa.string(), _LINE: pa.int64()}
     schema = pa.schema(columns)
-    with pq.ParquetWriter(unfinished, schema, compression="zstd", write_page_checksum=True) as writer:
-        for group in _groups(_rows(job, bar)):
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for group in _groups(rows):
             texts, ids, problems, lines = map(list, zip(*group, strict=True))
-            values = {"id": ids} | {job.text_column: texts, _PROBLEM: problems, _LINE: lines}
+            values = {"id": ids} | {text_column: texts, _PROBLEM: problems, _LINE: lines}
             writer.write_table(pa.table(values, schema))
-    return unfinished.replace(job.target)
 
 
 def _groups(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
@@ -183,18 +188,18 @@ def _rows(job: _Job, bar: bool) -> Iterator[_Row]:
         yield _Row(None, None, "unreadable", number + 1)
         return
     if beginning and not columns:
-        raise ValueError(
-            f"data.source: {job.path} does not hold one JSON object a line: it begins with {beginning}."
+        raise UserError(
+            f"data.source: {job.path} does not hold one JSON object per line: it begins with {beginning}"
         )
     if columns and not kinds:
-        raise ValueError(
+        raise UserError(
             f"data.text_column is {job.text_column!r}, but {job.path} has the columns "
-            f"{', '.join(columns)}{nearest(job.text_column, columns)}."
+            f"{', '.join(columns)}{did_you_mean(job.text_column, columns)}"
         )
     if kinds and kinds.isdisjoint({"str", "NoneType"}):
-        raise ValueError(
+        raise UserError(
             f"data.text_column is {job.text_column!r}, but that column of {job.path} holds "
-            f"{', '.join(sorted(kinds))}, not text."
+            f"{', '.join(sorted(kinds))}, not text"
         )
 
 
@@ -232,16 +237,20 @@ def _is_utf8(text: str) -> bool:
 
 
 def _lines(path: str, content: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their ends; of one that is longer than `LONGEST_LINE_BYTES` not all that follows."""
+    """Lines without their ends.
+
+    Once a line is longer than `LONGEST_LINE_BYTES` the rest of it is dropped, as it would fill the memory:
+    it counts as too long.
+    """
     parts: list[bytes] = []
     size = 0
     for number, piece in enumerate(content):
         if number == 0:
             piece = piece.removeprefix(codecs.BOM_UTF8)
             if piece.lstrip().startswith(b"["):
-                raise ValueError(
-                    f"data.source: {path} holds a JSON array: write one object a line, as "
-                    "`jq -c '.[]' array.json > lines.jsonl` does."
+                raise UserError(
+                    f"data.source: {path} holds a JSON array: write one object per line, as "
+                    "`jq -c '.[]' array.json > lines.jsonl` does"
                 )
         *ends, rest = piece.split(b"\n")
         for end in ends:

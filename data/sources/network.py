@@ -12,6 +12,10 @@ import fsspec
 import pyarrow as pa
 import zstandard
 
+from model.errors import UserError
+
+from .places import is_remote
+
 RETRY_SECONDS = (1, 2, 4, 8, 16, 32)
 """How long to wait before each further try."""
 # by name, because which of them fsspec and the hub's client use changes with their versions
@@ -21,7 +25,8 @@ NETWORK_LIBRARIES = frozenset(
 )
 PASSING_STATUSES = frozenset({404, 408, 429})
 """What a server that is busy, or a hub between two states, answers for a file that is there."""
-STALLED_SECONDS = 30
+STALLED_SECONDS: float = 30
+"""So long a server may send nothing before it is asked again."""
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)  # without a handler a warning goes to stderr, which is the run's log
@@ -44,8 +49,8 @@ def with_retries(read: Callable[[], T], path: str, opening: bool = False) -> T:
         except Exception as error:
             damage = is_damage(error)
             if type(error) is ValueError and "HTTP" in str(error):  # fsspec's
-                raise ValueError(
-                    f"data.source: the server of {path} does not send parts of a file: download it."
+                raise UserError(
+                    f"data.source: the server of {path} does not send parts of a file: download it"
                 ) from error
             if not damage and not _is_network_failure(error):
                 raise
@@ -54,36 +59,31 @@ def with_retries(read: Callable[[], T], path: str, opening: bool = False) -> T:
                 if damage:
                     raise
                 raise ConnectionError(
-                    f"{path} cannot be read ({_in_words(reason)}; tried {tries} time{'s' * (tries > 1)}): "
-                    "once it can be, the same command goes on from there."
+                    f"{path} cannot be read ({_error_text(reason)}; tried {tries} time{'s' * (tries > 1)}): "
+                    "once it can be, the same command goes on from there"
                 ) from error
-            _log.warning("%s: %s; trying again in %s s", path, _in_words(reason), wait)
+            _log.warning("%s: %s; trying again in %s s", path, _error_text(reason), wait)
         time.sleep(wait)
     raise AssertionError
 
 
-def http_options() -> dict[str, Any]:
-    """What fsspec's file systems for http and https are given."""
-    import aiohttp  # not above: files of this machine are opened sooner without it
-
-    return {
-        "client_kwargs": {  # `trust_env` for the proxy that the environment names
-            "trust_env": True,
-            "timeout": aiohttp.ClientTimeout(sock_connect=STALLED_SECONDS, sock_read=STALLED_SECONDS),
-        },
-        "headers": {"Accept-Encoding": "identity"},  # parts of a file are asked for by their place in it
-    }
-
-
 def filesystem_of(path: str, storage_options: dict[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system that holds a path, and what the path is called there. Options are by protocol."""
-    options = {key: http_options() for key in ("http", "https") if f"{key}://" in path} | storage_options
+    options = dict(storage_options)
+    for protocol in ("http", "https"):
+        if f"{protocol}://" in path and protocol not in options:
+            options[protocol] = _http_options()
     return fsspec.core.url_to_fs(path, **{key: options[key] for key in options if f"{key}://" in path})
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is a URL of anything but the local file system."""
-    return "://" in path and not path.startswith("file://")
+def _http_options() -> dict[str, Any]:
+    import aiohttp  # which is slow to load, and files that are here do not need
+
+    timeout = aiohttp.ClientTimeout(sock_connect=STALLED_SECONDS, sock_read=STALLED_SECONDS)
+    return {
+        "client_kwargs": {"trust_env": True, "timeout": timeout},  # the proxy that the environment names
+        "headers": {"Accept-Encoding": "identity"},  # parts of a file are asked for by their place in it
+    }
 
 
 def is_damage(error: Exception) -> bool:
@@ -117,6 +117,6 @@ def _is_final(error: Exception, opening: bool) -> bool:
     return isinstance(status, int) and 400 <= status < 500 and status not in PASSING_STATUSES
 
 
-def _in_words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     text = re.sub(r"(https?://[^\s?']+)\?[^\s']*", r"\1", str(error))  # a query may be a signature
     return f"{type(error).__name__}: {' '.join(text.split())}".removesuffix(": ")

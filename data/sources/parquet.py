@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.errors import UserError, did_you_mean
+
 from ..config import DataConfig
 from .documents import ROWS_PER_SHARD, BadRow, DamagedShard, Document, Shard, Source
-from .names import nearest
 from .network import filesystem_of, is_damage, with_retries
 
 OPEN_FILES = 32
@@ -46,6 +47,8 @@ class ParquetSource(Source):
     what stands before it, unless a stream has come that far.
     """
 
+    decodes_from_group_start = True
+
     def __init__(
         self,
         config: DataConfig,
@@ -68,7 +71,7 @@ class ParquetSource(Source):
         for path, footer in zip(paths, footers, strict=True):
             if isinstance(footer, str):
                 if config.on_bad_document == "stop":
-                    raise ValueError(f"data.source: {footer}.")
+                    raise UserError(f"data.source: {footer}")
                 notes.append(f"data.source: {footer}: it is left out.")
                 continue
             check_text_column(config, footer.schema, path)
@@ -78,7 +81,7 @@ class ParquetSource(Source):
                 for first in range(0, rows, ROWS_PER_SHARD):
                     shards.append(Shard(len(shards), path, group, first, min(ROWS_PER_SHARD, rows - first)))
         if not sizes and notes:
-            raise ValueError(notes[0].removesuffix(": it is left out.") + ".")
+            raise UserError(notes[0].removesuffix(": it is left out."))
         super().__init__(config, sizes, shards, revision)
         self.notes += notes
 
@@ -141,7 +144,7 @@ class ParquetSource(Source):
         next_row = shard.first_row + shard.rows
         if next_row < metadata.row_group(shard.group).num_rows:
             self._streams[place, next_row] = batches
-            if len(self._streams) > 2 * self.config.lanes:  # one a lane, and what lanes left half read
+            if len(self._streams) > 2 * self.config.lanes:  # one per lane, and what lanes left half read
                 self._streams.popitem(last=False)
         return values
 
@@ -206,13 +209,13 @@ def _decoded(value: bytes | None) -> Document | BadRow | None:
 
 
 def check_text_column(config: DataConfig, schema: pa.Schema, path: str) -> None:
-    """Raises ValueError where `data.text_column` is missing, there twice, or holds no text."""
+    """Raises UserError where `data.text_column` is missing, there twice, or holds no text."""
     column = config.text_column
     if schema.names.count(column) != 1:
-        raise ValueError(
+        raise UserError(
             f"data.text_column is {column!r}, but {path} has the columns "
-            f"{', '.join(schema.names)}{nearest(column, schema.names)}."
+            f"{', '.join(schema.names)}{did_you_mean(column, schema.names)}"
         )
     kind = schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise ValueError(f"data.text_column is {column!r}, but that column of {path} holds {kind}, not text.")
+        raise UserError(f"data.text_column is {column!r}, but that column of {path} holds {kind}, not text")

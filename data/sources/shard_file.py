@@ -5,7 +5,6 @@ first three numbers are llm.c's; of the spare ones some hold our own.
 """
 
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,13 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from model.files import write_whole
+
 from ..tokenizer import Tokenizer
 from .documents import BAD_REASONS, BadRow, DamagedShard, Document, Documents
 
 HEADER_BYTES = 1024
 TOKENS = 2
 """Where the header says how many tokens follow."""
-# our own places; with them, and with the order of BAD_REASONS, token_shards.FORMAT changes
+# our own places; with them, and with the order of BAD_REASONS, token_shards.SHARDS_FORMAT changes
 _DOCUMENTS, _BAD, _TEXT_BYTES, _CHECKSUM = 3, 4, 252, 254
 
 
@@ -90,7 +91,13 @@ def write_shard(path: str, documents: Documents, dtype: np.dtype, text_bytes: in
     header[_BAD : _BAD + len(BAD_REASONS)] = [documents.bad[reason] for reason in BAD_REASONS]
     header[_TEXT_BYTES:_CHECKSUM].view("<u8")[0] = text_bytes
     header[_CHECKSUM:].view("<u8")[0] = _checksum(header, tokens)
-    write_atomically(path, header.tobytes(), tokens.tobytes())
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            file.write(header.tobytes())
+            file.write(tokens.tobytes())
+
+    write_whole(Path(path), write)
 
 
 def read_shard(path: str, eot: int, xxh3: str | None = None) -> Documents:
@@ -133,21 +140,6 @@ def shard_facts(path: str) -> ShardFacts:
         os.path.getsize(path),
         f"{int(header[_CHECKSUM:].view('<u8')[0]):016x}",
     )
-
-
-def write_atomically(path: str, *parts: bytes) -> None:
-    """Writes a file that is there as a whole or not at all, whenever the process or the machine ends."""
-    unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(unfinished, "xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
 
 
 def _bad(header: np.ndarray) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Token shards as a source: a folder of `scripts/tokenize.py`, or nanoGPT's and llm.c's files.
+"""Token shards as a source: a folder of `scripts/tokenize_data.py`, or nanoGPT's and llm.c's files.
 
 A folder has the shards of the source that it was made of, each with the same documents in the same order, so
 that a run reads the same sequences from either.
@@ -10,14 +10,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from model.errors import UserError
+
 from ..config import DataConfig
 from ..tokenizer import Tokenizer
 from .bin_files import BinFiles, bin_paths
 from .documents import BadRow, DamagedShard, Document, Shard, Source
-from .network import is_remote
+from .places import is_remote
 from .shard_file import as_rows, read_shard
 
-FORMAT = 1
+SHARDS_FORMAT = 1
 """Of a folder: its shards' header and its manifest."""
 DESCRIPTION = "source.json"
 """What a folder is made of; there from the start."""
@@ -49,8 +51,8 @@ def open_token_source(config: DataConfig, tokenizer: Tokenizer) -> Source:
     """The token shards of `data.source`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file or folder is not whole, or was made with another tokenizer or other settings.
+        UserError: there is no such file, or a file or folder is not whole or was made with another tokenizer
+            or other settings.
     """
     folder = Path(config.source).expanduser().absolute()
     manifest = described(folder)
@@ -60,8 +62,10 @@ def open_token_source(config: DataConfig, tokenizer: Tokenizer) -> Source:
 
 
 def described(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder of `scripts/tokenize.py`, without totals and shards until it is complete; None
-    for any other place."""
+    """The manifest of a folder of `scripts/tokenize_data.py`, None for any other place.
+
+    It has no totals and no shards until the folder is complete.
+    """
     for name in (MANIFEST, DESCRIPTION):
         try:
             description = json.loads((folder / name).read_text())
@@ -73,14 +77,15 @@ def described(folder: Path) -> dict[str, Any] | None:
 
 
 class TokenFolder(Source):
-    """A folder of `scripts/tokenize.py`: the shards and the fingerprint of the source that it was made of."""
+    """A folder of `scripts/tokenize_data.py`, with the shards and the fingerprint of what it was made of."""
 
     def __init__(
         self, config: DataConfig, tokenizer: Tokenizer, folder: Path, manifest: dict[str, Any]
     ) -> None:
         if "shards" not in manifest:
-            raise ValueError(
-                f"data.source: {config.source} is not complete: run scripts/tokenize.py again to complete it."
+            raise UserError(
+                f"data.source: {config.source} is not complete: run scripts/tokenize_data.py again to "
+                "complete it"
             )
         _check_manifest(config, tokenizer, manifest)
         self._eot = tokenizer.eot
@@ -90,9 +95,9 @@ class TokenFolder(Source):
             path = str(folder / entry["file"])
             sizes[path] = os.path.getsize(path) if os.path.isfile(path) else -1
             if sizes[path] != entry["bytes"]:
-                raise ValueError(
+                raise UserError(
                     f"data.source: {path} {'is missing' if sizes[path] < 0 else 'has not its size'}: "
-                    "run scripts/tokenize.py again to mend it."
+                    "run scripts/tokenize_data.py again to mend it"
                 )
             self._files.append((path, entry["xxh3"]))
             shards.append(Shard(index, entry["path"], entry["group"], entry["first_row"], entry["rows"]))
@@ -104,28 +109,28 @@ class TokenFolder(Source):
         try:
             documents = read_shard(path, self._eot, xxh3)
         except DamagedShard as error:
-            raise DamagedShard(f"{error}, scripts/tokenize.py makes it again") from error
+            raise DamagedShard(f"{error}, scripts/tokenize_data.py makes it again") from error
         return as_rows(documents)
 
 
 def _check_manifest(config: DataConfig, tokenizer: Tokenizer, manifest: dict[str, Any]) -> None:
     where, made_with, longest = config.source, manifest["tokenizer"], manifest["max_document_bytes"]
-    if manifest["token_shards_format"] != FORMAT:
-        raise ValueError(
+    if manifest["token_shards_format"] != SHARDS_FORMAT:
+        raise UserError(
             f"data.source: {where} has token shards of format {manifest['token_shards_format']}, but this "
-            f"NormLab reads format {FORMAT}: make them again with scripts/tokenize.py."
+            f"NormLab reads format {SHARDS_FORMAT}: make them again with scripts/tokenize_data.py"
         )
     if made_with["fingerprint"] != tokenizer.fingerprint:
         what = "another file of that name" if made_with["name"] == tokenizer.name else made_with["name"]
-        raise ValueError(f"data.tokenizer is {tokenizer.name!r}, but {where} was made with {what}.")
+        raise UserError(f"data.tokenizer is {tokenizer.name!r}, but {where} was made with {what}")
     if config.max_document_bytes not in (longest, DataConfig.max_document_bytes):
-        raise ValueError(
+        raise UserError(
             f"data.max_document_bytes is {config.max_document_bytes}, but {where} was made with {longest}: "
-            "leave it out."
+            "leave it out"
         )
     if manifest["bad"] and config.on_bad_document == "stop":
         bad = ", ".join(f"{count} {reason}" for reason, count in manifest["bad"].items())
-        raise ValueError(
+        raise UserError(
             f"data.on_bad_document is stop, but {where} was made of a source with bad documents ({bad}): "
-            "mend them and make it again, or set it to skip."
+            "mend them and make it again, or set it to skip"
         )

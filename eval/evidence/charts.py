@@ -101,7 +101,7 @@ def line_chart(
 
     drawn, hover = [], []
     for curve in curves:
-        line = thin(curve.line, most=width)  # more than a point a px cannot be seen
+        line = thin(curve.line, most=width)  # more than one point per px cannot be seen
         end = x_px(line.index[-1]), min(max(y_px(line.iloc[-1]), top), bottom)
         drawn.append(
             {

@@ -3,49 +3,23 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import pandas as pd
 
+from model.errors import UserError, did_you_mean
+
+from ..tasks import TASK_METRICS, Metric
 from .intervals import Interval, paired_interval
-from .results import Run
+from .results import RunRecord
 from .verdicts import describe_status, find_floors, find_problems, judge, write_headline
 
 DEFAULT_BASELINE = "vanilla"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One column of the scorecard; `task` and `key` say where lm-eval's results hold it."""
-
-    name: str
-    title: str
-    unit: str
-    task: str = ""
-    key: str = ""
-
-
 VAL_LOSS = Metric("val_loss", "val loss", "nats/token")
 VAL_BITS = Metric("val_bits_per_byte", "val bits/byte", "bits/byte")
-# Accuracy is lm-eval's `acc` throughout: the one that all tasks have (WinoGrande has no acc_norm).
-METRICS = (
-    VAL_LOSS,
-    VAL_BITS,
-    Metric("wikitext_ppl", "WikiText-2 ppl", "perplexity", "wikitext", "word_perplexity"),
-    Metric("wikitext_bits", "WikiText-2 bits/byte", "bits/byte", "wikitext", "bits_per_byte"),
-    Metric("lambada_ppl", "LAMBADA ppl", "perplexity", "lambada_openai", "perplexity"),
-    Metric("arc_easy_acc", "ARC-Easy %", "percent", "arc_easy", "acc"),
-    Metric("hellaswag_acc", "HellaSwag %", "percent", "hellaswag", "acc"),
-    Metric("piqa_acc", "PIQA %", "percent", "piqa", "acc"),
-    Metric("winogrande_acc", "WinoGrande %", "percent", "winogrande", "acc"),
-    Metric("sample_documents_ppl", "sample docs ppl", "perplexity", "sample_documents", "word_perplexity"),
-    Metric(
-        "sample_documents_bits", "sample docs bits/byte", "bits/byte", "sample_documents", "bits_per_byte"
-    ),
-    Metric("sample_lastword_ppl", "sample last-word ppl", "perplexity", "sample_lastword", "perplexity"),
-    Metric("sample_lastword_acc", "sample last-word %", "percent", "sample_lastword", "acc"),
-)
+METRICS = (VAL_LOSS, VAL_BITS, *TASK_METRICS)
 
 # What two runs must share for their difference to be the candidate's doing.
 PAIR_KEYS = {
@@ -57,8 +31,8 @@ PAIR_KEYS = {
     "steps": "number of steps",
     "source_fingerprint": "training data",
 }
-SAME_TOKENS = {"val_fingerprint": "validation set"}  # for losses in nats a token
-SAME_TEXT = {"val_text": "validation text"}  # for losses in bits a byte
+SAME_TOKENS = {"val_fingerprint": "validation set"}  # for losses in nats per token
+SAME_TEXT = {"val_text": "validation text"}  # for losses in bits per byte
 ROW_FACTS = ["variant", "tokenizer", "precision", "model", "parameters", "steps", "tokens", "baseline"]
 FACTS = (
     "variant", "design_fingerprint", *PAIR_KEYS, "packing", "val_fingerprint", "val_text_fingerprint",
@@ -74,12 +48,12 @@ SCORE_COLUMNS = (
 class Scorecard:
     """What the runs say together.
 
-    `runs` has one row a run (its Run in column `run`). `rows` has one a variant, sorted by the yardstick, the
-    baseline marked. `scores` has one a variant and metric: value, seed_sd (over seeds), standard_error (over
-    items), and where it is compared difference, low, high, p_value, n, the number of paired seeds, and what
-    the interval is over ("seeds", "documents" or "items"). Accuracies are in percent. `floors` are by
-    tokenizer, in nats a token. `yardstick` is the metric that verdicts and headline are about: the validation
-    loss in nats a token, or in bits a byte where the runs have several tokenizers.
+    `runs` has one row per run (its RunRecord in column `record`). `rows` has one per variant, sorted by the
+    yardstick, the baseline marked. `scores` has one per variant and metric: value, seed_sd (over seeds),
+    standard_error (over items), and where it is compared difference, low, high, p_value, n, the number of
+    paired seeds, and what the interval is over ("seeds", "documents" or "items"). Accuracies are in percent.
+    `floors` are by tokenizer, in nats per token. `yardstick` is the metric that verdicts and headline are
+    about: the validation loss in nats per token, or in bits per byte where the runs have several tokenizers.
     """
 
     baseline: str
@@ -92,9 +66,9 @@ class Scorecard:
     problems: list[str]
 
 
-def build_scorecard(runs: Sequence[Run], baseline: str | None = None) -> Scorecard:
+def build_scorecard(records: Sequence[RunRecord], baseline: str | None = None) -> Scorecard:
     """Group, pair and compare the runs; `baseline` names a variant or a row (None: vanilla or the first)."""
-    table = tabulate_runs(runs)
+    table = tabulate_runs(records)
     baseline = choose_baseline(table, baseline)
     table["baseline"] = (table["name"] == baseline) | (table["variant"] == baseline)
     counted = table[table["counted"]]
@@ -134,21 +108,21 @@ def build_scorecard(runs: Sequence[Run], baseline: str | None = None) -> Scoreca
         rows=row_table,
         scores=score_table,
         floors=find_floors(table),
-        headline=write_headline(row_table, losses, baseline, yardstick.unit.replace("/", " a ")),
+        headline=write_headline(row_table, losses, baseline, yardstick.unit.replace("/", " per ")),
         problems=find_problems(table, row_table, losses, baseline),
     )
 
 
-def tabulate_runs(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a run: its facts, the `name` of the row it belongs to, and whether its final loss counts."""
-    facts = [{key: run.summary.get(key) for key in FACTS} for run in runs]
+def tabulate_runs(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """One row per run: its facts, the `name` of the row it belongs to, and whether its final loss counts."""
+    facts = [{key: record.summary.get(key) for key in FACTS} for record in records]
     table = pd.DataFrame(facts, columns=list(FACTS)).assign(
-        run=list(runs), folder=[str(run.folder) for run in runs]
+        record=list(records), folder=[str(record.folder) for record in records]
     )
     table["skipped_steps"] = pd.to_numeric(table["skipped_steps"]).fillna(0).astype(int)
-    table[VAL_LOSS.name] = [run.val_loss for run in runs]
-    table[VAL_BITS.name] = [run.val_bits_per_byte for run in runs]
-    table["tokenizer"] = [run.tokenizer for run in runs]
+    table[VAL_LOSS.name] = [record.val_loss for record in records]
+    table[VAL_BITS.name] = [record.val_bits_per_byte for record in records]
+    table["tokenizer"] = [record.tokenizer for record in records]
     # Tokens decide the text: an older run gets the text's fingerprint from a newer one with its tokens.
     text = table.groupby("val_fingerprint")["val_text_fingerprint"].transform("first")
     table["val_text"] = text.fillna(table["val_fingerprint"])
@@ -180,16 +154,15 @@ def choose_baseline(table: pd.DataFrame, wanted: str | None) -> str:
     if wanted is None:
         return DEFAULT_BASELINE if DEFAULT_BASELINE in names else names[0]
     if wanted not in names:
-        near = get_close_matches(wanted, names, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(
-            f"no run is of the baseline {wanted!r}{hint}; the runs given are of {', '.join(names)}."
+        raise UserError(
+            f"no run is of the baseline {wanted!r}{did_you_mean(wanted, names)}; the runs given are of "
+            f"{', '.join(names)}"
         )
     return wanted
 
 
 def choose_yardstick(counted: pd.DataFrame) -> Metric:
-    """Nats a token, or bits a byte where the runs have several tokenizers and all know their bits a byte."""
+    """Nats per token; bits per byte where the runs have several tokenizers and all know their bits."""
     several = counted["tokenizer"].nunique() > 1
     return VAL_BITS if several and counted[VAL_BITS.name].notna().all() else VAL_LOSS
 
@@ -205,9 +178,9 @@ def average_scores(finished: pd.DataFrame) -> dict[str, dict[str, float]]:
         if not metric.task:
             values, error = finished[metric.name].dropna(), math.nan
         else:
-            of_task = pd.DataFrame([run.scores.get(metric.task, {}) for run in finished["run"]], dtype=float)
-            of_task = of_task.reindex(columns=[metric.key, f"{metric.key}_stderr"])
-            values, error = of_task[metric.key].dropna(), of_task[f"{metric.key}_stderr"].mean()
+            scores = [record.scores.get(metric.task, {}) for record in finished["record"]]
+            table = pd.DataFrame(scores, columns=[metric.key, f"{metric.key}_stderr"], dtype=float)
+            values, error = table[metric.key].dropna(), table[f"{metric.key}_stderr"].mean()
         if len(values):
             averages[metric.name] = {
                 "value": scale * values.mean(),
@@ -234,24 +207,26 @@ def compare(
         return {}, f"not comparable, no {name} run has the same {' and '.join(other or keys.values())}"
 
     differences = pairs[loss.name] - pairs[f"{loss.name}_baseline"]
-    of_loss: dict[str, Any] = {"difference": differences.mean(), "seeds": len(pairs)}
+    loss_scores: dict[str, Any] = {"difference": differences.mean(), "seeds": len(pairs)}
     if len(pairs) >= 2:
-        of_loss |= {**vars(paired_interval(differences)), "interval": "seeds"}
-    elif over_documents := compare_documents(pairs["run"].iloc[0], pairs["run_baseline"].iloc[0], loss):
-        of_loss |= {**vars(over_documents), "interval": "documents"}
-    comparisons = {loss.name: of_loss}
+        loss_scores |= {**vars(paired_interval(differences)), "interval": "seeds"}
+    elif over_documents := compare_documents(pairs["record"].iloc[0], pairs["record_baseline"].iloc[0], loss):
+        loss_scores |= {**vars(over_documents), "interval": "documents"}
+    comparisons = {loss.name: loss_scores}
     if loss is VAL_LOSS:
         # All have the same tokens and bytes to score, so that one factor turns the one unit into the other.
         factor = (pairs[VAL_BITS.name] / pairs[VAL_LOSS.name]).mean()
-        in_bits = {key: factor * of_loss[key] for key in ("difference", "low", "high") if key in of_loss}
-        comparisons[VAL_BITS.name] = of_loss | in_bits
+        in_bits = {
+            key: factor * loss_scores[key] for key in ("difference", "low", "high") if key in loss_scores
+        }
+        comparisons[VAL_BITS.name] = loss_scores | in_bits
     for metric in METRICS:
         if metric.unit == "percent" and (over_items := compare_items(pairs, metric)):
             comparisons[metric.name] = {**vars(over_items), "interval": "items", "seeds": len(pairs)}
     return comparisons, ""
 
 
-def compare_documents(candidate: Run, baseline: Run, loss: Metric) -> Interval | None:
+def compare_documents(candidate: RunRecord, baseline: RunRecord, loss: Metric) -> Interval | None:
     """Difference in the loss's unit over the documents of two runs; None where they were not kept alike."""
     ours, theirs = candidate.documents, baseline.documents
     size, nats = ("tokens", 1.0) if loss is VAL_LOSS else ("bytes", math.log(2))
@@ -265,7 +240,7 @@ def compare_documents(candidate: Run, baseline: Run, loss: Metric) -> Interval |
 def compare_items(pairs: pd.DataFrame, metric: Metric) -> Interval | None:
     """Difference in percentage points over the items that all runs answered, averaged over the pairs."""
     differences = []
-    for ours, theirs in zip(pairs["run"], pairs["run_baseline"], strict=True):
+    for ours, theirs in zip(pairs["record"], pairs["record_baseline"], strict=True):
         if ours.items is None or theirs.items is None:
             return None
         differences.append(_item_values(ours, metric) - _item_values(theirs, metric))
@@ -274,7 +249,7 @@ def compare_items(pairs: pd.DataFrame, metric: Metric) -> Interval | None:
     return paired_interval(points) if len(points) >= 2 and points.any() else None
 
 
-def _item_values(run: Run, metric: Metric) -> pd.Series:
-    assert run.items is not None
-    of_metric = (run.items["task"] == metric.task) & (run.items["metric"] == metric.key)
-    return run.items[of_metric].set_index("doc_id")["value"].astype(float)
+def _item_values(record: RunRecord, metric: Metric) -> pd.Series:
+    assert record.items is not None
+    rows = (record.items["task"] == metric.task) & (record.items["metric"] == metric.key)
+    return record.items[rows].set_index("doc_id")["value"].astype(float)

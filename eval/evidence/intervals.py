@@ -22,16 +22,17 @@ def paired_interval(differences: ArrayLike, weights: ArrayLike | None = None) ->
     """Interval for sum(differences) / sum(weights) over independent pairs; `weights` of None stands for ones.
 
     With weights of one (seeds, task items) this is the paired t interval of the mean. With a document's
-    summed loss difference and its token count it is the interval of the difference in nats a token, from the
-    linearised standard error of a ratio of sums (Cochran, Sampling Techniques, 3rd ed., section 6.3) with t
-    quantiles. A bootstrap over documents gives the same interval at the hundreds of documents of a validation
-    set, but needs random numbers and thousands of passes; this one repeats exactly and is immediate.
+    summed loss difference and its token count it is the interval of the difference in nats per token, from
+    the linearised standard error of a ratio of sums (Cochran, Sampling Techniques, 3rd ed., section 6.3) with
+    t quantiles. A bootstrap over documents gives the same interval at the hundreds of documents of a
+    validation set, but needs random numbers and thousands of passes; this one repeats exactly and is
+    immediate.
     """
     difference = np.asarray(differences, dtype=float)
     weight = np.ones_like(difference) if weights is None else np.asarray(weights, dtype=float)
     n = len(difference)
     if n < 2:
-        raise ValueError(f"an interval needs at least 2 pairs, not {n}.")
+        raise ValueError(f"an interval needs at least 2 pairs, not {n}")
     estimate = float(difference.sum() / weight.sum())
     residual = difference - estimate * weight
     error = float(np.sqrt(n / (n - 1) * np.sum(residual**2)) / weight.sum())

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from .intervals import holm
+from .results import RunRecord
 
 # Settings that should be alike in all runs: what they are called, and what follows where they are not.
 SETTINGS = {
@@ -12,8 +13,8 @@ SETTINGS = {
     "steps": ("number of steps", "the batch size or the budget differs"),
     "tokenizer": (
         "tokenizer",
-        "losses in nats a token cannot be compared, in bits a byte they can where the validation text is the "
-        "same; as many tokens are not as much text",
+        "losses in nats per token cannot be compared, in bits per byte they can where the validation text is "
+        "the same; as many tokens are not as much text",
     ),
     "val_text": ("validation set", "losses on them cannot be compared"),
     "world_size": ("number of processes", "sums are rounded in another order, which adds a little noise"),
@@ -29,7 +30,7 @@ def describe_status(group: pd.DataFrame) -> str:
             if len(counts) == 1
             else ", ".join(f"{n} {state}" for state, n in counts.items())
         )
-    summary = group["run"].iloc[0].summary
+    summary = group["record"].iloc[0].summary
     status = summary["status"]
     if status == "finished":
         return "finished" if group["counted"].iloc[0] else "finished without a validation loss"
@@ -91,11 +92,15 @@ def write_headline(rows: pd.DataFrame, losses: pd.DataFrame, baseline: str, unit
 
 
 def find_floors(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Losses, in nats a token, of models that know nothing (uniform) or token frequencies only (unigram).
+    """Losses, in nats per token, of models that know nothing (uniform) or token frequencies only (unigram).
 
     By tokenizer, of those whose runs have them.
     """
-    return {run.tokenizer: run.summary["floors"] for run in runs["run"] if run.summary.get("floors")}
+    return {
+        record.tokenizer: record.summary["floors"]
+        for record in runs["record"]
+        if record.summary.get("floors")
+    }
 
 
 def find_problems(table: pd.DataFrame, rows: pd.DataFrame, losses: pd.DataFrame, baseline: str) -> list[str]:
@@ -116,16 +121,16 @@ def find_problems(table: pd.DataFrame, rows: pd.DataFrame, losses: pd.DataFrame,
                 f"{baseline} partner with the same seeds and setting; the difference is over those."
             )
     for run in table.itertuples():
-        problems += [f"{run.name} ({run.folder}) {problem}." for problem in _run_problems(run)]
+        problems += [f"{run.name} ({run.folder}) {problem}." for problem in _run_problems(run.record)]
     return problems
 
 
-def _run_problems(row: object) -> list[str]:
-    run, problems = row.run, []  # type: ignore[attr-defined]
+def _run_problems(run: RunRecord) -> list[str]:
+    problems = []
     unigram = (run.summary.get("floors") or {}).get("unigram")
     if unigram is not None and run.val_loss >= unigram:
         problems.append(
-            f"does not beat the unigram model: {run.val_loss:.3f} against {unigram:.3f} nats a token"
+            f"does not beat the unigram model: {run.val_loss:.3f} against {unigram:.3f} nats per token"
         )
     if run.summary.get("skipped_steps"):
         problems.append(f"skipped {run.summary['skipped_steps']} steps")

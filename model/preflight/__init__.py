@@ -3,23 +3,19 @@
 python -m model.preflight --model.variant my_design.py --model.preset gpt2_medium
 """
 
-import torch
+from typing import TYPE_CHECKING
 
+from ..catalogue import variant_name
 from ..config import GPTConfig
-from ..variants import variant_name
-from .candidate import Candidate, one_thread
-from .causality import check_causality
-from .contract import check_contract
-from .cost import check_cost
-from .learning import check_learning
-from .numerics import check_numerics
 from .report import Check, Report
-from .signal import check_signal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Check", "Report", "preflight"]
 
 
-def preflight(config: GPTConfig, *, tokens: torch.Tensor | None = None, thorough: bool = True) -> Report:
+def preflight(config: GPTConfig, *, tokens: "Tensor | None" = None, thorough: bool = True) -> Report:
     """Check a design at the target's depth and lengths and a small width, on the CPU.
 
     Args:
@@ -28,8 +24,17 @@ def preflight(config: GPTConfig, *, tokens: torch.Tensor | None = None, thorough
         thorough: False leaves out cost, step time, compilation and learning, and checks fewer positions: what
             a run does before it starts.
 
-    Raises ValueError for a design that does not exist or lacks an option.
+    Raises UserError for a design that does not exist or lacks an option.
     """
+    # Here, so that a command that is refused or explains itself has not imported torch.
+    from .candidate import Candidate, one_thread
+    from .causality import check_causality
+    from .contract import check_contract
+    from .cost import check_cost
+    from .learning import check_learning
+    from .numerics import check_numerics
+    from .signal import check_signal
+
     report = Report(variant_name(config))
     candidate = Candidate.of(config, report.numbers, thorough)
     with one_thread():

@@ -47,7 +47,7 @@ class Candidate:
 
     @classmethod
     def of(cls, config: GPTConfig, numbers: dict[str, Any], thorough: bool) -> "Candidate":
-        """Raises ValueError for a design that does not exist or lacks an option."""
+        """Raises UserError for a design that does not exist or lacks an option."""
         n_head = min(config.n_head, 4)
         small = replace(
             config,
@@ -181,6 +181,11 @@ def embeddings(model: GPT, change: Callable[[torch.Tensor], torch.Tensor]) -> It
 def same(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Elementwise a == b, with NaN equal to NaN."""
     return (a == b) | ((a != a) & (b != b))
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> str:
+    """The size of the largest difference, for a sentence; empty where all bits are the same."""
+    return "" if same(a, b).all() else f"{largest(a - b):.2g}"
 
 
 def largest(x: torch.Tensor) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..gpt import GPT
-from .candidate import SEED, Candidate, each_layer, embeddings, hidden, largest, logits, same, seed_all
+from .candidate import SEED, Candidate, difference, each_layer, embeddings, hidden, largest, logits, seed_all
 from .parts import full_width, norm_alone
 from .perturb import ADVICE, SHORT, WINDOW, changed_streams, cuts, first_change, tail_mask
 from .report import Doubtful, Refused, Report
@@ -32,7 +32,7 @@ def check_causality(candidate: Candidate, report: Report) -> None:
 def _compare(
     candidate: Candidate, blocks: Sequence[nn.Module], x: torch.Tensor, at: Sequence[int], ways: Sequence[int]
 ) -> None:
-    """Each block alone on the stream x (1, T, C), with one row of a batch a cut: no row sees past its own.
+    """Each block alone on the stream x (1, T, C), a batch with one row per cut: no row sees past its own.
 
     Rows need sequences of a batch to be independent; otherwise each cut is a batch of its own.
     """
@@ -253,9 +253,9 @@ def _targets(candidate: Candidate) -> str:
     finally:
         handle.remove()
     for other in read[1:]:
-        if not same(read[0], other).all():
+        if size := difference(read[0], other):
             raise Refused(
-                f"what the head reads changes by up to {largest(read[0] - other):.2g} with the targets: the "
-                "model may not see what it must predict"
+                f"what the head reads changes by up to {size} with the targets: the model may not see what "
+                "it must predict"
             )
     return "targets do not reach the model's output"

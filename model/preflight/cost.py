@@ -11,10 +11,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..catalogue import VARIANTS
 from ..config import GPTConfig
 from ..gpt import GPT
 from ..plugin import in_words
-from ..variants import VARIANTS
 from .candidate import Candidate, seed_all
 from .report import Doubtful, Report
 
@@ -53,16 +53,18 @@ def _size(candidate: Candidate) -> str:
     more = {name: 100 * (ours[name] / theirs[name] - 1) for name in ours}
     return (
         f"{ours['parameters']:,} parameters ({more['parameters']:+.2f} % of vanilla), "
-        f"{ours['flops_a_token'] / 1e9:.3g} GFLOPs a token ({more['flops_a_token']:+.1f} %), "
-        f"{ours['activation_bytes_a_token'] / 1e3:,.0f} kB of activations a token in bf16, uncompiled "
-        f"({more['activation_bytes_a_token']:+.1f} %)"
+        f"{ours['flops_per_token'] / 1e9:.3g} GFLOPs per token ({more['flops_per_token']:+.1f} %), "
+        f"{ours['activation_bytes_per_token'] / 1e3:,.0f} kB of activations per token in bf16, uncompiled "
+        f"({more['activation_bytes_per_token']:+.1f} %)"
     )
 
 
 def _measure(config: GPTConfig) -> dict[str, float]:
-    """Parameters; FLOPs forward and backward a token, attention counted without its causal half; bytes kept
-    for backward a token, in bf16, but for the loss, which keeps none. Nothing is allocated: tensors have
-    shapes only."""
+    """What a model is and takes; nothing is allocated, because its tensors have shapes only.
+
+    Returns parameters; FLOPs per token of forward and backward, which count the whole square of attention's
+    scores; and bytes per token that bf16 keeps for backward, but for the loss, which keeps none.
+    """
     kept: dict[int, int] = {}
     alive: list[Any] = []
 
@@ -85,8 +87,8 @@ def _measure(config: GPTConfig) -> dict[str, float]:
             model.lm_head(hidden).sum().backward()
     return {
         "parameters": model.num_parameters(),
-        "flops_a_token": counter.get_total_flops() / config.block_size,
-        "activation_bytes_a_token": sum(n for key, n in kept.items() if key not in own) / config.block_size,
+        "flops_per_token": counter.get_total_flops() / config.block_size,
+        "activation_bytes_per_token": sum(n for key, n in kept.items() if key not in own) / config.block_size,
     }
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from ..catalogue import VARIANTS
 from ..config import GPTConfig
 from ..gpt import GPT
-from ..variants import VARIANTS
 from .candidate import SEED, Candidate, seed_all
 from .report import Doubtful, Refused, Report
 
@@ -31,7 +31,7 @@ def check_learning(candidate: Candidate, report: Report, tokens: torch.Tensor | 
 
 
 def losses(config: GPTConfig, batches: Batches, steps: int, lr: float) -> list[float]:
-    """AdamW's losses, in nats a token: warm-up over a fifth of the steps, gradients clipped at 1.
+    """AdamW's losses, in nats per token: warm-up over a fifth of the steps, gradients clipped at 1.
 
     Parameters learn at `lr` times their `_lr_mult`, and without decay where they say `_no_weight_decay`.
     """

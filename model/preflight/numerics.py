@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..variants import VARIANTS
+from ..catalogue import VARIANTS
 from .candidate import SEED, Candidate, each_layer, embeddings, logits, seed_all
 from .report import Doubtful, Refused, Report
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..topologies import State
-from .candidate import CAUTION, Candidate, largest, one_layer, redraw, same, seed_all
+from .candidate import CAUTION, Candidate, difference, largest, one_layer, redraw, seed_all
 from .perturb import ADVICE, WINDOW, changed_streams, first_change, tail_mask
 from .report import Doubtful, Refused
 from .widths import full_width_blocks
@@ -49,11 +49,10 @@ def _check_position(norm: nn.Module, x: torch.Tensor, sequence: int, position: i
         before, after = (
             norm(given.clone())[sequence, position] for given in (x, changed_streams(x, others, way=0))
         )
-    if not same(before, after).all():
+    if size := difference(before, after):
         raise Refused(
             f"the norm's output at sequence {sequence}, position {position} of {x.shape[1]} changes by "
-            f"{largest(before - after):.2g} with other positions and sequences: statistics may run over the "
-            "last dimension only"
+            f"{size} with other positions and sequences: statistics may run over the last dimension only"
         )
 
 

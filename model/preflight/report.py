@@ -1,19 +1,18 @@
-"""What the pre-flight check says: one line a check, and the numbers behind them."""
+"""What the pre-flight check says: a line for each check, and the numbers behind them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
-
-import torch
 
 from ..plugin import in_words
 
 Status = Literal["pass", "warn", "fail"]
 _PREFLIGHT = Path(__file__).parent
 _MODEL = _PREFLIGHT.parent
-_TORCH = Path(torch.__file__).parent
+_TORCH = Path(str(getattr(find_spec("torch"), "origin", ""))).parent
 
 
 class Refused(Exception):
@@ -44,7 +43,7 @@ class Report:
 
     Attributes:
         design: the name that the design's results carry.
-        numbers: measurements by name; lengths in tokens, losses in nats a token, times in seconds.
+        numbers: measurements by name; lengths in tokens, losses in nats per token, times in seconds.
     """
 
     design: str

@@ -1,4 +1,4 @@
-"""Blocks at the target's own width, built one at a time so that one fits in memory at once."""
+"""Blocks at the target's own width, built one after another, so that memory holds one of them at a time."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +16,11 @@ _INITS = (nn.init.kaiming_uniform_, nn.init.kaiming_normal_, nn.init.xavier_unif
 
 
 def full_width_blocks(candidate: Candidate) -> Iterator[nn.Module]:
-    """The target's blocks in order of depth, in fp32 and eval mode, with weights that are no layer's 0."""
+    """The target's blocks in order of depth, in fp32 and eval mode.
+
+    Their weights are drawn anew, so that none stays 0, as a gate's initial weight may be: behind a closed
+    gate no leak shows.
+    """
     recorded: Any = replace(cast(Any, candidate.designs), block=_itself)
     draws = _RepeatedDraws()
     for config in recorded.blocks(candidate.config):
@@ -27,7 +31,7 @@ def full_width_blocks(candidate: Candidate) -> Iterator[nn.Module]:
                 for parameter in block.parameters():
                     if parameter.ndim >= 2:
                         parameter.normal_(std=parameter.shape[-1] ** -0.5)
-                    else:  # a gate at 0 opens, and what was positive stays so
+                    else:  # away from 0, and what was positive stays positive
                         parameter.add_(torch.randn(parameter.shape).abs() / 2)
         yield block.eval()
 
@@ -37,8 +41,9 @@ def _itself(config: Any) -> Any:
 
 
 class _RepeatedDraws(TorchFunctionMode):
-    """Large random fills repeat 2^20 numbers from normal(0, 1 / sqrt(columns)), whatever was asked for: the
-    weights are drawn anew anyway, and drawing a block's takes 30 times as long."""
+    """While it is entered, whatever fills a large tensor at random repeats 2^20 numbers from
+    normal(0, 1 / sqrt(columns)): to draw all numbers of a block takes 30 times as long, and its own initial
+    weights are replaced anyway."""
 
     def __init__(self) -> None:
         super().__init__()

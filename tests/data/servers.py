@@ -2,12 +2,19 @@
 
 import gzip
 import hashlib
+import io
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.sources import ParquetSource
 
 COMMIT = "c0ffee" * 6 + "c0de"
 """What it says that every file belongs to, as the hub does."""
@@ -112,3 +119,23 @@ def serving() -> Iterator[Server]:
     yield server
     server.shutdown()
     server.server_close()
+
+
+ROWS = [f"Text {row} " + "words and more " * 20 for row in range(6000)]
+
+
+def parquet_bytes(group: int) -> bytes:
+    file = io.BytesIO()
+    table = pa.table({"text": ROWS, "more": ["other columns are not fetched" * 5] * len(ROWS)})
+    pq.write_table(table, file, row_group_size=group, compression="none", use_dictionary=False)
+    return file.getvalue()
+
+
+def texts(source: ParquetSource) -> list[object]:
+    return [text for shard in source.shards for text in source.read(shard).kept]
+
+
+def json_lines() -> bytes:
+    return "".join(
+        json.dumps({"text": text, "id": f"id-{row}"}) + "\n" for row, text in enumerate(ROWS)
+    ).encode()

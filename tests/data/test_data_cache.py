@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data import DataConfig, open_tokenizer
 from data.cache import CachedSource
-from data.config import DataConfig
 from data.parallel import in_processes
-from data.sources.documents import BadRow, DamagedShard, Document, Shard, Source
-from data.sources.parquet import ParquetSource
-from data.tokenizer import open_tokenizer
+from data.sources import BadRow, DamagedShard, Document, ParquetSource, Shard, Source
+from model.errors import UserError
 
 ROWS: list[list[Document | BadRow | None]] = [
     ["One text.", None, "Another.", BadRow("not_utf8")],
@@ -116,7 +115,7 @@ def test_a_shard_that_cannot_be_read_is_tried_again(tmp_path: Path) -> None:
 def test_a_bad_document_stops_the_run_from_the_cache_too(tmp_path: Path) -> None:
     read(cached(Texts(), tmp_path))
     source = cached(Texts(on_bad_document="stop"), tmp_path)
-    with pytest.raises(ValueError, match="document 1 of part 0 of texts has no text"):
+    with pytest.raises(UserError, match="document 1 of part 0 of texts has no text"):
         source.read(source.shards[0])
     assert len(source.read(source.shards[1]).kept) == 1
 
@@ -138,7 +137,7 @@ def test_a_full_disk_is_said_once_and_does_not_end_the_run(
 
 def test_a_folder_that_cannot_be_made_is_a_mistake_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         cached(Texts(), tmp_path / "file")
     message = str(caught.value)
     assert (

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data import Corpus, Cursor, DataConfig, LaneLoader, open_tokenizer
+from model.errors import UserError
 from tests.data.corpora import MemorySource, make_corpus, make_texts, reference
 
 CONFIG = DataConfig(source="memory", lanes=8, seed=7, workers=2, prefetch=32)
@@ -30,7 +31,7 @@ def test_a_stopped_loader_leaves_no_process_and_no_open_file() -> None:
         return len(os.listdir("/proc/self/fd")), len(multiprocessing.active_children())
 
     before = left()
-    for number in range(50):
+    for number in range(30):
         batches = loader(config=replace(CONFIG, workers=1 + number % 3))
         if number % 5:
             next(batches)
@@ -85,6 +86,7 @@ class Odd(ValueError):
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
+        (UserError("It is wrong"), UserError, "^It is wrong$"),
         (ValueError("It is bad."), ValueError, "^It is bad.$"),
         (ConnectionError("It is away."), ConnectionError, "^It is away.$"),
         (FileNotFoundError(2, "no such file", "a.parquet"), FileNotFoundError, "no such file: 'a.parquet'"),
@@ -136,7 +138,10 @@ def test_a_worker_makes_no_more_ahead_than_it_may(prefetch: int) -> None:
         replace(CONFIG, lanes=1, workers=1, prefetch=prefetch),
     )
     next(batches)
-    time.sleep(0.5)
+    end = time.monotonic() + 40
+    while source.count.value <= prefetch and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.5)  # in which it could make more
     # what it has ready, the sequences that are on their way, and those that wait to be sent
     assert prefetch < source.count.value <= prefetch + 3 * min(prefetch, 16)
 

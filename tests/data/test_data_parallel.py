@@ -12,10 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.config import DataConfig
-from data.parallel import in_processes, runs_for
-from data.sources.resolve import open_source
-from data.tokenizer import open_tokenizer
+from data import DataConfig, open_source, open_tokenizer
+from data.parallel import in_processes, shard_runs_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +40,7 @@ def test_runs_keep_row_groups_together_until_others_would_wait(tmp_path: Path) -
         pq.write_table(pa.table({"text": ["x"] * rows}), tmp_path / f"{name}.parquet", row_group_size=group)
     source = open_source(DataConfig(source=str(tmp_path)), open_tokenizer("bytes"))
     for workers in (1, 2, 16):
-        made = runs_for(workers, source.shards)
+        made = shard_runs_for(workers, source.shards)
         assert [shard for run in made for shard in run] == list(source.shards)
         assert all(len({(shard.path, shard.group) for shard in run}) == 1 for run in made)
         assert len(made) >= min(60, 4 * workers) or workers == 1

@@ -11,6 +11,7 @@ import pytest
 
 from data import Cursor, DataConfig, LaneLoader, open_data
 from data.sources import network
+from model.errors import UserError
 from tests.data.servers import Server, serving
 
 TEXTS = [f"Document {number} of the test." for number in range(600)]
@@ -63,7 +64,7 @@ def test_a_cached_source_is_read_on_when_it_cannot_be_reached(tmp_path: Path, se
 def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path: Path, server: Server) -> None:
     (tmp_path / "file").write_text("")
     config = DataConfig(source=server.url + "/rows.parquet", lanes=4, cache_dir=str(tmp_path / "file"))
-    with pytest.raises(ValueError, match=r"^data\.cache_dir is '.*file', which cannot be written \("):
+    with pytest.raises(UserError, match=r"^data\.cache_dir is '.*file', which cannot be written \("):
         open_data(config)
 
 

@@ -1,31 +1,19 @@
-"""Sources at a URL and on the hub: few bytes, drops that leave no trace, one sentence when patience ends."""
+"""Sources at a URL: few bytes, drops that leave no trace, one sentence when patience ends."""
 
 import gzip
 import io
-import json
-import multiprocessing
 import os
-import time
-import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import aiohttp
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.config import DataConfig
-from data.sources import jsonl, network
-from data.sources.documents import Documents
+from data import DataConfig
+from data.sources import Documents, ParquetSource, jsonl, network
 from data.sources.jsonl import JsonlSource
-from data.sources.parquet import ParquetSource
-from data.sources.resolve import open_source
-from data.tokenizer import open_tokenizer
-from tests.data.servers import COMMIT, Server, serving
-
-ROWS = [f"Text {row} " + "words and more " * 20 for row in range(6000)]
+from model.errors import UserError
+from tests.data.servers import ROWS, Server, json_lines, parquet_bytes, serving, texts
 
 
 @pytest.fixture
@@ -40,22 +28,11 @@ def patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(jsonl, "JSONL_DIR", tmp_path / "cache")
 
 
-def parquet_bytes(group: int) -> bytes:
-    file = io.BytesIO()
-    table = pa.table({"text": ROWS, "more": ["other columns are not fetched" * 5] * len(ROWS)})
-    pq.write_table(table, file, row_group_size=group, compression="none", use_dictionary=False)
-    return file.getvalue()
-
-
 @pytest.fixture(params=[500, 6000], ids=["small groups", "one large group"])
 def source(server: Server, request: pytest.FixtureRequest) -> ParquetSource:
     server.files["/rows.parquet"] = parquet_bytes(request.param)
     url = server.url + "/rows.parquet"
     return ParquetSource(DataConfig(source=url), [url])
-
-
-def texts(source: ParquetSource) -> list[object]:
-    return [text for shard in source.shards for text in source.read(shard).kept]
 
 
 def fetched(server: Server) -> int:
@@ -112,7 +89,7 @@ def test_patience_ends_with_a_sentence_and_the_source_goes_on_afterwards(
         assert (
             message.startswith(f"{source.name} cannot be read (") and why in message and "\n" not in message
         )
-        assert message.endswith("tried 4 times): once it can be, the same command goes on from there.")
+        assert message.endswith("tried 4 times): once it can be, the same command goes on from there")
     with pytest.raises(ConnectionError, match="tried 4 times"):
         ParquetSource(DataConfig(source=source.name), [source.name])
     server.faults = []
@@ -144,11 +121,11 @@ def test_a_server_without_ranges_is_named(server: Server, monkeypatch: pytest.Mo
     server.ranges = False
     monkeypatch.setattr("data.sources.content.PIECE_BYTES", 100_000)
     for kind, name in (ParquetSource, "rows.parquet"), (JsonlSource, "rows.jsonl"):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(UserError) as caught:
             kind(DataConfig(source="u"), [f"{server.url}/{name}"])
         assert (
             str(caught.value)
-            == f"data.source: the server of {server.url}/{name} does not send parts of a file: download it."
+            == f"data.source: the server of {server.url}/{name} does not send parts of a file: download it"
         )
 
 
@@ -169,9 +146,7 @@ def test_a_server_that_is_not_there(server: Server) -> None:
 
 
 def test_a_server_that_stalls_is_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_read=0.1)}}
-    given = network.http_options() | options
-    monkeypatch.setattr(network, "http_options", lambda: given)
+    monkeypatch.setattr(network, "STALLED_SECONDS", 0.1)
     server.files["/rows.parquet"] = parquet_bytes(6000)
     source = ParquetSource(DataConfig(source="u"), [server.url + "/rows.parquet"])
     server.faults = ["stall", "stall", "stall"]
@@ -198,12 +173,6 @@ def test_forked_workers_read_on_from_a_url(server: Server, source: ParquetSource
         children.append(child)
     assert texts(source) == ROWS
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
-
-
-def json_lines() -> bytes:
-    return "".join(
-        json.dumps({"text": text, "id": f"id-{row}"}) + "\n" for row, text in enumerate(ROWS)
-    ).encode()
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -250,91 +219,3 @@ def test_json_lines_that_change_are_fetched_again(server: Server) -> None:
     for first in "ab":
         server.files["/rows.jsonl"] = b'{"text": "' + first.encode() + b' text"}\n'
         assert texts(JsonlSource(DataConfig(source=url), [url])) == [first + " text"]
-
-
-def hub(server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, str]) -> None:
-    """A data set in the hub's own URLs; `subsets` are patterns by name."""
-    card = {
-        "configs": [
-            {"config_name": name, "data_files": [{"split": "train", "path": path}]}
-            for name, path in subsets.items()
-        ]
-    }
-    files = {"README.md": f"---\n{json.dumps(card)}\n---\n".encode(), **files}
-    siblings = [{"rfilename": name} for name in files]
-    api = f"/api/datasets/{repo}"
-    for revision in "", "/revision/v1", f"/revision/{COMMIT}":
-        about = {"id": repo, "sha": COMMIT, "siblings": siblings}
-        server.files[api + revision] = json.dumps(about).encode()
-    for name, content in files.items():
-        path = f"/datasets/{repo}/resolve/{COMMIT}/{name}"
-        if name == "README.md":
-            server.files[path] = content
-        else:
-            server.files[f"/storage/{name}"] = content
-            server.redirects[path] = f"{server.url}/storage/{name}?Signature=secret"
-    folders = {str(folder) for name in files for folder in Path(name).parents} - {"."}
-    tree = [{"type": "file", "oid": "0" * 40, "size": len(files[name]), "path": name} for name in files] + [
-        {"type": "directory", "oid": "0" * 40, "size": 0, "path": name} for name in folders
-    ]
-    for folder in ("", *folders):
-        place = f"{api}/tree/{COMMIT}{'/' if folder else ''}{folder.replace('/', '%2F')}"
-        below = [entry for entry in tree if Path(folder) in Path(str(entry["path"])).parents]
-        children = [entry for entry in below if Path(str(entry["path"])).parent == Path(folder)]
-        server.files[f"{place}?recursive=true&expand=false"] = json.dumps(below).encode()
-        server.files[f"{place}?recursive=false&expand=false"] = json.dumps(children).encode()
-
-
-def read_from_hub(url: str) -> None:
-    """Runs in a process of its own, where `HF_ENDPOINT` was `url` at import."""
-
-    def fail(fault: int | str, times: int) -> None:
-        urllib.request.urlopen(f"{url}/faults/{fault}/{times}").close()
-
-    time.sleep = lambda _: None  # the hub's client waits too
-    network.RETRY_SECONDS = (0, 0)
-    config = DataConfig(source="org/name", subset="sample-10BT", revision="v1")
-    source = open_source(config, open_tokenizer("bytes"))
-    assert isinstance(source, ParquetSource)
-    assert list(source.file_sizes) == [
-        f"hf://datasets/org/name@{COMMIT}/sample/10BT/{name}_00000.parquet" for name in ("000", "001")
-    ]
-    assert len(source.shards) == 12 + 6
-    assert texts(source) == ROWS * 2
-    for fault in ("drop", "cut", 503, 429):
-        found = []
-        for number, shard in enumerate(source.shards):
-            fail(fault, number % 9)  # the hub's client tries 6 times by itself
-            found += source.read(shard).kept
-        assert found == ROWS * 2, fault
-    fail("drop", 999)
-    with pytest.raises(
-        ConnectionError, match=r"^hf://datasets/org/name@.* cannot be read \(.*tried 3 times\)"
-    ):
-        source.read(source.shards[0])
-    fail("drop", 0)
-    child = os.fork()
-    if child == 0:
-        try:
-            right = texts(source) == ROWS * 2
-        finally:
-            os._exit(0 if right else 1)
-    assert texts(source) == ROWS * 2
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_a_subset_of_a_hub_data_set_is_read_through_every_fault(
-    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    files = {
-        "data/2020/000.parquet": parquet_bytes(6000),
-        "sample/10BT/000_00000.parquet": parquet_bytes(500),
-        "sample/10BT/001_00000.parquet": parquet_bytes(6000),
-    }
-    hub(server, "org/name", files, {"default": "data/*/*", "sample-10BT": "sample/10BT/*"})
-    hub(server, "org/lines", {"rows.jsonl.gz": gzip.compress(json_lines())}, {"default": "*.gz"})
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(read_from_hub, server.url).result(timeout=120)
-    assert not [request for request in server.requests if request.path.startswith("/storage/data")]

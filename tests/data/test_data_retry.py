@@ -25,6 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 
 from data.sources import network
 from data.sources.network import is_damage, with_retries
+from model.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 URL = "https://host/rows.parquet"
@@ -103,7 +104,7 @@ def test_the_end_is_one_sentence(waits: list[float], caplog: pytest.LogCaptureFi
         with_retries(read, URL)
     assert str(caught.value) == (
         f"{URL} cannot be read (ConnectionResetError: [Errno 104] reset by peer; tried 7 times): "
-        "once it can be, the same command goes on from there."
+        "once it can be, the same command goes on from there"
     )
     assert waits == list(network.RETRY_SECONDS) == [1, 2, 4, 8, 16, 32]
     assert [record.getMessage().split()[-2] for record in caplog.records] == ["1", "2", "4", "8", "16", "32"]
@@ -120,7 +121,7 @@ def test_a_signed_url_is_not_written_down() -> None:
 
 def test_a_retry_is_said_on_stderr_which_is_the_log() -> None:
     program = (
-        "from data import retry\n"
+        "from data.sources import network\n"
         "network.RETRY_SECONDS = (0,)\n"
         "def read(tries=[]):\n"
         "    tries.append(1)\n"
@@ -163,7 +164,7 @@ def test_what_is_no_failure_of_the_network_passes_at_once(error: BaseException, 
 
 
 def test_a_server_without_ranges_is_a_sentence() -> None:
-    with pytest.raises(ValueError, match=r"does not send parts of a file: download it\.$"):
+    with pytest.raises(UserError, match=r"does not send parts of a file: download it$"):
         with_retries(Failing(ValueError("The HTTP server doesn't appear to support range requests.")), URL)
 
 

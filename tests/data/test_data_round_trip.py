@@ -1,15 +1,12 @@
 """Documents through every form of a source, every kind of tokens and the lanes: what went in comes out."""
 
-import csv
 import gzip
 import hashlib
 import io
 import json
-import lzma
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tokenizers
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,9 +32,12 @@ from data import (
 )
 from data.cache import CachedSource
 from data.tokenize_source import tokenize_source
+from tests.data.forms import FORMS, lines, parquet, parquet_folder
 from tests.data.servers import Server, serving
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
 NASTY = [
     "x",
     "one<|endoftext|>two<|endoftext|>",
@@ -50,8 +49,9 @@ NASTY = [
     "a word " * 40_000,
     "z" * 70_000,
 ]
+
+
 NASTY += [f"{number} {NASTY[number % 7]}" for number in range(2_300)]
-Write = Callable[[Path, list[str]], str]
 
 
 @pytest.fixture(scope="module", params=["nasty", "fineweb", "prose"])
@@ -85,58 +85,6 @@ def documents(source: Source) -> list:
     found = [source.read(shard) for shard in source.shards]
     assert not any(bad for _, bad in found)
     return [document for kept, _ in found for document in kept]
-
-
-def parquet(folder: Path, texts: list[str], group: int = 1_000, **options: str) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"text": texts}), folder / "a.parquet", row_group_size=group, **options)
-    return str(folder / "a.parquet")
-
-
-def parquet_folder(folder: Path, texts: list[str], pattern: str = "") -> str:
-    half = len(texts) // 2
-    parquet(folder / "0", texts[:half], 64, compression="zstd")
-    parquet(folder / "1", texts[half:], 10**6, compression="none")
-    return str(folder) + pattern
-
-
-def lines(texts: list[str], ascii_: bool = True) -> bytes:
-    return "".join(json.dumps({"text": text}, ensure_ascii=ascii_) + "\n" for text in texts).encode()
-
-
-def jsonl(folder: Path, texts: list[str], suffix: str, compress: Callable[[bytes], bytes]) -> str:
-    half = len(texts) // 2
-    (folder / f"0.jsonl{suffix}").write_bytes(compress(lines(texts[:half])))
-    (folder / f"1.jsonl{suffix}").write_bytes(compress(lines(texts[half:], ascii_=False)))
-    return str(folder / f"*.jsonl{suffix}")
-
-
-def csv_file(folder: Path, texts: list[str]) -> str:
-    with open(folder / "a.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["text"], *([text] for text in texts)])
-    return str(folder)
-
-
-def arrow_file(folder: Path, texts: list[str]) -> str:
-    table = pa.table({"text": texts})
-    with pa.ipc.new_stream(str(folder / "a.arrow"), table.schema) as writer:
-        writer.write_table(table, max_chunksize=100)
-    return str(folder)
-
-
-FORMS: dict[str, Write] = {
-    "parquet": parquet,
-    "parquet of small row groups": partial(parquet, group=7),
-    "parquet of one row group": partial(parquet, group=10**6),
-    "folder": parquet_folder,
-    "glob": partial(parquet_folder, pattern="/*/?.parquet"),
-    "jsonl": partial(jsonl, suffix="", compress=bytes),
-    "jsonl.gz": partial(jsonl, suffix=".gz", compress=gzip.compress),
-    "jsonl.zst": partial(jsonl, suffix=".zst", compress=zstandard.compress),
-    "jsonl.xz": partial(jsonl, suffix=".xz", compress=partial(lzma.compress, preset=0)),
-    "csv": csv_file,
-    "arrow": arrow_file,
-}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -12,6 +12,7 @@ import pytest
 from data import DataConfig, build_sample, gpt2_encoding, open_source, open_tokenizer
 from data.sample.build import is_validation, lastword_passages, near_duplicate
 from data.sample.docstrings import docstrings, prose, shingles
+from model.errors import UserError
 
 FINEWEB = {
     "text": pa.string(),
@@ -183,7 +184,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(ValueError, match="set NORMLAB_SAMPLE_DIR to a folder that can be written"):
+    with pytest.raises(UserError, match="set NORMLAB_SAMPLE_DIR to a folder that can be written"):
         build_sample(tmp_path / "sample", {})
 
 

@@ -10,10 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.config import DataConfig
-from data.sources.resolve import open_source
+from data import DataConfig, open_source, open_tokenizer
 from data.stats import main, measure, to_text
-from data.tokenizer import open_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -133,7 +131,7 @@ def test_the_command_says_what_a_user_should_know(
     assert captured.err.startswith(
         f"note: data.source: {tmp_path}/b.parquet is not a readable parquet file ("
     )
-    assert captured.out.startswith("documents          7\n"), "what was counted is not lost"
+    assert captured.out.startswith("documents            7\n"), "what was counted is not lost"
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -10,9 +10,17 @@ import pytest
 import tokenizers
 import torch
 
-from data import IGNORED_TARGET, DataConfig, ValidationSet, gpt2_encoding, open_data, open_tokenizer
-from data.corpus import digest
+from data import (
+    IGNORED_TARGET,
+    DataConfig,
+    ValidationSet,
+    document_digest,
+    gpt2_encoding,
+    open_data,
+    open_tokenizer,
+)
 from data.sources import parquet
+from model.errors import UserError
 
 EOT = 50256
 
@@ -74,13 +82,13 @@ def test_a_validation_source_leaves_all_shards_to_training(folder: Path, tmp_pat
 
 def test_a_validation_source_that_is_trained_on_is_refused(folder: Path) -> None:
     config = DataConfig(source=str(folder), validation_source=str(folder / "b.parquet"))
-    with pytest.raises(ValueError, match=r"data\.validation_source .* is not held out"):
+    with pytest.raises(UserError, match=r"data\.validation_source .* is not held out"):
         open_data(config)
 
 
 def test_a_missing_validation_source_is_named(folder: Path) -> None:
     config = DataConfig(source=str(folder), validation_source=str(folder / "c.parquet"))
-    with pytest.raises(FileNotFoundError, match=r"^data.validation_source: .*c.parquet does not exist"):
+    with pytest.raises(UserError, match=r"^data.validation_source: .*c.parquet does not exist"):
         open_data(config)
 
 
@@ -91,14 +99,14 @@ def test_a_validation_folder_without_a_fitting_split_is_named(folder: Path, tmp_
     )
     (tmp_path / "held" / "README.md").write_text(readme)
     config = DataConfig(source=str(folder), validation_source=str(tmp_path / "held"))
-    with pytest.raises(ValueError, match="has only other, none of validation, test, train"):
+    with pytest.raises(UserError, match="has only other, none of validation, test, train"):
         open_data(config)
 
 
 def test_a_single_shard_cannot_be_split(tmp_path: Path) -> None:
     write_documents(tmp_path / "one.parquet", ["a", "b"])
     config = DataConfig(source=str(tmp_path / "one.parquet"))
-    with pytest.raises(ValueError, match=r"is a single shard.*give data.validation_source"):
+    with pytest.raises(UserError, match=r"is a single shard.*give data.validation_source"):
         open_data(config)
 
 
@@ -151,7 +159,7 @@ def test_the_same_text_in_training_and_validation_is_refused(folder: Path, tmp_p
     write_documents(tmp_path / "held.parquet", ["Held out.", "Document number 42 says much."])
     config = DataConfig(source=str(folder), validation_source=str(tmp_path / "held.parquet"))
     with pytest.raises(
-        ValueError, match=r"is not held out: the document that begins 'Document number 42 says much\.'"
+        UserError, match=r"is not held out: the document that begins 'Document number 42 says much\.'"
     ):
         open_data(config)
 
@@ -162,7 +170,7 @@ def test_the_same_id_in_training_and_validation_is_refused(tmp_path: Path) -> No
     config = DataConfig(
         source=str(tmp_path / "train.parquet"), validation_source=str(tmp_path / "held.parquet")
     )
-    with pytest.raises(ValueError, match=r"is not held out: the document with the id <2> is in data\.source"):
+    with pytest.raises(UserError, match=r"is not held out: the document with the id <2> is in data\.source"):
         open_data(config)
 
 
@@ -180,12 +188,12 @@ def test_only_ids_of_shards_that_are_held_out_count(tmp_path: Path) -> None:
 def test_the_same_file_by_another_path_is_refused_at_any_size(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.validation.CHECKED_AT_START_BYTES", 0)
+    monkeypatch.setattr("data.opening.CHECKED_AT_START_BYTES", 0)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "held.parquet").symlink_to(folder / "b.parquet")
     monkeypatch.chdir(folder)
     for where in (tmp_path / "other", tmp_path / "other" / "held.parquet", "b.parquet", "../documents"):
-        with pytest.raises(ValueError, match=r"is not held out: .*[ab]\.parquet is in data\.source"):
+        with pytest.raises(UserError, match=r"is not held out: .*[ab]\.parquet is in data\.source"):
             open_data(DataConfig(source=str(folder), validation_source=str(where)))
 
 
@@ -202,11 +210,11 @@ def test_token_files_have_a_validation_set_too(tmp_path: Path, texts: list[str])
         assert corpus.shards == corpus.source.shards
     corpus, validation = open_data(DataConfig(source=str(tmp_path)))
     assert set(decode(validation)) < {text * 50 for text in texts[:150]}
-    with pytest.raises(ValueError, match=r"is not held out: .*train\.bin is in"):
+    with pytest.raises(UserError, match=r"is not held out: .*train\.bin is in"):
         open_data(DataConfig(source=str(tmp_path), validation_source=str(tmp_path / "train.bin")))
 
 
-def test_a_large_row_group_is_reserved_from_without_decoding_it_for_each_shard(
+def test_reserving_from_a_large_row_group_decodes_it_a_few_times_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"Document number {number}." for number in range(100_000)]
@@ -237,7 +245,7 @@ def test_a_tokenizer_that_loses_text_gets_a_note(tmp_path: Path, texts: list[str
     corpus, _ = open_data(DataConfig(tokenizer=str(tmp_path / "words.json"), **options))
     assert corpus.source.notes == [
         f"data.tokenizer: {tmp_path}/words.json does not give back 10 of 20 validation documents as they "
-        "were: what it loses is free, so its bits a byte are too low."
+        "were: what it loses is free, so its bits per byte are too low."
     ]
     for tokenizer in ("gpt2", "bytes"):
         assert open_data(DataConfig(tokenizer=tokenizer, **options))[0].source.notes == []
@@ -254,21 +262,19 @@ def test_large_row_groups_and_damaged_files_get_a_note(folder: Path, tmp_path: P
     assert open_data(replace(config, lanes=8))[0].source.notes == [damaged]
 
 
-def test_copies_of_reserved_documents_are_marked_to_be_left_out_of_training(
-    tmp_path: Path, texts: list[str]
-) -> None:
+def test_copies_of_reserved_documents_are_left_out_of_training(tmp_path: Path, texts: list[str]) -> None:
     write_documents(tmp_path / "a.parquet", [texts[-1], *texts])
     corpus, validation = open_data(DataConfig(source=str(tmp_path)))
     assert texts[-1] in decode(validation)
     assert corpus.tokens(texts[-1]) is None
     kept = corpus.tokens(texts[0])
-    assert kept is not None and digest(kept) not in corpus.held_out
+    assert kept is not None and document_digest(kept) not in corpus.held_out
 
 
 def test_a_large_source_is_searched_as_it_is_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.validation.CHECKED_AT_START_BYTES", 0)
+    monkeypatch.setattr("data.opening.CHECKED_AT_START_BYTES", 0)
     write_documents(tmp_path / "held.parquet", ["Document number 42 says much."])
     corpus, _ = open_data(DataConfig(source=str(folder), validation_source=str(tmp_path / "held.parquet")))
     assert corpus.tokens("Document number 42 says much.") is None

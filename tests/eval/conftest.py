@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 BITS_PER_NAT = 0.32
-"""Bits a byte for each nat a token: the made-up validation set has 4.5 bytes a token."""
+"""Bits per byte for every nat per token: the made-up validation set has 4.5 bytes per token."""
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 from data import open_tokenizer
 from eval.export import export, main
 from model import GPT, GPTConfig
+from training.run.reader import file_sha256
 
 ROOT = Path(__file__).parents[2]
 SHAPE = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=32, vocab_size=50304)
@@ -42,8 +43,8 @@ def make_run(folder: Path, config: GPTConfig, tokenizer: str = "gpt2") -> GPT:
         checkpoint.mkdir(parents=True)
         file = checkpoint / "mp_rank_00_model_states.pt"
         torch.save({"module": gpt.state_dict()}, file)
-        manifest = {"files": {file.name: {"size": file.stat().st_size}}}
-        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        entry = {"size": file.stat().st_size, "sha256": file_sha256(file)}
+        (checkpoint / "manifest.json").write_text(json.dumps({"files": {file.name: entry}}))
     recipe = {"model": asdict(config), "data": {"tokenizer": tokenizer}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return gpt.eval()
@@ -71,7 +72,7 @@ def test_a_vanilla_run_becomes_gpt2_with_its_tokenizer(tmp_path) -> None:
     assert tokenizer(TEXT, split_special_tokens=True)["input_ids"] == ours
 
 
-def test_a_run_of_a_candidate_file_brings_its_code_and_the_step_can_be_chosen(tmp_path) -> None:
+def test_a_candidate_file_brings_its_code_and_the_step_can_be_chosen(tmp_path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     (run / "designs").mkdir(parents=True)
     (run / "designs" / "block.py").write_text(BLOCK)  # as the run keeps it
@@ -126,14 +127,14 @@ def test_the_command_says_where_the_model_is_and_nothing_else(tmp_path) -> None:
 
 
 def test_a_run_whose_design_needs_other_files_gets_one_sentence(tmp_path) -> None:
-    block = BLOCK.replace("import", "from console import fail\nimport").replace(
-        "self.ln_1 =", "self.ln_1 = fail and"
+    block = BLOCK.replace("import", "from eval.command import run_job\nimport").replace(
+        "self.ln_1 =", "self.ln_1 = run_job and"
     )
     (tmp_path / "own.py").write_text(block)
     make_run(tmp_path / "run", replace(SHAPE, vocab_size=300, block=f"{tmp_path}/own.py:Block"), "bytes")
     done = run_command(tmp_path / "run", "--out", tmp_path / "out")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "own.py is not self-contained: 'from console import fail' finds nothing" in done.stderr
+    assert "own.py is not self-contained: 'from eval.command import run_job' finds nothing" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -19,11 +19,14 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from data import open_tokenizer
-from eval.jobs import check_limit, run_tasks, stored_results, write_results
+from eval.jobs import run_tasks
 from eval.lm import NormLabLM
+from eval.result_files import check_limit, stored_results, write_results
 from eval.tasks import load_tasks
 from model import GPT, GPTConfig
-from training.run.reader import find_checkpoint, load_model, read_tokenizer
+from model.errors import UserError
+from training.engine.weights import load_model
+from training.run.reader import file_sha256, find_checkpoint, read_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SHAPE = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, norm="rmsnorm")
@@ -76,7 +79,9 @@ def trained(tmp_path_factory) -> Path:
     done = python("-c", TRAIN, run / "checkpoints", DS_ACCELERATOR="cpu", MASTER_PORT=port, **one_rank)
     assert done.returncode == 0, done.stderr
     for folder in (run / "checkpoints").glob("step_*"):
-        files = {file.name: {"size": file.stat().st_size} for file in folder.iterdir()}
+        files = {
+            file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)} for file in folder.iterdir()
+        }
         (folder / "manifest.json").write_text(json.dumps({"files": files}))
     recipe = {"model": asdict(SHAPE), "eval": {"tasks": ["lambada_openai"], "data_dir": None, "limit": None}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -136,12 +141,13 @@ def test_the_model_has_the_optimizers_fp32_weights(run_dir, step):
 
 
 def test_the_last_complete_checkpoint_is_taken(run_dir):
-    assert find_checkpoint(run_dir).name == "step_00000002"
+    folder = run_dir / "checkpoints"
+    assert find_checkpoint(run_dir) == (folder / "step_00000002", 2)
     with open(run_dir / "checkpoints" / "step_00000002" / "mp_rank_00_model_states.pt", "r+b") as file:
         file.truncate(100)
-    assert find_checkpoint(run_dir).name == "step_00000001"
+    assert find_checkpoint(run_dir) == (folder / "step_00000001", 1)
     (run_dir / "checkpoints" / "step_00000001" / "manifest.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"tiny has no complete checkpoint yet"):
+    with pytest.raises(UserError, match=r"tiny has no complete checkpoint yet"):
         find_checkpoint(run_dir)
 
 
@@ -207,7 +213,7 @@ def test_results_over_all_items_replace_a_quick_look_and_not_the_other_way(gpt, 
     check_limit(run_dir, 1, 2)
     check_limit(run_dir, 1, None)
     assert score(gpt, run_dir, eval_data, "piqa")["results"].keys() == {"piqa"}
-    with pytest.raises(ValueError, match=r"results\.json holds results over all items, which a limit of 2"):
+    with pytest.raises(UserError, match=r"results\.json holds results over all items, which a limit of 2"):
         check_limit(run_dir, 1, 2)
 
 
@@ -223,6 +229,9 @@ def test_the_command_scores_the_last_checkpoint(run_dir, eval_data):
     done = python("-m", "eval", run_dir, "--eval_data", eval_data, "--tasks", "piqa", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert json.loads(file.read_text())["results"].keys() == {"lambada_openai", "piqa"}
+
+    done = python("-m", "eval", run_dir, "--eval_data", eval_data, "--limit", "2")
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {file} holds results over all items")
 
     done = python("-m", "eval", run_dir, HF_HUB_OFFLINE="1", HF_HOME=str(run_dir / "empty"))
     assert done.returncode == 2

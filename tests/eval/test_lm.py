@@ -13,8 +13,10 @@ from tqdm import tqdm
 from data import Tokenizer, open_tokenizer
 from eval.jobs import run_tasks
 from eval.lm import NormLabLM
-from eval.tasks import PROTOCOL_TASKS, load_tasks
+from eval.tasks import load_tasks
 from model import GPT, GPTConfig, to_hf
+from model.errors import UserError
+from training.config.evaluation import PROTOCOL_TASKS
 
 PROSE = (
     "The committee had met on every Thursday of that winter, and on none of them had anybody asked why the "
@@ -121,7 +123,7 @@ def test_scores_do_not_depend_on_what_shares_the_batch(gpt, gpt2):
 
 
 def test_a_continuation_longer_than_the_block_is_refused(gpt, gpt2):
-    with pytest.raises(ValueError, match=r"more than model\.block_size 64"):
+    with pytest.raises(UserError, match=r"more than model\.block_size 64"):
         NormLabLM(gpt, gpt2).loglikelihood(pairs(("Once", PROSE * 2)))
 
 

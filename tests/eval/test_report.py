@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 from eval.evidence.charts import thin, ticks
-from eval.report import main, write_report
+from eval.evidence.page import write_page
+from eval.evidence.results import read_runs
+from eval.report import main
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -53,7 +55,7 @@ class Page(HTMLParser):
 
 
 def page_of(tmp_path: Path, *folders: Path, baseline: str | None = None) -> Page:
-    write_report(folders, tmp_path / "report.html", baseline)
+    write_page(read_runs(folders), tmp_path / "report.html", baseline)
     return Page((tmp_path / "report.html").read_text())
 
 
@@ -82,7 +84,7 @@ def test_difference_chart_is_the_difference(make_run: MakeRun, tmp_path: Path) -
     assert page.tooltips[1]["curves"][0]["y"] == pytest.approx([-0.1] * 200, rel=1e-4)
 
 
-def test_tokenizers_share_a_chart_in_bits_a_byte_only(make_run: MakeRun, tmp_path: Path) -> None:
+def test_tokenizers_share_a_chart_in_bits_per_byte_only(make_run: MakeRun, tmp_path: Path) -> None:
     other = {"tokenizer": "bytes", "val_fingerprint": "77b0", "val_loss": 1.2, "val_bits_per_byte": 1.73}
     floors = {"uniform": 5.549, "unigram": 3.1}
     folders = [make_run("vanilla"), make_run("vanilla", folder="bytes", floors=floors, **other)]

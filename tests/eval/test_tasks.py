@@ -13,9 +13,10 @@ from tqdm import tqdm
 import data.sample.build
 from data import open_tokenizer
 from eval.jobs import run_tasks
-from eval.tasks import PROTOCOL_TASKS, TASK_SETS, check_tasks, load_tasks
+from eval.tasks import TASK_SETS, check_tasks, load_tasks
 from model import GPT, GPTConfig
-from training.config.evaluation import EvalConfig
+from model.errors import UserError
+from training.config.evaluation import PROTOCOL_TASKS, PUBLIC_TASKS, EvalConfig
 
 ARC = {
     "question": "Which of these is wet?",
@@ -86,6 +87,10 @@ def test_local_files_give_the_requests_of_the_public_tasks(local_sets):
         assert requests(task) == expected
 
 
+def test_every_public_task_has_its_definition_and_its_file():
+    assert tuple(TASK_SETS) == PUBLIC_TASKS
+
+
 def test_a_local_file_may_be_gzipped(local_sets):
     plain = local_sets / TASK_SETS["piqa"].file
     with gzip.open(plain.with_name(plain.name + ".gz"), "wt") as packed:
@@ -96,23 +101,23 @@ def test_a_local_file_may_be_gzipped(local_sets):
 
 def test_a_local_file_that_is_no_json_is_named(local_sets):
     (local_sets / TASK_SETS["piqa"].file).write_text("goal,sol1\n")
-    with pytest.raises(ValueError, match=r"task 'piqa' cannot read .*piqa/validation.jsonl"):
+    with pytest.raises(UserError, match=r"task 'piqa' cannot read .*piqa/validation.jsonl"):
         load_tasks(["piqa"], local_sets)
 
 
 def test_a_missing_local_file_is_named(local_sets):
     (local_sets / TASK_SETS["piqa"].file).unlink()
-    with pytest.raises(FileNotFoundError, match=r"task 'piqa' reads .*piqa/validation.jsonl.*not exist"):
+    with pytest.raises(UserError, match=r"task 'piqa' reads .*piqa/validation.jsonl.*not exist"):
         check_tasks(PROTOCOL_TASKS, local_sets)
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         check_tasks(["piqa"], tmp_path / "nowhere")
 
 
 def test_an_unknown_task_gets_the_nearest_name_and_the_list():
-    with pytest.raises(ValueError, match=r"no task 'hellaswg' \(did you mean 'hellaswag'\?\); known"):
+    with pytest.raises(UserError, match=r"no task 'hellaswg' \(did you mean 'hellaswag'\?\); known"):
         EvalConfig(tasks=("piqa", "hellaswg"))
 
 

@@ -1,4 +1,4 @@
-"""Validation losses: bits a byte against independent computations, and the file of losses by document."""
+"""Validation losses: bits per byte against independent computations, and the file of losses by document."""
 
 import math
 
@@ -10,7 +10,7 @@ import torch
 from data import ValidationSet, open_tokenizer
 from model import GPT, GPTConfig
 from model.files import write_whole
-from training.validate import bits_per_byte, token_losses, write_document_losses
+from training.validation import bits_per_byte, token_losses, write_document_losses
 
 TEXTS = ["Water is patient.", "naïve café, 東京", "A town which forgets this is rebuilt by others. " * 5]
 
@@ -41,7 +41,7 @@ def test_a_model_that_knows_nothing_pays_for_every_token_and_every_end(name):
     assert bits_per_byte(losses_of(gpt, validation), validation) == pytest.approx(expected, rel=1e-6)
 
 
-def test_bits_a_byte_are_the_files_sums(tmp_path):
+def test_bits_per_byte_are_the_files_sums(tmp_path):
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=16, vocab_size=257))
     validation = validation_set("bytes")

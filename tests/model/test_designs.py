@@ -8,6 +8,7 @@ import torch
 from model import GPT, VARIANTS, BlockConfig, GPTConfig, variant_name
 from model.blocks import BLOCKS
 from model.designs import find_designs
+from model.errors import UserError
 from model.norms import NORMS, LayerNorm, RMSNorm
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
@@ -184,6 +185,6 @@ def test_a_modules_own_initialisation_wins(plugin) -> None:
     ],
 )
 def test_a_norm_that_does_not_exist_gets_one_sentence(name: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence) as caught:
+    with pytest.raises(UserError, match=sentence) as caught:
         find_designs(GPTConfig(norm=name))
     assert "\n" not in str(caught.value)

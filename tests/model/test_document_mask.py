@@ -11,6 +11,7 @@ from model import GPT, GPTConfig
 from model.blocks import PreNormBlock
 from model.config import BlockConfig
 from model.document_mask import attend, block_mask, dense_mask, document_mask
+from model.errors import UserError
 from model.norms import LayerNorm
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 48, "vocab_size": 64}
@@ -272,6 +273,7 @@ def test_a_block_compiles_whole_and_once_for_all_masks(backend: str) -> None:
             torch.testing.assert_close(compiled(x), block(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("bf16_products")
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_bf16_trains_with_finite_gradients(dropout: float) -> None:
     gpt, idx = gpt_of(dropout=dropout).bfloat16(), tokens()
@@ -280,6 +282,7 @@ def test_bf16_trains_with_finite_gradients(dropout: float) -> None:
     assert loss.isfinite() and all(parameter.grad.isfinite().all() for parameter in gpt.parameters())
 
 
+@pytest.mark.usefixtures("bf16_products")
 def test_bf16_autocast_is_close_to_fp32() -> None:
     gpt, idx = gpt_of(), tokens()
     _, expected = gpt(idx, idx, documents=DOCUMENTS)
@@ -303,10 +306,10 @@ def test_a_block_with_its_own_attention_is_refused(plugin, block: str, index: in
     sentence = (
         rf"^data\.document_mask is true, but block {index} of model\.block '.*:{block}' does not attend"
     )
-    with pytest.raises(ValueError, match=sentence) as caught:
+    with pytest.raises(UserError, match=sentence) as caught:
         gpt.check_document_mask()
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         gpt(idx, idx, documents=DOCUMENTS)
     _, loss = gpt(idx, idx)
     assert loss.isfinite()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import GPT, PRESETS, GPTConfig
+from model.errors import UserError
 
 TINY = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 512}
 
@@ -50,7 +51,7 @@ def test_variants_start_from_the_same_weights() -> None:
     assert all(torch.equal(vanilla[name], rmsnorm[name]) for name in shared)
 
 
-def test_losses_without_reduction_average_to_the_loss_and_skip_ignored_targets() -> None:
+def test_unreduced_losses_average_to_the_loss_and_skip_ignored_targets() -> None:
     gpt = GPT(GPTConfig(**TINY))
     idx, targets = torch.randint(0, 512, (2, 16)), torch.randint(0, 512, (2, 16))
     targets[1, 8:] = -1
@@ -60,6 +61,7 @@ def test_losses_without_reduction_average_to_the_loss_and_skip_ignored_targets()
     torch.testing.assert_close(losses.sum() / 24, mean)
 
 
+@pytest.mark.usefixtures("bf16_products")
 def test_loss_of_a_bf16_model_is_fp32() -> None:
     gpt = GPT(GPTConfig(**TINY)).bfloat16()
     _, loss = gpt(torch.randint(0, 512, (1, 8)), torch.randint(0, 512, (1, 8)))
@@ -77,5 +79,5 @@ def test_a_sequence_longer_than_the_block_is_refused() -> None:
      ("dropout", 1.0, "model.dropout is 1.0")],
 )  # fmt: skip
 def test_impossible_shapes_are_refused(field: str, value: float, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         GPTConfig(**{**TINY, field: value})

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2
 
 from model import GPT, PRESETS, VARIANTS, GPTConfig, from_hf, to_hf, variant_name
 from model.designs import REGISTERED
+from model.errors import UserError
 
 TINY: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 512}
 THEIRS: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_positions": 48, "vocab_size": 512}
@@ -124,12 +125,12 @@ def test_what_is_no_plain_gpt2_is_refused(changes: dict[str, Any], sentence: str
     model = with_random_weights(GPT2LMHeadModel(GPT2Config(**THEIRS | changes)))
     model.save_pretrained(tmp_path)
     for source in (model, tmp_path):
-        with pytest.raises(ValueError, match=f"is not a plain GPT-2: {sentence}$"):
+        with pytest.raises(UserError, match=f"is not a plain GPT-2: {sentence}$"):
             from_hf(source)
 
 
 def test_a_folder_that_does_not_hold_a_whole_gpt2_is_refused(theirs, tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         from_hf(tmp_path / "nowhere")
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -139,7 +140,7 @@ def test_a_folder_that_does_not_hold_a_whole_gpt2_is_refused(theirs, tmp_path) -
         ({"model_type": "llama"}, "is no GPT-2: its model_type is 'llama'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
-        with pytest.raises(ValueError, match=sentence) as caught:
+        with pytest.raises(UserError, match=sentence) as caught:
             from_hf(tmp_path)
         assert "\n" not in str(caught.value)
 
@@ -367,7 +368,7 @@ def test_a_design_that_needs_other_files_is_not_exported(
     files, tmp_path, monkeypatch, norm, sentence
 ) -> None:
     monkeypatch.chdir(files)
-    with pytest.raises(ValueError, match=f"^model.norm '{norm}' is not exported: .*{sentence}") as caught:
+    with pytest.raises(UserError, match=f"^model.norm '{norm}' is not exported: .*{sentence}") as caught:
         to_hf(our_gpt(norm=norm), tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
@@ -427,5 +428,5 @@ def test_weights_that_do_not_fit_are_refused(tmp_path) -> None:
     state = load_file(folder / "model.safetensors")
     del state["gpt.transformer.h.1.ln_1.weight"]
     save_file(state, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"transformer\.h\.1\.ln_1\.weight have no match"):
+    with pytest.raises(UserError, match=r"transformer\.h\.1\.ln_1\.weight have no match"):
         from_hf(folder)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from model import GPT, GPTConfig, loss
+from model import GPT, IGNORED_TARGET, GPTConfig, loss
 from model.sphere import unit
 
 ROWS, WIDTH, VOCAB = 1100, 24, 333  # two chunks of a CPU and a part of a third
@@ -20,7 +21,7 @@ def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     hidden = torch.randn(ROWS, WIDTH, generator=generator).to(dtype).requires_grad_()
     rows = torch.randn(VOCAB, WIDTH, generator=generator).div(4).to(dtype).requires_grad_()
     targets = torch.randint(0, VOCAB, (ROWS,), generator=generator)
-    targets[3:90] = -1
+    targets[3:90] = IGNORED_TARGET
     return hidden, rows, targets
 
 
@@ -38,21 +39,30 @@ def chunked(hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> 
     return [value, *(g / 4 for g in torch.autograd.grad(4 * value, (hidden, rows)))]
 
 
-def test_in_fp32_loss_and_gradients_are_the_plain_ones() -> None:
-    ours, theirs = chunked(*inputs(torch.float32)), plain(*inputs(torch.float32))
-    for left, right in zip(ours, theirs, strict=True):
-        assert left.dtype == torch.float32
-        assert (left - right).abs().max() <= 1e-6 * max(1.0, right.abs().max().item())
+@pytest.fixture(params=["torch's operator", "torch 2.11"])
+def operator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`F.linear_cross_entropy`, which torch has from 2.13 on, and its absence, where nothing is compiled."""
+    if request.param == "torch 2.11":
+        monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+        monkeypatch.delattr(nn, "LinearCrossEntropyOptions", raising=False)
+        monkeypatch.delattr(loss, "_compiled_of_chunk")
 
 
-@pytest.mark.parametrize("bf16_products", [False, True], ids=["fp32 products", "bf16 products"])
-def test_in_bf16_the_error_is_no_larger_than_the_plain_paths(
-    bf16_products: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if bf16_products:  # as on a GPU
-        monkeypatch.setattr(loss, "_dtype_of_products", lambda hidden: torch.bfloat16)
-        monkeypatch.setattr(loss, "_compiled_of_chunk", lambda: loss._of_chunk)
+@pytest.mark.usefixtures("operator")
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_in_fp32_loss_and_gradients_are_the_plain_ones(dtype: torch.dtype, error: float) -> None:
+    hidden, rows, targets = inputs(dtype)
+    exact = plain(hidden.detach().double().requires_grad_(), rows.detach().double().requires_grad_(), targets)
+    ours, theirs = chunked(hidden, rows, targets), plain(hidden, rows, targets)
+    for left, right, truth in zip(ours, theirs, exact, strict=True):
+        assert left.dtype == dtype
+        assert (left - right).abs().max() <= error * max(1.0, right.abs().max().item())
+        assert (left - truth).abs().max() <= error * max(1.0, truth.abs().max().item())
+
+
+def test_in_bf16_the_error_is_no_larger_than_the_plain_paths(bf16_products: bool) -> None:
     hidden, rows, targets = inputs(torch.bfloat16)
+    assert (loss._dtype_of_products(hidden) == torch.bfloat16) is bf16_products
     exact = plain(hidden.detach().double().requires_grad_(), rows.detach().double().requires_grad_(), targets)
     ours, theirs = chunked(hidden, rows, targets), plain(hidden, rows, targets)
     assert ours[0].dtype == torch.float32
@@ -62,21 +72,16 @@ def test_in_bf16_the_error_is_no_larger_than_the_plain_paths(
         assert error <= 1.25 * allowed + 1e-6, (error, allowed)
 
 
+@pytest.mark.usefixtures("operator", "bf16_products")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bf16_products", [False, True], ids=["fp32 products", "bf16 products"])
-def test_losses_of_single_targets(
-    dtype: torch.dtype, bf16_products: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if bf16_products and dtype == torch.float32:
-        pytest.skip("fp32 inputs are multiplied in fp32")
-    if bf16_products:
-        monkeypatch.setattr(loss, "_dtype_of_products", lambda hidden: torch.bfloat16)
+def test_losses_of_single_targets(dtype: torch.dtype) -> None:
     hidden, rows, targets = (x.detach() for x in inputs(dtype))
     ours = loss.linear_cross_entropy(hidden, rows, targets, "none")
     theirs = F.cross_entropy(hidden.double() @ rows.double().T, targets, ignore_index=-1, reduction="none")
     torch.testing.assert_close(ours.double(), theirs, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)
 
 
+@pytest.mark.usefixtures("operator")
 def test_losses_of_single_targets_have_gradients() -> None:
     hidden, rows, targets = inputs(torch.float32)
     weights = torch.linspace(0, 1, ROWS)
@@ -88,6 +93,7 @@ def test_losses_of_single_targets_have_gradients() -> None:
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("operator")
 @pytest.mark.parametrize("variant", [{}, {"block": "ngpt", "topology": "sphere"}], ids=["gpt2", "ngpt"])
 def test_a_models_loss_and_gradients_are_those_of_its_logits(variant: dict[str, str]) -> None:
     torch.manual_seed(0)

@@ -13,9 +13,10 @@ from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 from x_transformers import x_transformers
 
 from model import GPT, GPTConfig
+from model.catalogue.norms import NORM_VARIANTS
 from model.designs import find_designs
+from model.errors import UserError
 from model.norms import NORMS
-from model.variants import NORM_VARIANTS
 
 D = 48
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
@@ -186,10 +187,10 @@ def test_prmsnorm_rounds_its_features_up() -> None:
 
 @pytest.mark.parametrize("p", [0.0, -0.5, 1.5])
 def test_prmsnorm_refuses_an_impossible_share(p: float) -> None:
-    with pytest.raises(ValueError, match=f"prmsnorm's p is {p}: it must be above 0 and at most 1"):
+    with pytest.raises(UserError, match=f"prmsnorm's p is {p}: it must be above 0 and at most 1"):
         NORMS["prmsnorm"](D, bias=True, p=p)
     config = GPTConfig(**TINY, norm="prmsnorm", norm_options={"p": p})
-    with pytest.raises(ValueError, match="cannot be built: prmsnorm's p is"):
+    with pytest.raises(UserError, match="cannot be built: prmsnorm's p is"):
         GPT(config)
 
 
@@ -206,7 +207,7 @@ def test_prmsnorm_refuses_an_impossible_share(p: float) -> None:
     ],
 )
 def test_a_wrong_option_gets_one_sentence(norm: str, options: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         find_designs(GPTConfig(norm=norm, norm_options=options))
 
 

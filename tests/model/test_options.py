@@ -6,7 +6,8 @@ import pytest
 from torch import nn
 
 from model import GPT, GPTConfig
-from model.options import options_of, with_options
+from model.errors import UserError
+from model.options import describe_type, options_of, with_options
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
 
@@ -52,7 +53,7 @@ def test_texts_of_a_command_line_become_the_options_types() -> None:
     ],
 )
 def test_an_option_that_does_not_fit_gets_one_sentence(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         with_options("model.norm_options", Norm, 2, options)
 
 
@@ -64,3 +65,25 @@ def test_options_reach_every_norm_of_a_model() -> None:
         ValueError, match=r"model.block_options.depth is no option of PreNormBlock; it has none"
     ):
         GPT(GPTConfig(**TINY, block_options={"depth": 3}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (int, "an integer"),
+        (float, "a number"),
+        (str, "a text"),
+        (bool, "true or false"),
+        (Literal["a", "b"], "one of a, b"),
+        (Literal["a", "b"] | None, "one of a, b or null"),
+        (int | None, "an integer or null"),
+        ((int, float), "an integer or a number"),
+        (dict[str, Any], "a mapping such as {eps: 1.0e-6}"),
+        (dict, "a mapping such as {eps: 1.0e-6}"),
+        (tuple[int, ...], "a list such as [a, b]"),
+        (list[str] | str, "a list such as [a, b] or a text"),
+        (Norm, "Norm"),
+    ],
+)
+def test_a_type_has_one_description(kind: Any, words: str) -> None:
+    assert describe_type(kind) == words

@@ -9,6 +9,7 @@ from torch import nn
 
 from model import GPT, BlockConfig, GPTConfig
 from model.blocks import ResidualBlock
+from model.errors import UserError
 from model.norms import LayerNorm
 from model.placements import PLACEMENTS
 
@@ -268,6 +269,6 @@ def test_sandwichs_output_gain_scales_its_branches_at_the_beginning(
     ],
 )
 def test_impossible_options_get_one_sentence(design: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence) as caught:
+    with pytest.raises(UserError, match=sentence) as caught:
         GPT(GPTConfig(**SHAPE, **design))
     assert "\n" not in str(caught.value)

@@ -1,14 +1,16 @@
 """Candidate files: the classes that are asked for, what they need, and none of the training code."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from model import GPT, GPTConfig, variant_name
-from model.designs import design_files, design_fingerprint, designs_of_file, find_designs
+from model import GPT, GPTConfig, design_files, design_fingerprint, designs_of_file, variant_name
+from model.designs import find_designs
+from model.errors import UserError
 from model.plugin import extract
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
@@ -112,7 +114,7 @@ def names_of(part: ast.Module | list[ast.stmt]) -> set[str]:
     return {getattr(statement, "name", "") for statement in body} - {""}
 
 
-def test_a_nanogpt_script_gives_its_classes_and_its_training_code_never_runs(script: Path) -> None:
+def test_a_nanogpt_scripts_training_code_never_runs(script: Path) -> None:
     design = designs_of_file(str(script))
     assert design == {"norm": f"{script}:LayerNorm", "block": f"{script}:Block"}
     gpt = GPT(GPTConfig(**TINY, **design))
@@ -156,7 +158,7 @@ def test_the_fields_that_a_script_adds_to_the_config_have_its_defaults(script: P
     ]
 
 
-def test_a_design_keeps_its_fingerprint_when_only_the_training_code_changes(script: Path) -> None:
+def test_the_fingerprint_is_the_designs_whatever_the_training_code(script: Path) -> None:
     config = GPTConfig(**TINY, **designs_of_file(str(script)))
     before = design_fingerprint(config)
     script.write_text(SCRIPT.replace("learning_rate = 6e-4", "learning_rate = 1e-3"))
@@ -205,13 +207,13 @@ def test_an_edited_file_is_read_again(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_used_gets_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     file = tmp_path / "candidate.py"
     file.write_text(text)
-    with pytest.raises(ValueError, match=sentence) as caught:
+    with pytest.raises(UserError, match=sentence) as caught:
         GPT(GPTConfig(**TINY, **designs_of_file(str(file))))
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_gets_one_sentence() -> None:
-    with pytest.raises(ValueError, match=r"model.variant is 'no/such.py', but there is no file"):
+    with pytest.raises(UserError, match=r"model.variant is 'no/such.py', but there is no file"):
         designs_of_file("no/such.py")
 
 
@@ -227,3 +229,24 @@ def test_star_imports_and_globals_that_a_function_sets(tmp_path: Path) -> None:
     gpt(torch.zeros(1, 4, dtype=torch.long))
     module = sys.modules[type(gpt.transformer["ln_f"]).__module__]
     assert module.calls == 5
+
+
+WITHOUT_TORCH = """
+import sys
+from typing import get_type_hints
+from model import PRESETS, VARIANTS, GPTConfig, variant_name
+from model import design_files, design_fingerprint, designs_of_file
+from model.options import describe_type
+
+config = GPTConfig(**PRESETS["gpt2_small"], **designs_of_file(sys.argv[1]))
+assert variant_name(config) == "candidate" and variant_name(GPTConfig(**VARIANTS["lns"].design)) == "lns"
+assert len(design_files(config)) == 2 and design_fingerprint(config)
+assert describe_type(get_type_hints(GPTConfig)["n_layer"]) == "an integer"
+import model.preflight
+assert "torch" not in sys.modules
+"""
+
+
+def test_names_and_files_are_read_without_torch(script: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(script)], cwd=root, check=True, timeout=60)

@@ -337,12 +337,12 @@ def test_an_exception_is_a_failed_check_with_the_candidates_line(tmp_path: Path)
 
 
 def test_flops_are_those_of_the_papers() -> None:
-    """Six for each weight of a matrix product, and 14 T C a layer for scores and values, uncausal."""
+    """Six for each weight of a matrix product, and 14 T C per layer for scores and values, uncausal."""
     config = GPTConfig(n_layer=3, n_head=2, n_embd=32, block_size=48, vocab_size=128)
     weights = 3 * 12 * 32**2 + 128 * 32
-    assert _measure(config)["flops_a_token"] == 6 * weights + 14 * 3 * 48 * 32
+    assert _measure(config)["flops_per_token"] == 6 * weights + 14 * 3 * 48 * 32
     bf16_streams = 3 * 2 * 32 * 2  # a residual stream before each sublayer, at the least
-    assert _measure(config)["activation_bytes_a_token"] > bf16_streams
+    assert _measure(config)["activation_bytes_per_token"] > bf16_streams
 
 
 def test_the_callers_random_numbers_and_threads_go_on(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_the_command_refuses_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model.n_layers", "3"], "did you mean 'model.n_layer'?"),
+        (["--model.n_layers", "3"], "the nearest known key is 'model.n_layer'"),
         (["--model.n_layer", "many"], "model.n_layer is 'many', but it must be an integer"),
         (["--model.norm", "rmsnrm"], "did you mean 'rmsnorm'?"),
         (["--model.variant", "rmsnrm"], "did you mean 'rmsnorm'?"),
@@ -391,8 +391,8 @@ def test_the_command_refuses_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--model.variant", "nowhere.py"], "there is no file"),
         (["--model.norm_options.epsilon", "1"], "is no option of"),
         (["--model.n_head", "3"], "does not divide"),
-        (["--n_layer", "3"], "--n_layer is unknown"),
-        (["--model.n_layer"], "--model.n_layer lacks a value"),
+        (["--n_layer", "3"], "unknown key 'n_layer' in the command line; the nearest known key is"),
+        (["--model.n_layer"], "--model.n_layer has no value"),
     ],
 )
 def test_what_the_command_does_not_know_is_one_sentence(
@@ -404,8 +404,11 @@ def test_what_the_command_does_not_know_is_one_sentence(
 
 
 def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--help"]) == 0
-    assert "--model.norm" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0
+    words = capsys.readouterr().out.split()
+    assert {"--model.norm", "--model.variant", "--quick", "--json", "gpt2_medium,", "rmsnorm,"} <= set(words)
 
 
 @pytest.mark.slow
@@ -416,7 +419,7 @@ def test_a_thorough_check_measures_cost_and_learning() -> None:
     assert report.passed, report.table()
     numbers = report.numbers
     assert numbers["parameters"] < numbers["parameters_vanilla"]
-    assert numbers["flops_a_token"] == numbers["flops_a_token_vanilla"] > 0
+    assert numbers["flops_per_token"] == numbers["flops_per_token_vanilla"] > 0
     assert numbers["overfit_last"] < 0.5 * numbers["overfit_first"]
     assert abs(numbers["text_loss"] - numbers["text_loss_vanilla"]) < 0.2
     assert numbers["graph_breaks"] == 0

@@ -8,6 +8,7 @@ import torch
 from transformers.models.dinov2.modeling_dinov2 import Dinov2DropPath, Dinov2LayerScale
 
 from model import GPT, BlockConfig, GPTConfig
+from model.errors import UserError
 from model.norms import LayerNorm
 from model.residuals import RESIDUALS
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
@@ -131,7 +132,7 @@ def test_stochastic_depth_drops_more_with_depth_and_keeps_the_mean() -> None:
         assert drawn.mean().item() == pytest.approx(1, abs=0.03)
 
 
-def test_stochastic_depth_follows_the_seed_and_is_the_pre_norm_block_in_evaluation() -> None:
+def test_stochastic_depth_follows_the_seed_and_is_pre_norm_in_evaluation() -> None:
     block = random_block("stochastic_depth", layer_idx=1, p=0.5)
     x = torch.randn(8, 8, 16, dtype=torch.double)
     torch.manual_seed(3)
@@ -142,7 +143,7 @@ def test_stochastic_depth_follows_the_seed_and_is_the_pre_norm_block_in_evaluati
     A, M = sublayers(block, normed=True)
     half = x + A(x)
     torch.testing.assert_close(block.eval()(x), half + M(half), atol=1e-10, rtol=1e-10)
-    with pytest.raises(ValueError, match="must be at least 0 and below 1"):
+    with pytest.raises(UserError, match="must be at least 0 and below 1"):
         random_block("stochastic_depth", p=1.0)
 
 

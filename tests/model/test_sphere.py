@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
+from model.errors import UserError
 from model.loss import Head
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
 from training.engine.build import parameter_groups
@@ -126,7 +127,7 @@ def test_only_positions_are_decayed() -> None:
 
 
 def test_its_own_query_norm_excludes_the_configs() -> None:
-    with pytest.raises(ValueError, match=r"set model\.qk_norm none, not head"):
+    with pytest.raises(UserError, match=r"set model\.qk_norm none, not head"):
         gpt_of(qk_norm="head")
 
 

@@ -8,6 +8,7 @@ from attn_res import AttnResOperator
 from hyper_connections import HyperConnections as TheirConnection
 
 from model import GPT, GPTConfig
+from model.errors import UserError
 from model.norms import RMSNorm
 from model.streams import STREAMS
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
@@ -211,7 +212,7 @@ def test_learning_rates_and_decay() -> None:
     ],
 )
 def test_an_impossible_option_gets_a_sentence(topology: str, options: dict, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         gpt_of(topology, **options)
 
 

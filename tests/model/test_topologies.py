@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
+from model.errors import UserError
 from model.topologies import TOPOLOGIES
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
 from training.engine.build import parameter_groups
@@ -75,7 +76,7 @@ def test_options_set_the_start() -> None:
     assert torch.allclose(topology.stream, torch.full((4,), 1.1))
     assert torch.allclose(topology.embedding, torch.full((4,), 0.2))
     assert (gpt_of("unet", init=1.0).transformer["topology"].skips == 1).all()
-    with pytest.raises(ValueError, match="a skip needs 2 layers"):
+    with pytest.raises(UserError, match="a skip needs 2 layers"):
         gpt_of("unet", n_layer=1)
 
 

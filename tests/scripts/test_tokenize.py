@@ -1,4 +1,4 @@
-"""`scripts/tokenize.py`: the same documents in the same shards, whatever stops it on the way."""
+"""`scripts/tokenize_data.py`: the same documents in the same shards, whatever stops it on the way."""
 
 import json
 import os
@@ -14,19 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
-from data.config import DataConfig
-from data.corpus import Corpus
-from data.lanes import Lane
-from data.sources.documents import Documents, Source
-from data.sources.resolve import open_source
-from data.sources.shard_file import read_shard, write_shard
-from data.sources.token_shards import corpus_fingerprint
+from data import Corpus, DataConfig, Lane, open_source, open_tokenizer
+from data.sources import Documents, Source, corpus_fingerprint, read_shard, write_shard
 from data.tokenize_source import tokenize_source
-from data.tokenizer import open_tokenizer
+from model.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-SCRIPT = ROOT / "scripts" / "tokenize.py"
+SCRIPT = ROOT / "scripts" / "tokenize_data.py"
 
 
 def write_parquet(path: Path, first: int, rows: int, group: int, repeat: int = 1) -> None:
@@ -70,7 +65,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def run(*arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
 
 
 def assert_same(source: Source, tokens: Source, tokenizer: str = "bytes") -> None:
@@ -192,13 +188,13 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path: Path) -> 
         assert done.returncode == (130 if sent == signal.SIGINT else -sent)
         assert "Traceback" not in done.stderr
         assert stop_at <= len(list(out.glob("*.bin"))) < 120 and not (out / "manifest.json").exists()
-        with pytest.raises(ValueError, match=r"not complete: run scripts/tokenize\.py again"):
+        with pytest.raises(UserError, match=r"not complete: run scripts/tokenize_data\.py again"):
             opened(out, tokenizer="gpt2")
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.bin")}
     time.sleep(0.5)  # a process of the killed run may be finishing its shard
     (out / "shard_00000003.bin").write_bytes(whole["shard_00000003.bin"][:500])
     (out / "shard_00000004.bin").write_bytes(whole["shard_00000005.bin"][:-1] + b"!")
-    (out / "shard_00000099.bin.abc.tmp").write_bytes(b"half")
+    (out / ".shard_00000099.bin.7.partial").write_bytes(b"half")
     assert run(*command[2:]).returncode == 0
     assert contents(out) == whole
     made_again = {path.name for path, time_ in kept.items() if path.stat().st_mtime_ns != time_}
@@ -215,17 +211,15 @@ def test_a_folder_that_holds_something_else_is_left_alone(parquet: Path, tmp_pat
         "which has changed or is not what is asked for now": {"tokenizer": "gpt2"},
         "documents of up to 20000000 bytes": {"max_document_bytes": 100},
     }.items():
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             tokenized(parquet, out, **arguments)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"--out: .* give another folder"):
+    with pytest.raises(UserError, match=r"--out: .* give another folder"):
         tokenized(parquet / "a", out)
-    with pytest.raises(ValueError, match="holds other files: give a new or an empty folder"):
+    with pytest.raises(UserError, match="holds other files: give a new or an empty folder"):
         tokenized(parquet, tmp_path / "other")
-    with pytest.raises(ValueError, match="cannot be made a folder"):
+    with pytest.raises(UserError, match="cannot be made a folder"):
         tokenized(parquet, tmp_path / "file")
-    with pytest.raises(
-        ValueError, match=r"--out: .*/tokens is inside the source .*: give a folder elsewhere"
-    ):
+    with pytest.raises(UserError, match=r"--out: .*/tokens is inside the source .*: give a folder elsewhere"):
         tokenized(parquet, parquet / "a" / "tokens")
     assert not (parquet / "a" / "tokens").exists()
     assert contents(out) == before and contents(tmp_path / "other") == {"file": b"mine"}
@@ -238,7 +232,7 @@ def test_two_at_once_are_not_let_into_one_folder(
     (tmp_path / "out").mkdir()
     with (
         FileLock(tmp_path / "out" / ".lock"),
-        pytest.raises(ValueError, match="another process is writing to"),
+        pytest.raises(UserError, match="another process is writing to"),
     ):
         tokenized(parquet, tmp_path / "out")
 
@@ -252,12 +246,12 @@ def test_a_folder_that_is_not_what_it_says_gets_a_sentence(parquet: Path, tmp_pa
         r"data.on_bad_document is stop, but .*\(140 empty\)": {"on_bad_document": "stop"},
         "data.subset is 'x', but": {"subset": "x"},
     }.items():
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             opened(out, **options)
     shard = out / "shard_00000001.bin"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-2])
-    with pytest.raises(ValueError, match=r"has not its size: run scripts/tokenize\.py again"):
+    with pytest.raises(UserError, match=r"has not its size: run scripts/tokenize_data\.py again"):
         opened(out)
     shard.write_bytes(whole[:-1] + b"!")
     source = opened(out)
@@ -267,7 +261,7 @@ def test_a_folder_that_is_not_what_it_says_gets_a_sentence(parquet: Path, tmp_pa
     write_shard(str(shard), Documents([kept[1], kept[0], *kept[2:]], bad), np.dtype(np.uint16))
     assert opened(out).read(source.shards[1]).bad == {"unreadable": 100}
     shard.unlink()
-    with pytest.raises(ValueError, match=r"is missing: run scripts/tokenize\.py again"):
+    with pytest.raises(UserError, match=r"is missing: run scripts/tokenize_data\.py again"):
         opened(out)
     tokenized(parquet, out, max_document_bytes=1000)
     assert shard.read_bytes() == whole and opened(out).read(source.shards[1]).bad == {"empty": 4}

@@ -14,14 +14,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, PRESETS, VARIANTS, GPTConfig
+from model import GPT, PRESETS, VARIANTS, GPTConfig, flops_per_token
 from model.loss import _MeanLoss
 from tests.distributed import run_on_ranks
-from training.config.ds_config import load_ds_config
+from training.config import DeepSpeedConfig, read_deepspeed_config
 from training.engine.build import build_engine
 from training.engine.cpu_bf16 import bf16_arithmetic
 from training.engine.hardware import GPUS, peak_flops
-from training.plan.accounting import communication, flops_per_token, step_time
+from training.plan.accounting import communication, step_time
 from training.plan.memory import Live, MemoryModel, _HeadOnGPU
 
 TINY = GPTConfig(n_layer=3, n_head=4, n_embd=64, block_size=48, vocab_size=512)
@@ -86,9 +86,9 @@ def test_a_gpus_peak_is_found_by_torchs_name_for_it(name: str, flops: float | No
     assert peak_flops(name) == flops
 
 
-def load(folder: Path, config: dict[str, Any], ranks: int) -> dict[str, Any]:
+def load(folder: Path, config: dict[str, Any], ranks: int) -> DeepSpeedConfig:
     (folder / "ds.json").write_text(json.dumps(SIZES | config))
-    return load_ds_config(folder / "ds.json", {}, ranks)
+    return read_deepspeed_config(folder / "ds.json", {}, ranks)
 
 
 def test_memory_of_the_states_by_hand(tmp_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_checkpointed_activations_are_smaller(tmp_path: Path) -> None:
 def test_the_gpus_head_is_taken_for_what_the_loss_holds(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`_MeanLoss` in fp32 on this CPU, with what it compiles replaced by its outputs, beside the stand-in."""
+    """`_MeanLoss` in fp32 on this CPU, what a GPU compiles replaced by its outputs, beside the stand-in."""
     rows, width, vocab = shape
-    replaced = lambda: lambda logits, *_: (logits.new_zeros(()), torch.empty_like(logits))  # noqa: E731
-    monkeypatch.setattr("model.loss._compiled_of_chunk", replaced)
+    replaced = lambda logits, *_: (logits.new_zeros(()), torch.empty_like(logits))  # noqa: E731
+    monkeypatch.setattr("model.loss._of_chunk", replaced)
     monkeypatch.setattr("training.plan.memory.CHUNK", {"cuda": 64})
     targets = torch.zeros(rows, dtype=torch.int64)
     found = []
@@ -185,9 +185,9 @@ def status(name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def two_steps(config: GPTConfig, ds_config: dict[str, Any], idx: torch.Tensor) -> None:
+def two_steps(config: GPTConfig, ds_config: DeepSpeedConfig, idx: torch.Tensor) -> None:
     engine = build_engine(GPT(config), ds_config)
-    for _ in range(2 * ds_config["gradient_accumulation_steps"]):
+    for _ in range(2 * ds_config.accumulation):
         _, loss = engine(idx, idx)
         engine.backward(loss)
         engine.step()
@@ -201,7 +201,7 @@ def train_and_measure(rank: int, folder: Path, config: dict[str, Any], ranks: in
     libc = ctypes.CDLL(None)
     for option, value in ((-4, 65536), (-3, 2**17), (-1, 2**17)):  # M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_
         libc.mallopt(option, value)
-    sizes = (ds_config["train_micro_batch_size_per_gpu"], MEASURED.block_size)
+    sizes = (ds_config.micro_batch, MEASURED.block_size)
     with bf16_arithmetic():
         # what is imported and allocated once, whatever the model's size
         small = replace(MEASURED, n_layer=1, n_embd=64, vocab_size=64)
@@ -226,7 +226,7 @@ def test_peak_memory_is_predicted_within_15_percent(name: str, tmp_path: Path) -
     run_on_ranks(train_and_measure, ranks, tmp_path, config, ranks)
     measured = json.loads((tmp_path / "peak.json").read_text())
     ds_config = load(tmp_path, config, ranks)
-    micro_batch = ds_config["train_micro_batch_size_per_gpu"]
+    micro_batch = ds_config.micro_batch
     predicted = MemoryModel(MEASURED, ds_config, "cpu").of(ranks, micro_batch, 2).peak
     print(f"\n{name}: predicted {predicted / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
     assert predicted == pytest.approx(measured, rel=0.15)

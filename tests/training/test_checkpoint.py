@@ -13,15 +13,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from model.errors import UserError
 from training.engine.checkpoint import (
     TrainState,
-    damage,
     load_checkpoint,
     newest_checkpoint,
     read_state,
     save_checkpoint,
-    step_name,
 )
+from training.run.reader import checkpoint_name, damage
 
 DATA = "a" * 64
 
@@ -76,7 +76,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_checkpoint_is_a_folder_with_the_engines_files_the_state_and_a_manifest(saved: Path) -> None:
+def test_a_checkpoint_has_the_engines_files_the_state_and_a_manifest(saved: Path) -> None:
     assert saved.name == "step_00000030"
     assert names(saved) == ["manifest.json", "model.pt", "optimizer", "trainer_state.json"]
     assert names(saved.parent) == ["step_00000010", "step_00000020", "step_00000030"]  # nothing partial
@@ -132,7 +132,7 @@ def test_the_newest_checkpoint_is_found(saved: Path) -> None:
     assert warnings == []
 
 
-def test_before_a_damaged_checkpoint_the_one_before_it_is_taken_with_a_warning(saved: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(saved: Path) -> None:
     flip_a_bit(saved / "model.pt")
     (saved.parent / "step_00000020" / "manifest.json").unlink()
     warnings: list[str] = []
@@ -168,7 +168,7 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) ->
     assert newest_checkpoint(tmp_path, print) == tmp_path / "step_00000010"
 
 
-def test_a_save_that_fails_half_way_leaves_no_checkpoint_and_harms_no_later_one(saved: Path) -> None:
+def test_a_save_that_fails_leaves_no_checkpoint_and_harms_no_later_one(saved: Path) -> None:
     engine = FileEngine()
     engine.fails = True
     with pytest.raises(OSError, match="No space left"):
@@ -177,7 +177,7 @@ def test_a_save_that_fails_half_way_leaves_no_checkpoint_and_harms_no_later_one(
     (leftover,) = {path.name for path in saved.parent.iterdir() if not path.name.startswith("step_")}
     (saved.parent / leftover / "stale.pt").touch()
     again = save_checkpoint(FileEngine(b"new weights"), saved.parent, TrainState(step=40), keep=3)
-    assert names(saved.parent) == [step_name(step) for step in (20, 30, 40)]
+    assert names(saved.parent) == [checkpoint_name(step) for step in (20, 30, 40)]
     assert names(again) == names(saved) and damage(again) is None
 
 
@@ -207,7 +207,7 @@ def test_the_newest_checkpoints_and_the_best_one_stay(
         save_checkpoint(
             FileEngine(), tmp_path, TrainState(step=step, best_step=best), keep=keep if step == 50 else 9
         )
-    assert names(tmp_path) == [step_name(step) for step in left]
+    assert names(tmp_path) == [checkpoint_name(step) for step in left]
 
 
 def test_the_whole_state_survives(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_each_ranks_own_lanes_are_saved_and_another_ranks_copies_are_not(
 def test_another_number_of_ranks_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     with pytest.raises(
-        ValueError, match=r"step_00000030 was written on 1 rank\(s\), but 2 are running"
+        UserError, match=r"step_00000030 was written on 1 rank\(s\), but 2 are running"
     ) as caught:
         read_state(saved, DATA)
     message = str(caught.value)
@@ -270,7 +270,7 @@ def test_another_number_of_ranks_is_refused(saved: Path, monkeypatch: pytest.Mon
 
 
 def test_other_data_is_refused(saved: Path) -> None:
-    with pytest.raises(ValueError, match=r"step_00000030 was written on other data") as caught:
+    with pytest.raises(UserError, match=r"step_00000030 was written on other data") as caught:
         read_state(saved, "b" * 64)
     assert "\n" not in str(caught.value)
 

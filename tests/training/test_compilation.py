@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from model import GPT, VARIANTS, GPTConfig
+from training.config import DeepSpeedConfig
 from training.engine import compilation
 from training.engine.compilation import checkpoint_blocks, compile_blocks, wrap_blocks
 from training.engine.cpu_bf16 import bf16_arithmetic
@@ -174,7 +175,7 @@ def test_checkpointed_blocks_keep_their_inputs_only() -> None:
 def test_where_blocks_stay_uncompiled_it_is_said(ds_config: dict[str, Any], sentence: str) -> None:
     said: list[str] = []
     model = gpt()
-    wrap_blocks(model, True, ds_config, said.append)
+    wrap_blocks(model, True, DeepSpeedConfig(ds_config), said.append)
     assert len(said) == 1 and said[0].startswith(sentence)
     gradients(model)
     assert counters["stats"]["unique_graphs"] == 0
@@ -191,7 +192,7 @@ def test_one_key_switches_it_off_and_the_jsons_section_checkpoints(monkeypatch: 
         (True, {"activation_checkpointing": {"cpu_checkpointing": True}}, ["compiled", True]),
     ):
         wrapped.clear()
-        wrap_blocks(gpt(), compiles, ds_config, pytest.fail)
+        wrap_blocks(gpt(), compiles, DeepSpeedConfig(ds_config), pytest.fail)
         assert wrapped == expected
 
 

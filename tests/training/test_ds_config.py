@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from training.config import ds_config as module
-from training.config.ds_config import load_ds_config, precision
+from model.errors import UserError
+from training.config import DeepSpeedConfig, read_deepspeed_config
+from training.config import deepspeed as module
 from training.engine.ranks import deepspeed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,15 +35,15 @@ def muon(stage: int, **sections: Any) -> dict[str, Any]:
 
 def load(
     folder: Path, config: Any, overrides: dict[str, str] | None = None, world_size: int = 1
-) -> dict[str, Any]:
+) -> DeepSpeedConfig:
     """`config` as a dict, or as the file's very text."""
     path = folder / "ds.json"
     path.write_text(config if isinstance(config, str) else json.dumps(config))
-    return load_ds_config(path, overrides or {}, world_size)
+    return read_deepspeed_config(path, overrides or {}, world_size)
 
 
 def refusal(folder: Path, config: Any, overrides: dict[str, str] | None = None, world_size: int = 1) -> str:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         load(folder, config, overrides, world_size)
     message = str(caught.value)
     assert "\n" not in message
@@ -56,25 +57,24 @@ def test_there_are_files_to_test() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_our_files_load_on_one_to_eight_ranks(path: Path, world_size: int) -> None:
-    written, config = json.loads(path.read_text()), load_ds_config(path, {}, world_size)
-    micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
-    assert config["train_batch_size"] == micro * accumulation * world_size
-    assert {key: config[key] for key in written} == written  # what is written is kept
+    written, config = json.loads(path.read_text()), read_deepspeed_config(path, {}, world_size)
+    assert config.train_batch_size == config.micro_batch * config.accumulation * world_size
+    assert {key: config.raw[key] for key in written} == written  # what is written is kept
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_deepspeed_reads_our_files_as_we_do(path: Path) -> None:
-    config = load_ds_config(path, {}, 1)
-    theirs = deepspeed.runtime.config.DeepSpeedConfig(copy.deepcopy(config))
-    assert theirs.train_batch_size == config["train_batch_size"]
-    assert theirs.train_micro_batch_size_per_gpu == config["train_micro_batch_size_per_gpu"]
-    assert theirs.gradient_accumulation_steps == config["gradient_accumulation_steps"]
-    assert theirs.zero_optimization_stage == config["zero_optimization"]["stage"]
-    assert theirs.bfloat16_config.enabled == (precision(config) == "bf16")
+    config = read_deepspeed_config(path, {}, 1)
+    theirs = deepspeed.runtime.config.DeepSpeedConfig(copy.deepcopy(config.raw))
+    assert theirs.train_batch_size == config.train_batch_size
+    assert theirs.train_micro_batch_size_per_gpu == config.micro_batch
+    assert theirs.gradient_accumulation_steps == config.accumulation
+    assert theirs.zero_optimization_stage == config.stage
+    assert theirs.bfloat16_config.enabled == (config.precision == "bf16")
     assert not theirs.float16_config.enabled
     assert theirs.gradient_clipping == 1.0
-    assert theirs.optimizer_name == ("muon" if "muon" in path.stem else "adamw")
-    assert theirs.optimizer_params["lr"] > 0
+    assert theirs.optimizer_name == config.optimizer == ("muon" if "muon" in path.stem else "adamw")
+    assert theirs.optimizer_params["lr"] == config.peak_lr > 0
     assert theirs.scheduler_name is None
 
 
@@ -97,7 +97,8 @@ def test_batch_sizes_follow_from_those_that_are_given(
 ) -> None:
     config = load(tmp_path, {"optimizer": ADAMW} | given, world_size=world_size)
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    assert tuple(config[name] for name in names) == resolved
+    assert tuple(config.raw[name] for name in names) == resolved
+    assert (config.train_batch_size, config.micro_batch, config.accumulation) == resolved
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8, 16])
@@ -119,7 +120,7 @@ def test_batch_sizes_are_deepspeeds_or_refused(
         assert all(f"{name} {size}" in message for name, size in sizes.items())
     else:
         config = load(tmp_path, {"optimizer": ADAMW} | sizes, world_size=world_size)
-        assert [config[name] for name in names] == [getattr(theirs, name) for name in names]
+        assert [config.raw[name] for name in names] == [getattr(theirs, name) for name in names]
 
 
 def test_a_batch_size_below_one_or_none_at_all_is_refused(tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_a_mistake_in_the_json_gets_one_sentence(tmp_path: Path, config: Any, pa
 def test_an_override_replaces_or_adds_one_value(
     tmp_path: Path, key: str, text: str, changed: dict[str, Any]
 ) -> None:
-    assert load(tmp_path, GOOD, {key: text}) == load(tmp_path, GOOD) | changed
+    assert load(tmp_path, GOOD, {key: text}).raw == {**load(tmp_path, GOOD).raw, **changed}
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,7 @@ def test_a_deepspeed_that_loses_gradients_is_refused(
 @pytest.mark.parametrize("installed", ["0.19.8", "0.19.10", "0.20.0", "1.0"])
 def test_a_newer_deepspeed_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: str) -> None:
     monkeypatch.setattr(module, "version", lambda name: installed)
-    assert load(tmp_path, GOOD)["train_batch_size"] == 2
+    assert load(tmp_path, GOOD).train_batch_size == 2
 
 
 @pytest.mark.parametrize(
@@ -299,7 +300,7 @@ def test_a_newer_deepspeed_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_precision_names_the_mode(tmp_path: Path, config: dict[str, Any], mode: str) -> None:
-    assert precision(load(tmp_path, GOOD | config)) == mode
+    assert load(tmp_path, GOOD | config).precision == mode
 
 
 def test_keys_of_zero_3_are_known_by_the_names_that_people_use(tmp_path: Path) -> None:
@@ -310,7 +311,7 @@ def test_keys_of_zero_3_are_known_by_the_names_that_people_use(tmp_path: Path) -
         "max_reuse_distance",
     )
     config = zero(3, **{f"stage3_{name}": 10**6 for name in names})
-    assert load(tmp_path, config)["zero_optimization"] == config["zero_optimization"]
+    assert load(tmp_path, config).raw["zero_optimization"] == config["zero_optimization"]
     load(tmp_path, zero(3, **dict.fromkeys(names, 10**6)))
     assert "'zero_optimization.stage3_prefetch_bucket_size'" in refusal(
         tmp_path, zero(3, stage3_prefetch_bucket=1)
@@ -319,4 +320,24 @@ def test_keys_of_zero_3_are_known_by_the_names_that_people_use(tmp_path: Path) -
 
 @pytest.mark.parametrize("config", [muon(0), muon(1, **BF16), zero(3, offload_param={"device": "none"})])
 def test_what_works_is_taken(tmp_path: Path, config: dict[str, Any]) -> None:
-    assert load(tmp_path, config)["optimizer"] == config["optimizer"]
+    assert load(tmp_path, config).raw["optimizer"] == config["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("config", "optimizer"),
+    [
+        (zero(0), "torch"),
+        (zero(0, **{}) | {"bf16": {"enabled": True}}, "unfused"),
+        (zero(1), "zero12"),
+        (zero(1) | {"bf16": {"enabled": True}}, "zero12"),
+        (zero(1) | BF16, "bf16"),
+        (zero(1, offload_optimizer={"device": "cpu"}) | BF16, "zero12"),
+        (zero(1) | {"fp16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}, "zero12"),
+        (zero(2) | BF16, "zero12"),
+        (zero(3) | BF16, "zero3"),
+    ],
+)
+def test_deepspeeds_optimizer_is_known_beforehand(
+    tmp_path: Path, config: dict[str, Any], optimizer: str
+) -> None:
+    assert load(tmp_path, config).engine_optimizer == optimizer

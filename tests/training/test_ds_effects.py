@@ -11,9 +11,8 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-from training.config import ds_effects as module
-from training.config.ds_config import load_ds_config
-from training.config.ds_effects import ineffective_keys
+from training.config import DeepSpeedConfig, ineffective_keys, read_deepspeed_config
+from training.config import deepspeed_effects as module
 from training.engine.ranks import deepspeed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +93,7 @@ OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
     ],
 )  # fmt: skip
 def test_a_key_without_effect_gets_one_sentence(config: dict[str, Any], key: str, reason: str) -> None:
-    (sentence,) = ineffective_keys(config)
+    (sentence,) = ineffective_keys(DeepSpeedConfig(config))
     assert sentence.startswith(f"'{key}' has no effect: ") and reason in sentence and "\n" not in sentence
 
 
@@ -119,13 +118,13 @@ def test_a_key_without_effect_gets_one_sentence(config: dict[str, Any], key: str
     ],
 )
 def test_of_keys_with_an_effect_nothing_is_said(config: dict[str, Any]) -> None:
-    assert ineffective_keys(config) == []
+    assert ineffective_keys(DeepSpeedConfig(config)) == []
 
 
 def test_our_files_say_what_they_must_and_no_more() -> None:
     """zero1_autocast.json writes its communication dtype out, because stage 0 would heed it."""
     said = {
-        path.stem: ineffective_keys(load_ds_config(path, {}, 2))
+        path.stem: ineffective_keys(read_deepspeed_config(path, {}, 2))
         for path in (ROOT / "ds_configs").glob("*.json")
     }
     assert {name for name, sentences in said.items() if sentences} == {"zero1_autocast"}
@@ -180,7 +179,7 @@ def test_json_and_python_agree(tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     adamw = {"type": "AdamW", "params": {"lr": 1e-3}}
     path.write_text(json.dumps(REFERENCE | {"train_batch_size": 8, "optimizer": adamw}))
-    config = load_ds_config(path, {"zero_optimization.overlap_comm": "true"}, 2)
+    config = read_deepspeed_config(path, {"zero_optimization.overlap_comm": "true"}, 2)
     (sentence,) = ineffective_keys(config)
     assert sentence == (
         "'zero_optimization.overlap_comm' has no effect: with bf16 and data_types.grad_accum_dtype fp32, "

@@ -4,7 +4,6 @@ All engines of a test share two processes, so those with torch_autocast come las
 communication dtypes on for every later engine of its process.
 """
 
-import json
 import math
 import os
 import sys
@@ -13,75 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from deepspeed.utils import safe_get_full_grad
 
-from model import GPT, GPTConfig
+from model import GPT
 from tests.distributed import run_on_ranks
-from training.config.ds_config import load_ds_config
-from training.config.ds_effects import ineffective_keys
-from training.engine.build import build_engine, gradient_norm, log_communication, set_learning_rate
+from tests.engines import SMALL, batches, engine_of, step, weights
+from tests.tiny import AUTOCAST, BF16, DS_CONFIG, ENGINE_TINY, zero
+from training.config import read_deepspeed_config
+from training.engine.build import log_communication
 from training.engine.cpu_bf16 import bf16_arithmetic
 from training.engine.ranks import deepspeed
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / "ds_configs").glob("*.json"), key=lambda path: ("autocast" in path.stem, path.stem))
-TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=128, bias=False)
-SMALL = {"train_batch_size": "8", "train_micro_batch_size_per_gpu": "2", "gradient_accumulation_steps": "2"}
-ADAMW = {
-    "type": "AdamW",
-    "params": {"lr": 1e-2, "betas": [0.9, 0.95], "weight_decay": 0.1, "torch_adam": True},
-}
-BASE = {
-    "train_batch_size": 8,
-    "train_micro_batch_size_per_gpu": 2,
-    "gradient_clipping": 1.0,
-    "optimizer": ADAMW,
-}
-BF16 = {
-    "bf16": {"enabled": True},
-    "data_types": {"grad_accum_dtype": "fp32"},
-    "communication_data_type": "fp32",
-}
-AUTOCAST = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
-
-
-def batches(steps: int, sequences: int = 8) -> torch.Tensor:
-    """(steps, sequences of the global batch, T + 1), each step other sequences that count upwards."""
-    start = torch.randint(0, 128, (steps, sequences, 1), generator=torch.Generator().manual_seed(5))
-    return (start + torch.arange(17)) % 128
-
-
-def engine_of(folder: Path, config: dict[str, Any] | Path, overrides: dict[str, str] | None = None) -> Any:
-    torch.manual_seed(0)
-    if isinstance(config, dict):
-        path = folder / f"rank{dist.get_rank()}.json"
-        path.write_text(json.dumps(config))
-    else:
-        path = config
-    return build_engine(GPT(TINY), load_ds_config(path, overrides or {}, 2))
-
-
-def step(engine: Any, batch: torch.Tensor, rate: float) -> tuple[float, float]:
-    """One optimizer step: the loss over the global batch, and the gradient's norm."""
-    set_learning_rate(engine, rate)
-    total = torch.zeros(())
-    parts = batch[dist.get_rank() :: 2].split(2)
-    for part in parts:
-        _, loss = engine(part[:, :-1], part[:, 1:])
-        engine.backward(loss)
-        engine.step()
-        total += loss.detach() / (2 * len(parts))
-    dist.all_reduce(total)
-    assert engine.was_step_applied()
-    return float(total), gradient_norm(engine)
-
-
-def weights(engine: Any) -> dict[str, torch.Tensor]:
-    """The fp32 weights, whole."""
-    stage = engine.zero_optimization_stage()
-    whole = safe_get_full_fp32_param if stage else lambda parameter: parameter.detach().float()
-    return {name: whole(parameter).detach().clone() for name, parameter in engine.module.named_parameters()}
+FILES = sorted((ROOT / "ds_configs").glob("*.json"))
 
 
 def assert_tied(engine: Any) -> None:
@@ -89,32 +32,34 @@ def assert_tied(engine: Any) -> None:
     gpt = engine.module
     with deepspeed.zero.GatheredParameters(list(gpt.parameters())):
         assert gpt.lm_head.weight is gpt.transformer.wte.weight
-        assert gpt.lm_head.weight.shape == (TINY.vocab_size, TINY.n_embd)
+        assert gpt.lm_head.weight.shape == (ENGINE_TINY.vocab_size, ENGINE_TINY.n_embd)
     names = [name for group in engine.optimizer.param_groups for name in group["names"]]
     assert sorted(names) == sorted(name for name, _ in gpt.named_parameters())
 
 
-def train_with_every_file(rank: int, folder: Path) -> None:
+def train_with(rank: int, path: Path, folder: Path) -> None:
     with bf16_arithmetic():
-        for path in FILES:
-            engine = engine_of(folder, path, SMALL)
-            results = [step(engine, batch, 1e-3) for batch in batches(6)]
-            losses, norms = zip(*results, strict=True)
-            assert losses[-1] < losses[0] - 0.1, (path.stem, losses)
-            assert all(math.isfinite(norm) and norm > 0 for norm in norms), (path.stem, norms)
-            engine.eval()
-            with torch.no_grad():
-                idx = batches(1)[0][:3]
-                _, loss = engine(idx[:, :-1], idx[:, 1:], reduction="none")
-            assert loss.shape == (3, 16) and loss.isfinite().all()
-            assert_tied(engine)
-            engine.destroy()
+        engine = engine_of(folder, path)
+        results = [step(engine, batch, 1e-3) for batch in batches(6)]
+        losses, norms = zip(*results, strict=True)
+        assert losses[-1] < losses[0] - 0.1, losses
+        assert all(math.isfinite(norm) and norm > 0 for norm in norms), norms
+        engine.eval()
+        with torch.no_grad():
+            idx = batches(1)[0][:3]
+            _, loss = engine(idx[:, :-1], idx[:, 1:], reduction="none")
+        assert loss.shape == (3, 16) and loss.isfinite().all()
+        assert_tied(engine)
+
+
+def test_there_are_files() -> None:
+    assert len(FILES) >= 10
 
 
 @pytest.mark.slow
-def test_every_file_trains_and_keeps_the_embedding_tied(tmp_path: Path) -> None:
-    assert len(FILES) >= 10
-    run_on_ranks(train_with_every_file, 2, tmp_path)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_trains_and_keeps_the_embedding_tied(path: Path, tmp_path: Path) -> None:
+    run_on_ranks(train_with, 2, path, tmp_path)
 
 
 def losses_of_stages(rank: int, folder: Path) -> None:
@@ -136,7 +81,7 @@ def losses_of_stages(rank: int, folder: Path) -> None:
     with bf16_arithmetic():
         for name, (precision_keys, stages, tolerance) in modes.items():
             for stage in stages:
-                engine = engine_of(folder, BASE | precision_keys | {"zero_optimization": {"stage": stage}})
+                engine = engine_of(folder, DS_CONFIG | precision_keys | zero(stage))
                 losses = [step(engine, batch, 3e-3)[0] for batch in batches(6)]
                 expected = reference.setdefault(name.split()[0], losses)
                 apart = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
@@ -155,7 +100,7 @@ def gradient_errors(rank: int, folder: Path) -> None:
     """The gradient of 64 sequences over 16 accumulation steps, against fp32 torch on the same weights."""
     batch = torch.randint(0, 128, (64, 17), generator=torch.Generator().manual_seed(5))
     torch.manual_seed(0)
-    reference = GPT(TINY)
+    reference = GPT(ENGINE_TINY)
     for parameter in reference.parameters():
         parameter.data = parameter.data.bfloat16().float()
     reference(batch[:, :-1], batch[:, 1:])[1].backward()
@@ -164,7 +109,7 @@ def gradient_errors(rank: int, folder: Path) -> None:
     with bf16_arithmetic():
         for stage in (1, 2, 3):
             for accumulation in ("bf16", "fp32"):
-                config = BASE | BF16 | {"train_batch_size": 64, "zero_optimization": {"stage": stage}}
+                config = DS_CONFIG | BF16 | {"train_batch_size": 64} | zero(stage)
                 config["data_types"] = {"grad_accum_dtype": accumulation}
                 engine = engine_of(folder, config)
                 for part in batch[rank::2].split(2):
@@ -184,7 +129,7 @@ def gradient_errors(rank: int, folder: Path) -> None:
 def muon_moves_matrices(rank: int, folder: Path) -> None:
     """A Muon update is nearly orthogonal: its length follows from the shape. The embedding gets Adam's."""
     with bf16_arithmetic():
-        engine = engine_of(folder, ROOT / "ds_configs" / "zero1_bf16_muon.json", SMALL)
+        engine = engine_of(folder, ROOT / "ds_configs" / "zero1_bf16_muon.json")
         before = weights(engine)
         step(engine, batches(1)[0], 1e-3)
         gpt, after = engine.module, weights(engine)
@@ -207,16 +152,14 @@ def muon_moves_matrices(rank: int, folder: Path) -> None:
         engine.destroy()
 
 
-def gradients_and_muon(rank: int, folder: Path) -> None:
-    gradient_errors(rank, folder)
-    muon_moves_matrices(rank, folder)
+@pytest.mark.slow
+def test_fp32_accumulation_is_closer_to_the_gradient(tmp_path: Path) -> None:
+    run_on_ranks(gradient_errors, 2, tmp_path)
 
 
 @pytest.mark.slow
-def test_fp32_accumulation_is_closer_to_the_gradient_and_muon_moves_matrices(
-    tmp_path: Path,
-) -> None:
-    run_on_ranks(gradients_and_muon, 2, tmp_path)
+def test_muon_moves_matrices(tmp_path: Path) -> None:
+    run_on_ranks(muon_moves_matrices, 2, tmp_path)
 
 
 def profile_to_a_log(rank: int, folder: Path) -> None:
@@ -225,9 +168,9 @@ def profile_to_a_log(rank: int, folder: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     path = ROOT / "ds_configs" / "profile.json"
-    config = load_ds_config(path, SMALL, 2)
+    config = read_deepspeed_config(path, SMALL, 2)
     with bf16_arithmetic():
-        engine = engine_of(folder, path, SMALL)
+        engine = engine_of(folder, path)
         for batch in batches(5):
             step(engine, batch, 1e-3)
     log_communication(config)
@@ -242,91 +185,3 @@ def test_profilers_print_to_the_log(tmp_path: Path) -> None:
     assert "fwd flops per GPU" in printed and "(lm_head): Head(" in printed
     assert printed.count("fwd_microstep") == 10 and printed.count("| fwd: ") == 5
     assert "Comm. Op" in printed and "all_reduce" in printed
-
-
-EQUAL = {
-    "BF16_Optimizer": (
-        BF16 | {"zero_optimization": {"stage": 1}},
-        BF16
-        | {
-            "zero_optimization": {
-                "stage": 1,
-                "overlap_comm": True,
-                "reduce_bucket_size": 100,
-                "reduce_scatter": False,
-                "contiguous_gradients": False,
-                "round_robin_gradients": True,
-                "use_multi_rank_bucket_allreduce": False,
-                "allgather_partitions": False,
-                "stage3_prefetch_bucket_size": 10,
-                "offload_param": {"device": "cpu"},
-            },
-            "compile": {"deepcompile": True},
-            "activation_checkpointing": {"partition_activations": True},
-            "aio": {"queue_depth": 3},
-        },
-    ),
-    "fp32 parameters under ZeRO-2": (
-        {"zero_optimization": {"stage": 2}},
-        {"zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": "bf16"}},
-    ),
-    "ZeRO-1 with reduce_scatter": (
-        {"zero_optimization": {"stage": 1}},
-        {"zero_optimization": {"stage": 1}, "prescale_gradients": True, "gradient_predivide_factor": 3.0},
-    ),
-    "no ZeRO": (
-        {},
-        {"zero_optimization": {"stage": 0, "reduce_bucket_size": 100, "overlap_comm": True}},
-    ),
-    "autocast": (
-        AUTOCAST | {"zero_optimization": {"stage": 1}},
-        AUTOCAST | {"zero_optimization": {"stage": 1}, "communication_data_type": "fp32"},
-    ),
-}
-"""Configs that differ by keys without effect only."""
-
-
-def a_nan_is_skipped(rank: int, folder: Path) -> None:
-    """A NaN on rank 1 alone: no rank moves, the norm says so, and the next step is as if it had not been."""
-    modes = [BASE | {"zero_optimization": {"stage": stage}} for stage in range(4)]
-    modes += [BASE | BF16 | {"zero_optimization": {"stage": stage}} for stage in (1, 2, 3)]
-    modes += [BASE | {"bf16": {"enabled": True}}]
-    for config in modes:
-        engine = engine_of(folder, config)
-        before = weights(engine)
-        set_learning_rate(engine, 1e-2)
-        for part in batches(1)[0][rank::2].split(2):
-            _, loss = engine(part[:, :-1], part[:, 1:])
-            engine.backward(loss * (math.nan if rank == 1 else 1.0))
-            engine.step()
-        assert not engine.was_step_applied() and not math.isfinite(gradient_norm(engine)), config
-        after = weights(engine)
-        assert all(torch.equal(before[name], after[name]) for name in before), config
-        loss_of_step, norm = step(engine, batches(1)[0], 1e-2)
-        assert math.isfinite(loss_of_step) and math.isfinite(norm)
-        engine.destroy()
-
-
-def without_effect(rank: int, folder: Path) -> None:
-    with bf16_arithmetic():
-        a_nan_is_skipped(rank, folder)
-        for name, pair in EQUAL.items():
-            results = []
-            for keys in pair:
-                engine = engine_of(folder, BASE | keys)
-                numbers = [step(engine, batch, 3e-3) for batch in batches(2, sequences=16)[:, :8]]
-                results.append((numbers, weights(engine)))
-                engine.destroy()
-            (numbers, whole), (same_numbers, same_whole) = results
-            assert numbers == same_numbers, name
-            assert all(torch.equal(whole[key], same_whole[key]) for key in whole), name
-
-
-@pytest.mark.slow
-def test_a_nan_is_skipped_and_keys_that_are_said_to_have_no_effect_change_no_bit(tmp_path: Path) -> None:
-    for name, (few, many) in EQUAL.items():
-        said = ineffective_keys(BASE | many)
-        changed = {key for key in many if many[key] != few.get(key)} - {"zero_optimization"}
-        zero = many.get("zero_optimization", {}).keys() - few.get("zero_optimization", {}).keys() - {"stage"}
-        assert len(said) >= len(changed) + len(zero), (name, said)
-    run_on_ranks(without_effect, 2, tmp_path)

@@ -10,7 +10,7 @@ from torch import nn
 
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
-from training.config.ds_config import load_ds_config
+from training.config import read_deepspeed_config
 from training.engine.build import build_engine, gradient_norm, parameter_groups, set_learning_rate
 from training.engine.cpu_bf16 import MultiplyBF16InFP32
 
@@ -54,9 +54,8 @@ def train_with_engine(rank: int, world_size: int, folder: Path) -> None:
     torch.manual_seed(0)
     gpt = GPT(TINY)
     reference, norms = plain_torch(copy.deepcopy(gpt))
-    ds_config = load_ds_config(folder / "ds.json", {}, world_size)
-    accumulation = ds_config["gradient_accumulation_steps"]
-    assert accumulation == 4 // world_size
+    ds_config = read_deepspeed_config(folder / "ds.json", {}, world_size)
+    assert ds_config.accumulation == 4 // world_size
     engine = build_engine(gpt, ds_config)
     for step, batch in enumerate(batches()):
         set_learning_rate(engine, RATES[step])
@@ -81,7 +80,7 @@ def test_three_steps_equal_plain_torch(world_size: int, tmp_path: Path) -> None:
 def plant_a_nan(rank: int, folder: Path) -> None:
     torch.manual_seed(0)
     gpt = GPT(TINY)
-    engine = build_engine(gpt, load_ds_config(folder / "ds.json", {}, 2))
+    engine = build_engine(gpt, read_deepspeed_config(folder / "ds.json", {}, 2))
     batch = batches()[0][rank::2]
     for step in range(3):
         before = copy.deepcopy(gpt.state_dict())
@@ -123,7 +122,7 @@ def learning_rates(rank: int, folder: Path) -> None:
     gpt = GPT(TINY)
     gpt.transformer.ln_f.weight._lr_mult = 10.0
     before = copy.deepcopy(gpt)
-    engine = build_engine(gpt, load_ds_config(folder / "ds.json", {}, 1))
+    engine = build_engine(gpt, read_deepspeed_config(folder / "ds.json", {}, 1))
     set_learning_rate(engine, 1e-3)
     for micro_batch in batches()[0].split(2):
         _, loss = engine(micro_batch[:, :-1], micro_batch[:, 1:])

@@ -1,4 +1,4 @@
-"""The feed: what the ranks add up to, an error on one that all stop at, and the advice about waiting."""
+"""The feed: what the ranks add up to, and an error on one that all stop at."""
 
 import time
 from collections import Counter
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.clock import Clock
 from tests.distributed import run_on_ranks
-from training.feed import Feed, StepResult
+from training.feed import Feed, OfAllRanks
 
 REASONS = ("empty", "too_long")
 
@@ -17,16 +18,22 @@ class Loader:
     """Gives the micro-batches 0, 1, 2, ... and after each one more bad document; fails at `end`."""
 
     def __init__(
-        self, reason: str = "empty", end: int = 99, error: Exception | None = None, seconds: float = 0
+        self,
+        reason: str = "empty",
+        end: int = 99,
+        error: Exception | None = None,
+        clock: Clock | None = None,
+        seconds: float = 0,
     ) -> None:
         self.bad: Counter[str] = Counter()
         self._reason = reason
         self._numbers: Iterator[int] = iter(range(end))
-        self._seconds = seconds
+        self._clock, self._seconds = clock, seconds
         self._error = error or ValueError("the data ends here")
 
     def __next__(self) -> int:
-        time.sleep(self._seconds)
+        if self._clock:
+            self._clock.now += self._seconds
         number = next(self._numbers, None)
         if number is None:
             raise self._error
@@ -38,7 +45,7 @@ def sums(loss: float, targets: int) -> torch.Tensor:
     return torch.tensor([loss, targets], dtype=torch.float64)
 
 
-def step(feed: Feed, loss: float = 1, targets: int = 1) -> tuple[list[int], StepResult]:
+def step(feed: Feed, loss: float = 1, targets: int = 1) -> tuple[list[int], OfAllRanks]:
     """The batch that is taken, and what the ranks make of it while the next one is fetched."""
     batch = feed.take()
     feed.fetch()
@@ -84,11 +91,13 @@ def test_two_ranks_stop_together_when_the_data_of_one_ends() -> None:
 
 
 def wait_for_the_slower(rank: int) -> None:
-    feed = Feed(Loader(seconds=0.05 * rank), 4, {}, REASONS)
+    clock = Clock()
+    time.perf_counter = clock  # of this process alone
+    feed = Feed(Loader(clock=clock, seconds=0.05 * rank), 4, {}, REASONS)
     feed.fetch()
-    assert 0.2 <= step(feed)[1].wait < 2
+    assert step(feed)[1].data_wait == pytest.approx(0.2)
     feed.take()  # the last batch: no other is fetched, nor waited for
-    assert feed.of_all_ranks(sums(1, 1), stop=False).wait == 0
+    assert feed.of_all_ranks(sums(1, 1), stop=False).data_wait == 0
 
 
 def test_two_ranks_wait_as_long_as_the_slower_one() -> None:
@@ -98,24 +107,3 @@ def test_two_ranks_wait_as_long_as_the_slower_one() -> None:
 def test_an_error_that_is_a_mistake_of_ours_is_not_swallowed() -> None:
     with pytest.raises(RuntimeError):
         Feed(Loader(end=0, error=RuntimeError("a bug")), 1, {}, REASONS).fetch()
-
-
-def advice(waits: list[float], step: float = 1.0) -> list[str | None]:
-    feed = Feed(Loader(), 1, {}, REASONS)
-    return [feed.remedy(wait, step, workers=2) for wait in waits]
-
-
-def test_waiting_for_data_is_named_once_with_its_remedy() -> None:
-    said = advice([0.06] * 50)
-    assert said[:19] == [None] * 19 and said[20:] == [None] * 30
-    assert said[19] == (
-        "the last 20 steps waited for data 6% of their time: raise data.workers (now 2), set data.cache_dir, "
-        "or make token shards with scripts/tokenize.py"
-    )
-
-
-def test_less_waiting_is_not_named() -> None:
-    assert advice([0.049] * 50) == [None] * 50
-    assert advice([0.9] + [0.0] * 50) == [None] * 51  # of one step
-    told = advice([0.0] * 30 + [0.06] * 50)
-    assert [bool(sentence) for sentence in told].index(True) == 30 + 16  # 17 of 20 steps with 6 % each

@@ -4,10 +4,9 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -16,19 +15,15 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import nn
 
 from data import IGNORED_TARGET, inputs_and_targets
-from model import GPT, GPTConfig
+from model import GPT
 from tests.distributed import run_on_ranks
-from training.config.ds_config import load_ds_config
+from tests.tiny import DS_CONFIG, ENGINE_TINY
+from training.config import DeepSpeedConfig, read_deepspeed_config
 from training.engine.build import build_engine, gradient_norm, parameter_groups, set_learning_rate
-from training.engine.checkpoint import TrainState
 from training.feed import Feed
+from training.step import train_step
 
-TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=128, bias=False)
 SEQUENCES = 8
-ADAMW = {
-    "type": "AdamW",
-    "params": {"lr": 1e-2, "betas": [0.9, 0.95], "weight_decay": 0.1, "torch_adam": True},
-}
 SPLITS = {1: [(1, 8), (4, 2), (8, 1)], 2: [(1, 4), (2, 2), (4, 1)]}
 """(accumulation steps, micro-batch) by the number of ranks: always 8 sequences."""
 
@@ -40,23 +35,21 @@ def batch() -> torch.Tensor:
 
 def model() -> GPT:
     torch.manual_seed(0)
-    return GPT(TINY)
+    return GPT(ENGINE_TINY)
 
 
 def config(
     folder: Path, world_size: int, accumulation: int, micro_batch: int, stage: int, **keys: Any
-) -> dict:
+) -> DeepSpeedConfig:
     path = folder / f"ds_{world_size}_{dist.get_rank()}.json"
-    ds_config = {
+    ds_config = DS_CONFIG | {
         "train_batch_size": SEQUENCES,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": 1.0,
         "zero_optimization": {"stage": stage},
-        "optimizer": ADAMW,
     }
     path.write_text(json.dumps(ds_config | keys))
-    return load_ds_config(path, {}, world_size)
+    return read_deepspeed_config(path, {}, world_size)
 
 
 def gradients_of_every_split(rank: int, world_size: int, folder: Path) -> None:
@@ -134,10 +127,8 @@ class Batches:
         return next(self._micro_batches), {}
 
 
-def one_step_of_the_job(rank: int, folder: Path) -> None:
+def one_step(rank: int, folder: Path) -> None:
     """Rank 1's sequences are mostly filling: its mean must not weigh as much as rank 0's."""
-    from train import Job  # takes seconds, which the other processes need not wait
-
     eot = 0
     tokens = batch().clamp(min=1)
     for row in range(1, SEQUENCES, 2):
@@ -152,29 +143,30 @@ def one_step_of_the_job(rank: int, folder: Path) -> None:
     norm = float(nn.utils.get_total_norm([p.grad for p in reference.parameters()]))
 
     engine = build_engine(model(), config(folder, 2, 2, 2, 1))
-    fields = dict.fromkeys(field.name for field in dataclasses.fields(Job))
-    fields |= {"engine": engine, "state": TrainState(), "device": torch.device("cpu"), "stop_asked": False}
-    fields["feed"] = Feed(Batches(iter(tokens[rank::2].split(2))), 2, {}, ())
-    fields["corpus"] = SimpleNamespace(tokenizer=SimpleNamespace(eot=eot))
-    fields["recipe"] = SimpleNamespace(
-        data=SimpleNamespace(document_mask=False), train=SimpleNamespace(steps=1)
-    )
-    fields["launcher"] = SimpleNamespace(is_gone=lambda: False)
-    fields["throughput"] = MagicMock()
-    job = Job(**fields)
-    job.feed.fetch()
+    feed = Feed(Batches(iter(tokens[rank::2].split(2))), 2, {})
+    feed.fetch()
     set_learning_rate(engine, 1e-3)
-    result = job.train_step()
+    result = train_step(
+        engine,
+        feed,
+        device=torch.device("cpu"),
+        eot=eot,
+        document_mask=False,
+        fetch_next=False,
+        stop_asked=lambda: rank == 1,
+        phase=lambda name: nullcontext(),
+    )
+    assert result.applied and result.stop
     assert engine.global_steps == 1 and engine.was_step_applied()
     assert result.tokens == int(live.sum())
     assert result.loss == pytest.approx(float(expected), rel=1e-6)
     of_ranks = torch.stack([losses[r::2].sum() / live[r::2].sum() for r in range(2)])
     assert abs(float(of_ranks.mean() - expected)) > 1e-3  # the mean of the ranks' means is another number
-    assert gradient_norm(engine) == pytest.approx(norm, rel=1e-6)
+    assert result.grad_norm == gradient_norm(engine) == pytest.approx(norm, rel=1e-6)
 
 
 def test_the_logged_loss_is_the_mean_over_the_targets_of_all_ranks(tmp_path: Path) -> None:
-    run_on_ranks(one_step_of_the_job, 2, tmp_path)
+    run_on_ranks(one_step, 2, tmp_path)
 
 
 def rates_of_steps(rank: int, folder: Path) -> None:
@@ -196,19 +188,18 @@ def rates_of_steps(rank: int, folder: Path) -> None:
         assert float((gain - before).abs().max()) == pytest.approx(rate, rel=0.02)  # the same gradient twice
 
 
-def clipping_and_rates(rank: int, folder: Path) -> None:
-    clipped_once(rank, folder)
-    rates_of_steps(rank, folder)
+def test_clipping_comes_after_accumulation(tmp_path: Path) -> None:
+    run_on_ranks(clipped_once, 2, tmp_path)
 
 
-def test_clipping_comes_after_accumulation_and_a_rate_holds_for_a_global_step(tmp_path: Path) -> None:
-    run_on_ranks(clipping_and_rates, 2, tmp_path)
+def test_a_rate_holds_for_a_global_step(tmp_path: Path) -> None:
+    run_on_ranks(rates_of_steps, 2, tmp_path)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_weight_decay_falls_where_nanogpt_has_it(bias: bool) -> None:
     """nanoGPT's configure_optimizers: by name, tied tensors once, dim >= 2 decays and all others do not."""
-    gpt = GPT(dataclasses.replace(TINY, bias=bias))
+    gpt = GPT(dataclasses.replace(ENGINE_TINY, bias=bias))
     by_name = {name: p for name, p in gpt.named_parameters() if p.requires_grad}
     decayed = {name for name, p in by_name.items() if p.dim() >= 2}
     assert {"transformer.wte.weight", "transformer.wpe.weight"} <= decayed and "lm_head.weight" not in by_name

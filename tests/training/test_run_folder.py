@@ -1,4 +1,4 @@
-"""The run folder's files: whole or unchanged, one line a step, and only ever one run."""
+"""The run folder's files: whole or unchanged, one line per step, and only ever one run."""
 
 import json
 import math
@@ -14,7 +14,9 @@ import pytest
 import torch
 import yaml
 
-from training.run.folder import RunFolder, environment, plain, write_json, write_text
+from model.errors import UserError
+from model.files import write_json, write_text
+from training.run.folder import RunFolder, environment, recipe_as_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,7 +96,7 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
     other.write_configs(recipe(), DS_CONFIG, [])
     other.update_summary(status="running")
     other.append_metrics(kind="train", step=1, loss=1.0)
-    other.pin("data", data_fingerprint="data", val_fingerprint="validation")
+    other.record_fingerprints("data", data_fingerprint="data", val_fingerprint="validation")
     other.keep_metrics_until(0)
     assert list(tmp_path.iterdir()) == []
     assert other.summary["status"] == "running"
@@ -106,7 +108,7 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
 # --- metrics.jsonl
 
 
-def test_metrics_are_one_object_a_line_in_order(run: RunFolder) -> None:
+def test_metrics_are_one_object_per_line_in_order(run: RunFolder) -> None:
     run.append_metrics(kind="train", step=1, tokens=64, loss=2.5, skipped=True)
     run.append_metrics(kind="val", step=1, tokens=64, loss=2.25)
     assert metrics(run) == [
@@ -159,13 +161,13 @@ def test_the_summary_is_found_again_and_only_the_given_keys_change(run: RunFolde
 
 
 def test_a_run_goes_on_only_with_the_data_it_began_on(run: RunFolder) -> None:
-    run.pin("data", data_fingerprint="a" * 64, val_fingerprint="b" * 64)
+    run.record_fingerprints("data", data_fingerprint="a" * 64, val_fingerprint="b" * 64)
     run.update_summary(status="running")
     again = RunFolder(run.path, rank=0)
-    again.pin("data", data_fingerprint="a" * 64, val_fingerprint="b" * 64)
+    again.record_fingerprints("data", data_fingerprint="a" * 64, val_fingerprint="b" * 64)
     for key in ("data_fingerprint", "val_fingerprint"):
-        with pytest.raises(ValueError) as caught:
-            RunFolder(run.path, rank=1).pin("data", **{key: "c" * 64})
+        with pytest.raises(UserError) as caught:
+            RunFolder(run.path, rank=1).record_fingerprints("data", **{key: "c" * 64})
         message = str(caught.value)
         assert "\n" not in message and f"({key} was" in message and str(run.path) in message
         assert "c" * 12 in message and "--run_dir" in message
@@ -176,7 +178,7 @@ def test_a_run_goes_on_only_with_the_data_it_began_on(run: RunFolder) -> None:
 
 def test_configs_are_written_as_plain_yaml_and_json(run: RunFolder) -> None:
     written = yaml.safe_load((run.path / "recipe.yaml").read_text())
-    assert written == plain(recipe()) == {
+    assert written == recipe_as_dict(recipe()) == {
         "model": {"norm": "layernorm", "n_layer": 2, "tags": ["a", "b"]},
         "train": {"steps": 100, "val_every": 10, "limits": {"low": 1}},
     }  # fmt: skip
@@ -230,7 +232,7 @@ def test_a_folder_without_a_run_takes_any_config(tmp_path: Path) -> None:
 def test_another_config_is_refused_by_the_first_key_that_differs(
     run: RunFolder, changes: dict[str, Any], ds_changes: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         run.check_same_run(recipe(**changes), DS_CONFIG | ds_changes, set())
     message = str(caught.value)
     assert words in message and str(run.path) in message and "--run_dir" in message and "\n" not in message
@@ -239,9 +241,9 @@ def test_another_config_is_refused_by_the_first_key_that_differs(
 def test_a_free_key_and_a_free_section_may_change(run: RunFolder) -> None:
     run.check_same_run(recipe(steps=7), DS_CONFIG, {"train.steps"})
     run.check_same_run(recipe(steps=7, val_every=3, limits={"low": 9}), DS_CONFIG, {"train"})
-    with pytest.raises(ValueError, match=r"train\.val_every = 10, but 3"):
+    with pytest.raises(UserError, match=r"train\.val_every = 10, but 3"):
         run.check_same_run(recipe(steps=7, val_every=3), DS_CONFIG, {"train.steps"})
-    with pytest.raises(ValueError, match=r"model\.n_layer = 2, but 3"):
+    with pytest.raises(UserError, match=r"model\.n_layer = 2, but 3"):
         run.check_same_run(recipe(n_layer=3), DS_CONFIG, {"train", "n_layer"})
 
 
@@ -250,5 +252,12 @@ def test_a_folder_in_which_a_run_is_under_way_is_refused(tmp_path: Path) -> None
     under_way, second, other_rank = RunFolder(tmp_path, 0), RunFolder(tmp_path, 0), RunFolder(tmp_path, 1)
     under_way.claim()
     other_rank.claim()
-    with pytest.raises(ValueError, match=r"is being trained by another process: wait for it or stop it"):
+    with pytest.raises(UserError, match=r"is being trained by another process: wait for it or stop it"):
         second.claim(wait_s=0.1)
+
+
+def test_a_claim_reads_what_the_run_before_it_wrote_last(tmp_path: Path) -> None:
+    before, after = RunFolder(tmp_path, 0), RunFolder(tmp_path, 0)
+    before.update_summary(status="failed", step=7, error="OSError: gone", failed_rank=1, log="logs/rank1.log")
+    after.claim()
+    assert after.summary == {"status": "failed", "step": 7}

@@ -13,7 +13,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
-from training.config.ds_config import load_ds_config
+from training.config import read_deepspeed_config
 from training.engine.build import build_engine, set_learning_rate
 from training.engine.checkpoint import (
     TrainState,
@@ -23,7 +23,7 @@ from training.engine.checkpoint import (
     save_checkpoint,
 )
 from training.engine.cpu_bf16 import bf16_arithmetic
-from training.run.reader import load_model
+from training.engine.weights import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ def engine_of(folder: Path, mode: str, world_size: int, **checkpoint: Any) -> An
     torch.manual_seed(0)
     gpt = GPT(TINY)
     gpt.transformer.ln_f.weight._lr_mult = 0.5
-    return build_engine(gpt, load_ds_config(path, {}, world_size))
+    return build_engine(gpt, read_deepspeed_config(path, {}, world_size))
 
 
 def train(engine: Any, rank: int, world_size: int, first: int, last: int) -> list[float]:

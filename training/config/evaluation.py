@@ -1,8 +1,27 @@
-"""The recipe's `eval` section."""
+"""The recipe's `eval` section, and the names of the tasks that there are."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eval.tasks import PROTOCOL_TASKS, check_names
+from model.errors import UserError, did_you_mean
+
+PROTOCOL_TASKS = ("wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande")
+"""What the protocol compares variants on."""
+PUBLIC_TASKS = (*PROTOCOL_TASKS, "arc_challenge")
+"""lm-eval's own, which read the hub or local files."""
+SAMPLE_TASKS = ("sample_documents", "sample_lastword")
+"""On the held-out documents of the embedded sample."""
+KNOWN_TASKS = (*PUBLIC_TASKS, *SAMPLE_TASKS)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise UserError, with the nearest task and all of them, where a name is not in KNOWN_TASKS."""
+    for name in names:
+        if name not in KNOWN_TASKS:
+            raise UserError(
+                f"there is no task '{name}'{did_you_mean(name, KNOWN_TASKS, cutoff=0.5)}; known are "
+                f"{', '.join(KNOWN_TASKS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -22,4 +41,4 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_names(self.tasks)
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"eval.limit is {self.limit}: it must be at least 1, or null for all items")
+            raise UserError(f"eval.limit is {self.limit}: it must be at least 1, or null for all items")

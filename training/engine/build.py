@@ -1,13 +1,29 @@
 """The DeepSpeed engine around a model, and the parameter groups its optimizer gets."""
 
+import copy
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
+from model.errors import UserError
+
 from .ranks import deepspeed
+
+if TYPE_CHECKING:
+    from ..config import DeepSpeedConfig
+
+SECTION_CLASSES: dict[str, type[BaseModel]] = {
+    "zero_optimization": deepspeed.runtime.zero.config.DeepSpeedZeroConfig,
+    "bf16": deepspeed.runtime.precision_config.DeepSpeedBF16Config,
+    "fp16": deepspeed.runtime.precision_config.DeepSpeedFP16Config,
+    "comms_logger": deepspeed.comm.config.CommsLoggerConfig,
+    "compile": deepspeed.runtime.config.CompileConfig,
+}
+"""DeepSpeed's classes for sections of the JSON."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -29,7 +45,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return list(groups.values())
 
 
-def muon_groups(model: Any, params: dict[str, Any]) -> list[dict[str, Any]]:
+def muon_groups(model: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`parameter_groups` split for Muon, whose half is the matrices of the blocks; the rest is Adam's.
 
     Args:
@@ -52,18 +68,43 @@ def muon_groups(model: Any, params: dict[str, Any]) -> list[dict[str, Any]]:
     return groups
 
 
-def build_engine(model: nn.Module, ds_config: dict[str, Any]) -> Any:
+def optimizer_groups(model: Any, config: "DeepSpeedConfig") -> list[dict[str, Any]]:
+    """The parameter groups of the optimizer that the JSON names."""
+    if config.optimizer == "muon":
+        return muon_groups(model, config.optimizer_params)
+    return parameter_groups(model, config.weight_decay)
+
+
+def check_with_deepspeed(config: "DeepSpeedConfig") -> None:
+    """Have DeepSpeed's own classes check their sections: what `read_deepspeed_config` left to them.
+
+    Raises UserError with one sentence.
+    """
+    for name, section_class in SECTION_CLASSES.items():
+        try:
+            section_class(**config.section(name))
+        except (ValidationError, AssertionError, TypeError, ValueError) as error:
+            raise UserError(f"'{name}' in {config.source}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    problem = error.errors()[0]
+    key = ".".join(map(str, problem["loc"]))
+    return f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def build_engine(model: nn.Module, config: "DeepSpeedConfig") -> Any:
     """The DeepSpeed engine of `model` as the JSON says. The process group must exist."""
-    params = ds_config["optimizer"].get("params", {})
-    muon = ds_config["optimizer"]["type"].lower() == "muon"
-    groups = muon_groups(model, params) if muon else parameter_groups(model, params.get("weight_decay", 0.0))
+    groups = optimizer_groups(model, config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     facts = [{"lr_mult": g["lr_mult"], "names": [names[id(p)] for p in g["params"]]} for g in groups]
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=groups,
-        optimizer=_muon_with_adam(params) if muon else None,
-        config=ds_config,
+        optimizer=_muon_with_adam(config.optimizer_params) if config.optimizer == "muon" else None,
+        config=copy.deepcopy(dict(config.raw)),
     )
     # Only now: ZeRO has replaced the groups' parameters, but not the groups.
     for group, of_group in zip(engine.optimizer.param_groups, facts, strict=True):
@@ -87,13 +128,13 @@ def gradient_norm(engine: Any) -> float:
     return math.nan if norm is None else float(norm)
 
 
-def log_communication(ds_config: dict[str, Any]) -> None:
+def log_communication(config: "DeepSpeedConfig") -> None:
     """Print what `comms_logger` has counted, which DeepSpeed does only when asked. All ranks call it."""
-    if ds_config.get("comms_logger", {}).get("enabled"):
+    if config.logs_communication:
         deepspeed.comm.log_summary()
 
 
-def _muon_with_adam(params: dict[str, Any]) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
+def _muon_with_adam(params: Mapping[str, Any]) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
     """What makes DeepSpeed's Muon from the groups, with torch's AdamW for what is not Muon's."""
 
     def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -2,55 +2,22 @@
 
 import argparse
 import copy
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.checkpoint import ds_to_universal
 
-from ..run.folder import write_json
+from model.errors import UserError
+from model.files import write_json
 
-
-@dataclass
-class TrainState:
-    """What a run needs, beside weights and optimizer, to go on as if it had never stopped."""
-
-    step: int = 0
-    """Optimizer steps taken, skipped ones included."""
-    tokens: int = 0
-    """Target tokens trained on."""
-    skipped_steps: int = 0
-    """Steps that the engine did not apply because a gradient was not finite."""
-    skipped_in_a_row: int = 0
-    bad_documents: dict[str, int] = field(default_factory=dict)
-    """Documents that were left out, by reason."""
-    wall_time_s: float = 0.0
-    """Seconds spent in the loop, validation and checkpoints included."""
-    cursors: dict[int, Sequence[int]] = field(default_factory=dict)
-    """Lane -> (epoch, window, row, offset) of its next token; between saves a rank keeps only its own."""
-    data_fingerprint: str | None = None
-    """Of the source and the tokenizer that the cursors belong to."""
-    rng: list[dict[str, str]] = field(default_factory=list)
-    """Each rank's torch generators, as hex."""
-    wandb_id: str | None = None
-    val_loss: float | None = None
-    """The latest validation loss, nats a token."""
-    val_bits_per_byte: float | None = None
-    best_val_loss: float | None = None
-    """Lowest validation loss so far, nats a token."""
-    best_step: int | None = None
-
-
-def step_name(step: int) -> str:
-    """The folder's name of the checkpoint at `step`."""
-    return f"step_{step:08d}"
+from ..run.reader import checkpoint_name, damage, file_sha256, step_folders
+from ..state import TrainState
 
 
 def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> Path:
@@ -60,7 +27,7 @@ def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> 
     checkpoints and the one with the best validation loss stay.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    final = folder / step_name(state.step)
+    final = folder / checkpoint_name(state.step)
     partial = folder / f".{final.name}.partial"
     if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -77,7 +44,7 @@ def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> 
         write_json(partial / "trainer_state.json", asdict(state) | {"world_size": world_size})
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         manifest = {
-            str(path.relative_to(partial)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            str(path.relative_to(partial)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
             for path in files
         }
         write_json(partial / "manifest.json", {"step": state.step, "files": manifest})
@@ -95,7 +62,7 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """
     found: list[Path | None] = [None]
     if dist.get_rank() == 0:
-        for path in sorted(folder.glob("step_*"), reverse=True):
+        for path in reversed(step_folders(folder).values()):
             if problem := damage(path):
                 warn(f"{path} is damaged ({problem}); the checkpoint before it is tried")
             else:
@@ -105,35 +72,22 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
     return found[0]
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files against its manifest; None if nothing is."""
-    try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its manifest.json cannot be read"
-    for name, expected in manifest.items():
-        path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != expected["size"]:
-            return f"{name} is missing or has another size"
-        if _sha256(path) != expected["sha256"]:
-            return f"{name} has another checksum"
-    return None
+def read_state(checkpoint: Path | None, data_fingerprint: str, any_ranks: bool = False) -> TrainState:
+    """The state alone, before there is an engine; that of a run's beginning where there is no checkpoint.
 
-
-def read_state(checkpoint: Path, data_fingerprint: str, any_ranks: bool = False) -> TrainState:
-    """The state alone, before there is an engine.
-
-    Raises ValueError where the checkpoint is of other data or, unless `any_ranks`, of another number of
+    Raises UserError where the checkpoint is of other data or, unless `any_ranks`, of another number of
     ranks.
     """
+    if checkpoint is None:
+        return TrainState(data_fingerprint=data_fingerprint)
     saved = json.loads((checkpoint / "trainer_state.json").read_text())
     if saved.pop("world_size") != dist.get_world_size() and not any_ranks:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} was written on {len(saved['rng'])} rank(s), but {dist.get_world_size()} are "
             "running: resume on the same number, or set checkpoint.load_universal to true"
         )
     if saved["data_fingerprint"] != data_fingerprint:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} was written on other data than its recipe finds now: choose another --run_dir, or "
             "bring the first data back"
         )
@@ -148,7 +102,7 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
     not know keeps its generators as they are: seeded for this rank, and not used before.
     """
     groups = engine.optimizer.param_groups
-    of_config = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    configured = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     universal = engine.load_universal_checkpoint() and engine.zero_optimization()
     # Without ZeRO nothing depends on the ranks, and DeepSpeed would load nothing.
     engine._config.load_universal_checkpoint = universal
@@ -157,8 +111,8 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
         checkpoint = _universal(checkpoint, names)
         loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
         # Under ZeRO-3 all groups get one and the same counter, which each of them would count up.
-        for of_parameter in engine.basic_optimizer.state.values():
-            of_parameter["step"] = copy.deepcopy(of_parameter["step"])
+        for adam_state in engine.basic_optimizer.state.values():
+            adam_state["step"] = copy.deepcopy(adam_state["step"])
         dist.barrier()
         if dist.get_rank() == 0:
             shutil.rmtree(checkpoint)
@@ -167,7 +121,7 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
     if loaded is None:
         raise ValueError(f"DeepSpeed found no checkpoint in {checkpoint}")
     # Universal loading under ZeRO-3 gives all groups what the first has: its weight decay, its multiplier.
-    for group, settings in zip(engine.optimizer.param_groups, of_config, strict=True):
+    for group, settings in zip(engine.optimizer.param_groups, configured, strict=True):
         group.update(settings)
     if dist.get_rank() < len(state.rng):
         rng = state.rng[dist.get_rank()]
@@ -181,6 +135,9 @@ def _universal(checkpoint: Path, names: Sequence[str]) -> Path:
 
     Raises ValueError where the weights or moments of one of the parameters `names` are missing.
     """
+    # Imported here: few runs change the number of their ranks, and DeepSpeed's module costs a second.
+    from deepspeed.checkpoint import ds_to_universal
+
     final = checkpoint.with_name(f".{checkpoint.name}.universal")
     problem: list[str | None] = [None]
     if dist.get_rank() == 0:
@@ -225,13 +182,8 @@ def _bytes(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _prune(folder: Path, keep: int, state: TrainState) -> None:
-    complete = sorted(folder.glob("step_*"))
-    for path in complete[:-keep]:
-        if state.best_step is None or path.name != step_name(state.best_step):
+    """Remove all checkpoints but the newest `keep` and the best."""
+    for step, path in list(step_folders(folder).items())[:-keep]:
+        if step != state.best_step:
             shutil.rmtree(path)

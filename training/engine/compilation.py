@@ -4,15 +4,18 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from model import GPT
+
+if TYPE_CHECKING:
+    from ..config import DeepSpeedConfig
 
 CACHE_DIR = Path(__file__).resolve().parents[2] / ".cache" / "inductor"
 """Compiled code, kept between runs where TORCHINDUCTOR_CACHE_DIR names no other folder."""
@@ -22,19 +25,19 @@ _GRAPH_BREAKS = logging.getLogger("torch._dynamo.symbolic_convert.__graph_breaks
 _CONVERSIONS = logging.getLogger("torch._dynamo.convert_frame")
 
 
-def wrap_blocks(gpt: GPT, compiled: bool, ds_config: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def wrap_blocks(gpt: GPT, compiled: bool, config: "DeepSpeedConfig", say: Callable[[str], None]) -> None:
     """Compile the blocks if that is wanted, and checkpoint their activations if the DeepSpeed JSON has that
     section, before an engine is built around the model. `say` is told what has no effect or breaks graphs."""
     because = None
-    if ds_config.get("zero_optimization", {}).get("stage", 0) == 3:
+    if config.stage == 3:
         because = "ZeRO-3 gathers the weights of each layer between its operations"
-    elif ds_config.get("flops_profiler", {}).get("enabled"):
+    elif config.counts_flops:
         because = "flops_profiler counts the operations of uncompiled layers"
     if compiled and because:
         say(f"train.compile has no effect: {because}")
     elif compiled:
         compile_blocks(gpt, say)
-    if (checkpointing := ds_config.get("activation_checkpointing")) is not None:
+    if (checkpointing := config.activation_checkpointing) is not None:
         checkpoint_blocks(gpt, on_cpu=checkpointing.get("cpu_checkpointing", False))
 
 

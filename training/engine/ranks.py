@@ -3,6 +3,7 @@
 import ctypes
 import os
 import socket
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -22,27 +23,45 @@ import deepspeed.runtime.zero.config
 vars(deepspeed.ops)["__compatible_ops__"] = {}
 
 __all__ = [
-    "Launcher",
+    "Ranks",
     "deepspeed",
-    "from_rank_0",
     "join_ranks",
-    "rank_from_environment",
-    "world_size_from_environment",
 ]
 
 
-def world_size_from_environment() -> int:
-    """How many ranks the launcher started; 1 under plain `python`."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train together, as one of them sees it.
+
+    Attributes:
+        rank: this one's number, from 0.
+        world_size: how many there are.
+        device: this one's.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def any(self, flag: bool) -> bool:
+        """Whether one rank or more says true. All ranks call it."""
+        flags = torch.tensor([flag], dtype=torch.int32, device=self.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags.item())
+
+    def broadcast(self, sentence: str | None) -> str | None:
+        """What rank 0 says, on all ranks, which all call it.
+
+        Where rank 0 refuses, every rank has to: a launcher ends the ranks of its own host only.
+        """
+        said = [sentence]
+        dist.broadcast_object_list(said)
+        dist.barrier()  # rank 0 serves the others until they know
+        return said[0]
 
 
-def rank_from_environment() -> int:
-    """This process's number among the ranks; 0 under plain `python`."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def join_ranks() -> torch.device:
-    """Join the process group (NCCL on GPUs, gloo on CPUs) and return this rank's device.
+def join_ranks() -> Ranks:
+    """Join the process group (NCCL on GPUs, gloo on CPUs), and choose this rank's device.
 
     Plain `python` gets a group of one. On CPUs the ranks of a machine share its cores evenly, unless
     OMP_NUM_THREADS says otherwise.
@@ -70,36 +89,7 @@ def join_ranks() -> torch.device:
         _keep_freed_memory()
         device = torch.device("cpu")
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    return device
-
-
-def from_rank_0(sentence: str | None) -> str | None:
-    """What rank 0 says, on all ranks: a launcher ends the ranks of its own host only."""
-    said = [sentence]
-    dist.broadcast_object_list(said)
-    dist.barrier()  # rank 0 serves the others until they know
-    return said[0]
-
-
-class Launcher:
-    """Whoever started this rank: if DeepSpeed's launcher is killed, its workers would go on by themselves."""
-
-    def __init__(self) -> None:
-        parent = psutil.Process(os.getppid())
-        self._ancestors = None
-        # The `deepspeed` command starts this module on each node, and it starts the ranks.
-        if "deepspeed.launcher.launch" in parent.cmdline():
-            self._ancestors = (parent.pid, parent.ppid())
-
-    def is_gone(self) -> bool:
-        """Whether the `deepspeed` command that this rank belongs to has ended."""
-        if self._ancestors is None:
-            return False
-        try:
-            parent = psutil.Process(os.getppid())
-            return (parent.pid, parent.ppid()) != self._ancestors
-        except psutil.NoSuchProcess:  # it ended between the two looks
-            return True
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
 def _number_of_threads_was_chosen() -> bool:

@@ -2,34 +2,11 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from model import GPT
-
 from ..engine.hardware import GPU, NODE
 from .memory import MemoryModel
 
 BANDWIDTH_SHARE = 0.7
 """Of the nominal bandwidth that collectives of hundreds of megabytes reach: an assumption, not measured."""
-
-
-def flops_per_token(gpt: GPT) -> int:
-    """The model's FLOPs for forward and backward a token, at sequences of `block_size` tokens.
-
-    The convention of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B): 6 a weight that multiplies,
-    and 12 * n_layer * block_size * n_embd for attention, which counts the causal half that kernels skip. What
-    is computed a second time, by FlashAttention or activation checkpointing, does not count.
-
-    A weight that multiplies is one of two dimensions or more, but for embeddings, which are looked up: the
-    tied one counts once, as the head. So a design's own projections count, whatever their module. Products of
-    activations with each other (streams that are mixed) and of vectors do not count, and a matrix that is
-    used twice counts once.
-    """
-    lookups = {id(module.weight) for module in gpt.modules() if isinstance(module, nn.Embedding)}
-    lookups -= {id(module.weight) for module in gpt.modules() if isinstance(module, nn.Linear)}
-    weights = sum(p.numel() for p in gpt.parameters() if p.dim() >= 2 and id(p) not in lookups)
-    shape = gpt.config
-    return 6 * weights + 12 * shape.n_layer * shape.block_size * shape.n_embd
 
 
 def communication(model: MemoryModel, ranks: int, accumulation: int) -> dict[str, int]:
@@ -84,7 +61,7 @@ def step_time(
         accumulation: micro-batches a rank and step.
         mfu: model FLOPs utilisation of the compute, communication left out.
     """
-    recomputed = 4 / 3 if model.checkpointing is not None else 1  # forward once more
+    recomputed = 4 / 3 if model.deepspeed.activation_checkpointing is not None else 1  # forward once more
     sent = sum(communication(model, ranks, accumulation).values())
     seconds = sent / (BANDWIDTH_SHARE * slowest_link(gpu, ranks))
     return StepTime(recomputed * flops * tokens / (ranks * gpu.peak_flops * mfu), seconds)

@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from model import GPT, GPTConfig
+from model.errors import UserError
 from model.loss import CHUNK
 
-from ..config.ds_config import precision
-from ..engine.build import muon_groups, parameter_groups
+from ..config import DeepSpeedConfig
+from ..engine.build import optimizer_groups
 from ..engine.compilation import checkpoint_blocks
 from ..engine.cpu_bf16 import bf16_arithmetic
 
@@ -34,7 +35,7 @@ _BUCKET = 500_000_000
 """DeepSpeed's own bucket where ZeRO's is not used, in elements: `MEMORY_OPT_ALLREDUCE_SIZE`."""
 _STATE_BYTES = {"adam": 8, "adamw": 8, "lamb": 8, "lion": 4, "adagrad": 4}
 """Of the optimizer for a parameter, in fp32; Muon has 4 for its matrices and Adam's 8 for the rest."""
-_DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
+_DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,9 @@ class Shape:
         return sum(map(sum, self.groups))
 
 
-def shape_of(gpt: GPT, ds_config: Mapping[str, Any]) -> Shape:
+def shape_of(gpt: GPT, deepspeed: DeepSpeedConfig) -> Shape:
     """The `Shape` of a model under the optimizer that the JSON names."""
-    params = ds_config["optimizer"].get("params", {})
-    is_muon = ds_config["optimizer"]["type"].lower() == "muon"
-    groups = muon_groups(gpt, params) if is_muon else parameter_groups(gpt, params.get("weight_decay", 0.0))
+    groups = optimizer_groups(gpt, deepspeed)
     linear = {id(p): p.numel() for m in gpt.modules() if type(m) is nn.Linear for p in m.parameters()}
     return Shape(
         groups=tuple(tuple(p.numel() for p in group["params"]) for group in groups),
@@ -118,50 +117,40 @@ class MemoryModel:
 
     Args:
         config: the model.
-        ds_config: as `load_ds_config` returns it.
+        deepspeed: how it is trained.
         device: `cuda` for what a GPU holds. `cpu` for what this machine's CPU does: another chunk and another
             operator for the loss, copies in fp32 where bf16 products are not in hardware, and buckets count
             as far as they are written, because that is when the kernel gives them memory.
     """
 
-    def __init__(self, config: GPTConfig, ds_config: Mapping[str, Any], device: Device = "cuda") -> None:
-        self.config, self.device = config, device
-        self.zero = ds_config.get("zero_optimization", {})
-        self.stage = int(self.zero.get("stage", 0))
-        self.mode = precision(ds_config)
-        self.weight = 2 if self.mode in ("bf16", "fp16") else 4
-        types = ds_config.get("data_types", {})
-        # As DeepSpeed has it: the model's dtype, autocast being fp32.
-        self.accumulate = _DTYPE_BYTES.get(str(types.get("grad_accum_dtype")), self.weight)
-        self.communicate = _DTYPE_BYTES.get(str(ds_config.get("communication_data_type")), self.weight)
-        self.offloaded = self.zero.get("offload_optimizer", {}).get("device", "none") != "none"
-        self.immediate = bool(ds_config.get("bf16", {}).get("immediate_grad_update"))
-        self.optimizer = ds_config["optimizer"]["type"].lower()
+    def __init__(self, config: GPTConfig, deepspeed: DeepSpeedConfig, device: Device = "cuda") -> None:
+        self.config, self.deepspeed, self.device = config, deepspeed, device
+        self.stage = deepspeed.stage
+        self.weight = _DTYPE_BYTES[deepspeed.model_dtype]
+        self.accumulate = _DTYPE_BYTES[deepspeed.accumulation_dtype]
+        self.communicate = _DTYPE_BYTES[deepspeed.communication_dtype]
+        self.offloaded = deepspeed.offloads_optimizer
+        self.optimizer = deepspeed.optimizer
         if self.optimizer != "muon" and self.optimizer not in _STATE_BYTES:
             known = ", ".join(["muon", *_STATE_BYTES])
-            raise ValueError(
+            raise UserError(
                 f"optimizer.type {self.optimizer} has an unknown size of states: known are {known}"
             )
-        self.checkpointing = ds_config.get("activation_checkpointing")
         with FakeTensorMode():
-            self.shape = shape_of(GPT(config), ds_config)
+            self.shape = shape_of(GPT(config), deepspeed)
         self._traced: dict[tuple[int, Gradients], Activations] = {}
-
-    @property
-    def wrapper(self) -> str:
-        """DeepSpeed's optimizer that the JSON leads to (`DeepSpeedEngine._do_optimizer_sanity_check`)."""
-        if self.stage == 0:
-            return "unfused" if self.weight == 2 else "torch"
-        if self.stage == 1 and self.weight == 2 and self.accumulate == 4 and not self.offloaded:
-            return "bf16"
-        return "zero3" if self.stage == 3 else "zero12"
 
     def activations(self, micro_batch: int, gradients: Gradients) -> Activations:
         """What forward and backward of `micro_batch` sequences add."""
         key = (micro_batch, gradients)
         if key not in self._traced:
             self._traced[key] = trace(
-                self.config, micro_batch, self.mode, gradients, self.checkpointing, self.device
+                self.config,
+                micro_batch,
+                self.deepspeed.precision,
+                gradients,
+                self.deepspeed.activation_checkpointing,
+                self.device,
             )
         return self._traced[key]
 
@@ -174,7 +163,7 @@ class MemoryModel:
             "zero12": self._zero12,
             "zero3": self._zero3,
         }
-        return in_wrapper[self.wrapper](ranks, micro_batch, accumulation)
+        return in_wrapper[self.deepspeed.engine_optimizer](ranks, micro_batch, accumulation)
 
     def optimizer_bytes(self, ranks: int, master: bool = True) -> int:
         """Optimizer states, and the fp32 master weights they belong to, of one of `ranks`."""
@@ -189,10 +178,10 @@ class MemoryModel:
         """bf16 weights, accumulation in fp32, ZeRO-1: `BF16_Optimizer`. It keeps both kinds of gradients."""
         shape = self.shape
         weights = 2 * shape.parameters
-        gradients = (4 if self.immediate else 6) * shape.parameters
+        gradients = (4 if self.deepspeed.immediate_grad_update else 6) * shape.parameters
         states = self.optimizer_bytes(ranks)
         resident = weights + gradients + states
-        step = self.activations(micro_batch, "freed" if self.immediate else "kept")
+        step = self.activations(micro_batch, "freed" if self.deepspeed.immediate_grad_update else "kept")
         # The fp32 buffer of each group is one tensor; several in a bucket are copied together.
         copy = _largest_copy([sum(group) for group in shape.groups], _BUCKET, 4, self.communicate)
         phases = {
@@ -243,12 +232,12 @@ class MemoryModel:
         step = self.activations(micro_batch, mode)
 
         element = self.accumulate if separate and self.stage == 1 else self.weight
-        bucket = int(self.zero.get("reduce_bucket_size", _BUCKET))
+        bucket = self.deepspeed.reduce_bucket_size
         sizes = self.sizes_by_reduction()
         if self.device == "cpu":  # written as backward goes on, when activations have made room
             in_backward, in_reduction = 0, element * sum(min(bucket, sum(size)) for size in sizes.values())
         else:
-            in_reduction = bucket * element * (2 if self.zero.get("overlap_comm") else 1) * len(sizes)
+            in_reduction = bucket * element * (2 if self.deepspeed.overlaps_communication else 1) * len(sizes)
             in_backward = in_reduction
         lasting_buffers = in_backward if self.stage == 1 and accumulation > 1 else 0
         # A full bucket is copied once to be reduced, and once more if it travels in another dtype.
@@ -279,9 +268,10 @@ class MemoryModel:
         weights, gradients = self.weight * share, self.accumulate * share
         states = self.optimizer_bytes(ranks)
         gpu_states, host = (0, states) if self.offloaded else (states, 0)
-        live = int(self.zero.get("stage3_max_live_parameters", self.zero.get("max_live_parameters", 10**9)))
-        gathered = 0 if ranks == 1 else self.weight * min(shape.parameters, live)
-        bucket = int(self.zero.get("reduce_bucket_size", _BUCKET))
+        gathered = 0
+        if ranks > 1:
+            gathered = self.weight * min(shape.parameters, self.deepspeed.max_live_parameters)
+        bucket = self.deepspeed.reduce_bucket_size
         sizes = self.sizes_by_reduction()
         buffers = sum(
             to * (min(bucket, sum(size)) if self.device == "cpu" else bucket) for to, size in sizes.items()
@@ -289,7 +279,7 @@ class MemoryModel:
         copy = max(to * min(bucket, sum(size)) for to, size in sizes.items())
         step = self.activations(micro_batch, "freed")
         resident = weights + gpu_states + buffers + (0 if self.offloaded else gradients)
-        sub_group = min(share, int(self.zero.get("sub_group_size", 10**9)))
+        sub_group = min(share, self.deepspeed.sub_group_size)
         phases = {
             "forward": resident + gathered + step.forward,
             "backward": resident + gathered + step.backward,
@@ -314,7 +304,7 @@ class MemoryModel:
     def sizes_by_reduction(self) -> dict[int, list[int]]:
         """Bytes an element on the network -> sizes of the parameters whose gradients travel so, in order."""
         sizes = [size for group in self.shape.groups for size in group]
-        if not self.mode.startswith("autocast"):
+        if not self.deepspeed.precision.startswith("autocast"):
             return {self.communicate: sizes}
         return {2: [self.shape.linear], 4: [self.shape.parameters - self.shape.linear]}
 
@@ -428,7 +418,7 @@ def trace(
     Args:
         config: the model.
         micro_batch: sequences.
-        mode: see `training.ds_config.precision`.
+        mode: see `DeepSpeedConfig.precision`.
         gradients: what becomes of the parameters' gradients.
         checkpointing: the JSON's section: with it, blocks keep their inputs and run again in backward.
         device: see `MemoryModel`.

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from model.errors import REFUSED
+
 
 class _Terminal(io.FileIO):
     """What is written after its reader is gone, as when ssh breaks off, is lost: the run goes on."""
@@ -26,12 +28,17 @@ class Console:
 
     From construction on, whatever this process writes to stdout and stderr (C++ code and subprocesses
     included) goes to `log_file`; only `say`, `fail` and `bar` reach the terminal's stderr. A rank other than
-    0 is made `silent`. An uncaught exception is named in one line, with its traceback in the log.
+    0 is made `silent`. An uncaught exception is named in one line, by a silent rank too; its traceback is in
+    the log.
+
+    Attributes:
+        names_crash: False where another rank names the cause of this one's uncaught exception.
     """
 
     def __init__(self, log_file: Path, silent: bool = False) -> None:
         self.log_file = log_file
         self.silent = silent
+        self.names_crash = True
         log_file.parent.mkdir(parents=True, exist_ok=True)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -57,42 +64,15 @@ class Console:
         options = {"unit_scale": True, "dynamic_ncols": True, "mininterval": interval} | options
         return tqdm(desc=title, file=self.terminal, disable=self.silent, **options)
 
-    def announce(self, folder: Path, summary: dict[str, Any], ds_config: dict[str, Any]) -> None:
-        """Say every number of a run that follows from others, before its first step."""
-        micro_batch, accumulation = (
-            ds_config[key] for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-        )
-        stage = ds_config.get("zero_optimization", {}).get("stage", 0)
-        ranks, tokens, floors = summary["world_size"], summary["tokens_per_step"], summary["floors"]
-        self.say(
-            f"{folder}: {summary['variant']}, GPT-2 {summary['model']}, {summary['parameters']:,} "
-            f"parameters, {summary['precision']}, ZeRO-{stage}, {ranks} rank(s)"
-        )
-        self.say(
-            f"a step: {micro_batch} sequences x {accumulation} accumulation steps x {ranks} rank(s) x "
-            f"{summary['block_size']} tokens = {tokens:,} tokens; {summary['steps']:,} steps = "
-            f"{summary['steps'] * tokens:,} tokens"
-        )
-        self.say(
-            f"validation: {summary['val_tokens']:,} tokens of {summary['val_bytes']:,} bytes, on which "
-            f"guessing every token alike scores {floors['uniform']:.2f} nats a token and a unigram model "
-            f"{floors['unigram']:.2f}"
-        )
-
     def fail(self, sentence: object) -> int:
         """Say one sentence about what the user gave; returns the exit status for it."""
         self.say(f"error: {sentence}")
-        return 2
+        return REFUSED
 
     def _crashed(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         traceback.print_exception(kind, error, trace)
+        if not self.names_crash:
+            return
         what = str(error).strip().splitlines()
         self.silent = False
         self.say(f"{kind.__name__}: {what[0] if what else ''} (traceback in {self.log_file})")
-
-
-def fail(sentence: object) -> int:
-    """`Console.fail` before there is a run folder to log to. Only rank 0 speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {sentence}", file=sys.stderr)
-    return 2

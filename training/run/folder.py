@@ -7,60 +7,85 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from model.errors import UserError
+from model.files import write_json, write_text
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a crash at any moment leaves the old text or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+from .reader import read_json, read_metrics, read_recipe, read_summary
 
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` of JSON, indented."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+FAILURE_KEYS = ("error", "failed_rank", "log")
+"""What summary.json says of a start that failed, and of none after it."""
 
 
 class RunFolder:
-    """One run's files, which the README describes. Rank 0 writes them; the other ranks only read."""
+    """One run's files, which the README describes. Rank 0 writes them; the other ranks only read.
+
+    Attributes:
+        path: the folder.
+        rank: of this process.
+        summary: what summary.json holds, and what rank 0 will write into it next.
+    """
 
     def __init__(self, path: Path, rank: int) -> None:
         self.path = path
         self.rank = rank
-        self.summary: dict[str, Any] = {}
+        self.summary = self._stored_summary()
         self._lock = FileLock(path / "logs" / f"rank{rank}.lock")
-        if (path / "summary.json").is_file():
-            self.summary = json.loads((path / "summary.json").read_text())
+        self._summary_lock = FileLock(path / "logs" / "summary.lock")
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def is_finished(self, steps: int) -> bool:
+        """Whether the run has ended and has made that many steps."""
+        return self.summary.get("status") == "finished" and self.summary["step"] >= steps
+
+    def finished_sentence(self) -> str:
+        """What a finished run came to."""
+        steps, loss = self.summary["step"], self.summary["val_loss"]
+        return f"{self.path} is finished: {steps} steps, validation loss {loss:.4f} nats per token"
+
+    @property
+    def log_file(self) -> Path:
+        """What this rank and its libraries print."""
+        return self.path / "logs" / f"rank{self.rank}.log"
+
+    @property
+    def failure_file(self) -> Path:
+        """How this rank ended, where it ended with an exception; `training.run.failures` writes it."""
+        return self.path / "logs" / f"failure_rank{self.rank}.json"
+
     def claim(self, wait_s: float = 30.0) -> None:
         """Keep other runs out of this folder until this process ends, however it ends. Each rank calls it.
 
-        A run that is just stopping there gets `wait_s` seconds to do so; after that ValueError is raised.
+        A run that is just stopping there gets `wait_s` seconds to do so; after that UserError is raised. How
+        an earlier start failed is forgotten: the next `update_summary` says no more of it.
         """
         try:
             self._lock.acquire(timeout=wait_s)
         except Timeout as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is being trained by another process: wait for it or stop it"
             ) from error
+        self.failure_file.unlink(missing_ok=True)
+        self.summary = self._stored_summary()  # the run that was just stopping has written it
+        for key in FAILURE_KEYS:
+            self.summary.pop(key, None)
 
-    def not_shared(self, world_size: int) -> str | None:
-        """A sentence where a rank on another host has a folder of its own. All ranks have called `claim`."""
+    def sharing_problem(self, world_size: int) -> str | None:
+        """A sentence if some host sees another folder under this path, None if all see the same one.
+
+        Each rank has called `claim`, so that a shared folder holds the lock files of all `world_size` ranks.
+        """
         locks = set(os.listdir(self.path / "logs"))
         missing = [rank for rank in range(world_size) if f"rank{rank}.lock" not in locks]
         if not missing:
@@ -74,35 +99,33 @@ class RunFolder:
         """Refuse to continue a run under another recipe or DeepSpeed config.
 
         Keys in `free` ("section.key" or "section") may differ: they do not change the numbers of the steps.
-        Raises ValueError naming the first key that differs.
+        Raises UserError naming the first key that differs.
         """
-        theirs_recipe, theirs_ds = self.path / "recipe.yaml", self.path / "ds_config.json"
-        if not (theirs_recipe.is_file() and theirs_ds.is_file()):
+        stored_ds_config = self.path / "ds_config.json"
+        if not ((self.path / "recipe.yaml").is_file() and stored_ds_config.is_file()):
             return
-        before = _flat(yaml.safe_load(theirs_recipe.read_text())) | _flat(
-            {"ds": json.loads(theirs_ds.read_text())}
-        )
-        now = _flat(plain(recipe)) | _flat({"ds": dict(ds_config)})
+        before = _flat(read_recipe(self.path)) | _flat({"ds": read_json(stored_ds_config)})
+        now = _flat(recipe_as_dict(recipe)) | _flat({"ds": dict(ds_config)})
         for key in sorted(before.keys() | now.keys()):
             if key in free or key.partition(".")[0] in free:
                 continue
             if before.get(key) != now.get(key):
-                raise ValueError(
+                raise UserError(
                     f"{self.path} is a run with {key} = {before.get(key)!r}, but {now.get(key)!r} is asked "
                     "for: choose another --run_dir, or give the same value to go on"
                 )
 
-    def pin(self, what: str, **fingerprints: str | None) -> None:
-        """Note in the summary which data or code the run is on. Raises ValueError where it began on other."""
+    def record_fingerprints(self, what: str, **fingerprints: str | None) -> None:
+        """Note in the summary which data or code the run is on. Raises UserError where it began on other."""
         for key, now in fingerprints.items():
             if (before := self.summary.get(key)) not in (None, now):
-                raise ValueError(
+                raise UserError(
                     f"{self.path} began on other {what} than its recipe finds now ({key} was {before[:12]}, "
                     f"is {str(now)[:12]}): choose another --run_dir, or bring the first {what} back"
                 )
         self.summary |= fingerprints
 
-    def keep_designs(self, files: Mapping[Any, Path]) -> None:
+    def copy_designs(self, files: Mapping[Any, Path]) -> None:
         """Copy the files that designs come from to `designs/norm.py`, `block.py` and `topology.py`."""
         for plug, file in files.items() if self.rank == 0 else ():
             (self.path / "designs").mkdir(exist_ok=True)
@@ -113,7 +136,7 @@ class RunFolder:
     ) -> None:
         """Write recipe.yaml, ds_config.json and environment.json."""
         if self.rank == 0:
-            write_text(self.path / "recipe.yaml", yaml.safe_dump(plain(recipe), sort_keys=False))
+            write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe_as_dict(recipe), sort_keys=False))
             write_json(self.path / "ds_config.json", ds_config)
             write_json(self.path / "environment.json", environment(command))
 
@@ -121,20 +144,31 @@ class RunFolder:
         """Change some of summary.json's keys."""
         self.summary |= facts
         if self.rank == 0:
+            with self._summary_lock:
+                write_json(self.path / "summary.json", self.summary)
+
+    @contextmanager
+    def locked_summary(self, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """summary.json for any rank to change: written at the end, and by no other rank meanwhile.
+
+        Rank 0 has the latest facts itself; another rank adds to what is in the file.
+        """
+        with self._summary_lock.acquire(timeout=timeout_s):
+            if self.rank > 0:
+                self.summary = self._stored_summary()
+            yield self.summary
             write_json(self.path / "summary.json", self.summary)
 
     def keep_metrics_until(self, step: int) -> None:
-        """Drop the lines after `step` from metrics.jsonl, and a line that a crash cut short."""
+        """Drop the lines after `step` from metrics.jsonl, and what follows a line that is cut short."""
         path = self.path / "metrics.jsonl"
         if self.rank != 0 or not path.is_file():
             return
         kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:
-                break
+        with suppress(UserError):  # the steps of a broken line and those after it are trained again
+            for values in read_metrics(self.path):
+                if values["step"] <= step:
+                    kept.append(json.dumps(values) + "\n")
         write_text(path, "".join(kept))
 
     def append_metrics(self, **values: Any) -> None:
@@ -147,14 +181,19 @@ class RunFolder:
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(values) + "\n")
 
+    def _stored_summary(self) -> dict[str, Any]:
+        return read_summary(self.path) if (self.path / "summary.json").is_file() else {}
 
-def plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+
+def recipe_as_dict(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's dataclasses as what YAML can hold."""
     return json.loads(json.dumps({name: dataclasses.asdict(section) for name, section in recipe.items()}))
 
 
 def environment(command: list[str]) -> dict[str, Any]:
     """What this run runs on: versions, git commit, hardware, world size, command line."""
+    import torch  # here: a refused command imports this module, and torch costs seconds
+
     packages = ("torch", "deepspeed", "datasets", "tiktoken", "lm-eval", "wandb", "transformers", "numpy")
     cuda = torch.cuda.is_available()
     return {

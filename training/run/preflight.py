@@ -1,14 +1,19 @@
 """The pre-flight check of a run: once, before a GPU second is spent."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from model import GPTConfig, variant_name
-from model.preflight import preflight
+from model.files import write_json
 
-from .folder import RunFolder, write_json
+from .folder import RunFolder
+
+if TYPE_CHECKING:
+    from model import GPTConfig
 
 
-def refusal(config: GPTConfig, run: RunFolder, wanted: bool, say: Callable[[str], None]) -> str | None:
+def design_problem(
+    config: "GPTConfig", run: RunFolder, wanted: bool, say: Callable[[str], None]
+) -> str | None:
     """Check a design on rank 0, unless its run was checked before; the summary says how it went.
 
     Args:
@@ -17,13 +22,17 @@ def refusal(config: GPTConfig, run: RunFolder, wanted: bool, say: Callable[[str]
         wanted: False leaves the check out, and the summary says so.
         say: is told of each check that did not pass, and of the verdict.
 
-    Returns a sentence where the design is refused.
+    Returns:
+        Why the design is refused, in a sentence; None where it is not, and on the other ranks.
     """
     if run.rank > 0 or run.summary.get("preflight"):
         return None
     if not wanted:
         run.summary["preflight"] = "skipped"
         return None
+    from model import variant_name  # here: most starts are checked already, or do not want it
+    from model.preflight import preflight
+
     report = preflight(config, thorough=False)
     write_json(run.path / "preflight.json", report.to_json())
     for check in report.checks:

@@ -1,123 +1,183 @@
-"""A run folder's recipe and its checkpoints, read for evaluation."""
+"""Reads run folders: what resume, evaluation, scorecard, report and export know of a run comes from here.
 
+It is cheap to import, so that a mistyped command is answered at once.
+"""
+
+import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-if TYPE_CHECKING:
-    import torch
+from model.errors import UserError
 
+if TYPE_CHECKING:
     from data import Tokenizer
-    from model import GPT
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of what a run keeps of `step`: a checkpoint's folder, and that of its evaluation."""
+    return f"step_{step:08d}"
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """The step that a folder is named after; None for any other name."""
+    match = re.fullmatch(r"step_(\d{8,})", folder.name)
+    return int(match[1]) if match else None
+
+
+def step_folders(parent: Path) -> dict[int, Path]:
+    """The folders of `parent` that are named after a step, by step, the lowest first."""
+    steps = {step: path for path in parent.glob("step_*") if (step := checkpoint_step(path)) is not None}
+    return dict(sorted(steps.items()))
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files against its manifest; None if nothing is.
+
+    Every file has to be there with its size and its sha256. A large checkpoint takes seconds to read.
+    """
+    manifest = _read_manifest(checkpoint)
+    if manifest is None:
+        return "its manifest.json cannot be read"
+    for name, (size, sha256) in manifest.items():
+        if not _has_size(checkpoint / name, size):
+            return f"{name} is missing or has another size"
+        if file_sha256(checkpoint / name) != sha256:
+            return f"{name} has another checksum"
+    return None
+
+
+def complete_checkpoints(run_dir: Path) -> dict[int, Path]:
+    """The checkpoints whose files are all there with their sizes, by step, the lowest first.
+
+    The manifest that names them is written last. Whoever reads a checkpoint asks `damage` first.
+    """
+    return {
+        step: folder for step, folder in step_folders(run_dir / "checkpoints").items() if _is_complete(folder)
+    }
+
+
+def find_checkpoint(run_dir: Path, step: int | None = None) -> tuple[Path, int]:
+    """The folder and the step of the last complete checkpoint, or of the one at `step`.
+
+    Raises UserError where there is none; for a step that has none, it names those that have.
+    """
+    complete = complete_checkpoints(run_dir)
+    if not complete:
+        raise UserError(f"{run_dir} has no complete checkpoint yet")
+    if step is not None and step not in complete:
+        there = ", ".join(map(str, complete))
+        raise UserError(f"{run_dir} has no complete checkpoint of step {step}; the steps there are {there}")
+    step = max(complete) if step is None else step
+    return complete[step], step
+
+
+def file_sha256(file: Path) -> str:
+    """The checksum of a file, as a manifest holds it."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_recipe(run_dir: Path) -> dict[str, Any]:
-    """RUN/recipe.yaml. Raises FileNotFoundError where the folder or the file is missing."""
-    if not run_dir.is_dir():
-        raise FileNotFoundError(f"there is no run folder {run_dir}")
-    if not (run_dir / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{run_dir} is not a run folder: it holds no recipe.yaml")
-    return yaml.safe_load((run_dir / "recipe.yaml").read_text())
+    """RUN/recipe.yaml by section. Raises UserError where the folder or the file is missing or no mapping."""
+    check_run_folder(run_dir, "recipe.yaml")
+    try:
+        recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
+    except yaml.YAMLError:
+        raise UserError(f"{run_dir / 'recipe.yaml'} is not valid YAML") from None
+    if not isinstance(recipe, dict):
+        raise UserError(f"{run_dir / 'recipe.yaml'} does not hold a recipe")
+    return recipe
 
 
 def read_tokenizer(run_dir: Path) -> "Tokenizer":
-    """The tokenizer of a run. Raises FileNotFoundError and ValueError, as `open_tokenizer` does."""
-    from data import open_tokenizer
+    """The tokenizer of a run. Raises UserError, as `open_tokenizer` does."""
+    from data import open_tokenizer  # it costs more than the rest of this module
 
     section = read_recipe(run_dir).get("data") or {}
     return open_tokenizer(section.get("tokenizer", "gpt2"))  # runs from before there was a choice
 
 
-def find_checkpoint(run_dir: Path, step: int | None = None) -> Path:
-    """The folder of the last complete checkpoint, or of the one at `step`.
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """RUN/summary.json. Raises UserError where the folder or the file is missing or no JSON object."""
+    check_run_folder(run_dir, "summary.json")
+    return read_json(run_dir / "summary.json")
 
-    A checkpoint is complete when every file of its manifest, which is written last, is there in full size.
 
-    Raises FileNotFoundError where there is none, ValueError for a step that has none, with those that have.
+def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl, in order; a last one that a kill has cut short is left out.
+
+    Raises UserError at any other line that is not JSON.
     """
-    complete = {
-        int(match[1]): folder
-        for folder in sorted((run_dir / "checkpoints").glob("step_*"))
-        if (match := re.fullmatch(r"step_(\d+)", folder.name)) and _is_complete(folder)
-    }
-    if not complete:
-        raise FileNotFoundError(f"{run_dir} has no complete checkpoint yet")
-    if step is not None and step not in complete:
-        there = ", ".join(str(s) for s in sorted(complete))
-        raise ValueError(f"{run_dir} has no complete checkpoint of step {step}; the steps there are {there}")
-    return complete[max(complete) if step is None else step]
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                return
+            raise UserError(f"{path} line {number} is not JSON") from None
+        yield values
 
 
-def _is_complete(folder: Path) -> bool:
+def evaluation_folder(run_dir: Path, step: int) -> Path:
+    """Where the evaluations of a run's model at `step` lie.
+
+    `validation.parquet` holds the losses by document; `results.json` and `per_item.parquet` hold the scores
+    on tasks.
+    """
+    return run_dir / "eval" / checkpoint_name(step)
+
+
+def last_evaluated_step(run_dir: Path) -> int | None:
+    """The last step whose checkpoint went through lm-eval's tasks; None where none did."""
+    folders = step_folders(run_dir / "eval").items()
+    return max((step for step, folder in folders if (folder / "results.json").is_file()), default=None)
+
+
+def read_results(run_dir: Path, step: int) -> dict[str, Any]:
+    """results.json of the checkpoint at `step`, as written; empty where no task has run there."""
+    file = evaluation_folder(run_dir, step) / "results.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises UserError where it holds anything else."""
     try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
-        return all((folder / name).stat().st_size == entry["size"] for name, entry in files.items())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is not valid JSON") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return content
 
 
-def load_model(run_dir: str | Path, step: int | None = None) -> "tuple[GPT, int]":
-    """The model of a run at its last complete checkpoint or at `step`, on the CPU in fp32, and that step.
-
-    The weights are the optimizer's fp32 master copies, joined over the ranks that wrote them; fp32 training
-    without ZeRO has no other copy than the model's own.
-
-    Raises FileNotFoundError and ValueError as `read_recipe` and `find_checkpoint` do.
-    """
-    # Imported here: the first functions above answer a mistyped command without torch's seconds of imports.
-    from model import GPT, GPTConfig
-
-    folder = find_checkpoint(Path(run_dir), step)
-    shape = read_recipe(Path(run_dir))["model"]
-    for file in Path(run_dir).glob("designs/*.py"):  # the code that was trained, whatever became of the file
-        shape[file.stem] = f"{file}:{shape[file.stem].rpartition(':')[2]}"
-    gpt = GPT(GPTConfig(**shape))
-    gpt.load_state_dict(_fp32_weights(folder))
-    return gpt.eval(), int(folder.name.removeprefix("step_"))
+def check_run_folder(run_dir: Path, file_name: str) -> None:
+    """Raise UserError unless there is a run folder that holds this file."""
+    if not run_dir.is_dir():
+        raise UserError(f"there is no run folder {run_dir}")
+    if not (run_dir / file_name).is_file():
+        raise UserError(f"{run_dir} is not a run folder: it holds no {file_name}")
 
 
-def _fp32_weights(folder: Path) -> "dict[str, torch.Tensor]":
-    """All weights by name: the optimizer's fp32 copies where there are any."""
-    import torch
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]] | None:
+    """Size and sha256 of each of a checkpoint's files; None where the manifest is missing or cut short."""
+    try:
+        files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+        return {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
-    def read(file: Path) -> dict[str, Any]:
-        # DeepSpeed pickles its configuration beside the tensors, which torch's safe loader refuses.
-        return torch.load(file, map_location="cpu", weights_only=False)
 
-    model_file = folder / "mp_rank_00_model_states.pt"
-    files = {
-        int(match[1]): file
-        for file in folder.glob("*_optim_states.pt")
-        if (match := re.search(r"zero_pp_rank_(\d+)_", file.name))
-    }
-    if not files:
-        model = read(model_file)
-        masters = (model.get("optimizer") or {}).get("fp32_groups")
-        if masters is None:
-            return model["module"]
-        # bf16 without ZeRO, whose groups have the copies' names from `build_engine`.
-        groups = model["optimizer"]["optimizer_state_dict"]["param_groups"]
-        for group, copies in zip(groups, masters, strict=True):
-            model["module"] |= {
-                name: copy.detach() for name, copy in zip(group["names"], copies, strict=True)
-            }
-        return model["module"] | {"lm_head.weight": model["module"]["transformer.wte.weight"]}
-    first, *others = (files[rank] for rank in sorted(files))
-    optimizers = [read(first)["optimizer_state_dict"]]
-    if "zero_stage" in optimizers[0]:
-        return get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
-    # The bf16 optimizer with fp32 accumulation, which DeepSpeed's own function does not read: each rank holds
-    # its part of every group's parameters, flattened in the order of `param_shapes` and padded at the end.
-    optimizers += [read(file)["optimizer_state_dict"] for file in others]
-    model = read(model_file)
-    weights: dict[str, torch.Tensor] = {}
-    for group, shapes in enumerate(model["param_shapes"]):
-        flat = torch.cat([optimizer["single_partition_of_fp32_groups"][group] for optimizer in optimizers])
-        sizes = [shape.numel() for shape in shapes.values()]
-        parts = flat[: sum(sizes)].split(sizes)
-        weights |= {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-    return weights | {name: weights[source] for name, source in model["shared_params"].items()}
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    manifest = _read_manifest(checkpoint)
+    return manifest is not None and all(_has_size(checkpoint / name, manifest[name][0]) for name in manifest)

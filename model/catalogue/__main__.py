@@ -4,7 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping
 
-from .variants import VARIANTS, Variant, design_name
+from . import VARIANTS, Variant, design_name
 
 
 def table(variants: Mapping[str, Variant], width: int) -> str:

@@ -1,9 +1,11 @@
-"""Validation loss: every token of the fixed validation set, scored once."""
+"""Validation loss: every token of the fixed validation set, scored once, and the floors it is read beside."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +13,12 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from data import ValidationSet, document_ids
+from data import Corpus, DataConfig, LaneLoader, ValidationSet, document_ids
+from model import IGNORED_TARGET
 from model.files import write_whole
+
+if TYPE_CHECKING:
+    from .config import DeepSpeedConfig, Recipe
 
 
 @torch.no_grad()
@@ -45,7 +51,15 @@ def token_losses(
     model.train(was_training)
     if world_size > 1:
         dist.all_reduce(losses)
-    return losses[targets.to(device) != -1].cpu().numpy()
+    return losses[targets.to(device) != IGNORED_TARGET].cpu().numpy()
+
+
+def validate(
+    engine: Any, validation: ValidationSet, recipe: "Recipe", ds: "DeepSpeedConfig", device: torch.device
+) -> np.ndarray:
+    """`token_losses` of a run: in its blocks and micro-batches, with its document mask. All ranks call it."""
+    mask = recipe.data.document_mask
+    return token_losses(engine, validation, recipe.model.block_size, ds.micro_batch, device, mask)
 
 
 def document_losses(losses: np.ndarray, validation: ValidationSet) -> pa.Table:
@@ -65,21 +79,32 @@ def write_document_losses(path: Path, losses: np.ndarray, validation: Validation
 def bits_per_byte(losses: np.ndarray, validation: ValidationSet) -> float:
     """The losses of all targets, (N,) in nats, in bits for each byte of UTF-8 text.
 
-    Unlike nats a token it compares models with different tokenizers. The `eot` that closes a document counts
-    with what it costs, and as 0 bytes.
+    Unlike nats per token it compares models with different tokenizers. The `eot` that closes a document
+    counts with what it costs, and as 0 bytes.
     """
     return float(losses.sum() / np.log(2) / validation.bytes.sum())
 
 
-def uniform_loss(vocab_size: int) -> float:
-    """The loss of guessing every token alike, in nats: the floor that an untrained model starts at."""
-    return float(np.log(vocab_size))
+def loss_floors(
+    corpus: Corpus, validation: ValidationSet, config: DataConfig, block_size: int
+) -> dict[str, float]:
+    """What models that know nothing of the text score on the validation set, nats per token.
+
+    `uniform` guesses every token alike, as an untrained model does; `unigram` knows how often each token
+    comes. The training tokens are read in this process, from the beginning of the run.
+    """
+    vocab_size = corpus.tokenizer.vocab_size
+    loader = LaneLoader(corpus, replace(config, workers=0), block_size=block_size, micro_batch=16)
+    return {
+        "uniform": float(np.log(vocab_size)),
+        "unigram": unigram_loss(_first_epoch(loader), validation, vocab_size),
+    }
 
 
 def unigram_loss(
     batches: Iterator[Any], validation: ValidationSet, vocab_size: int, sample: int = 2**20
 ) -> float:
-    """Nats a token that a unigram model scores on the validation set.
+    """Nats per token that a unigram model scores on the validation set.
 
     Its probabilities are the frequencies among the first `sample` training tokens, add-one smoothed;
     `batches` yields (tokens, cursors) as the training loop gets them; all of them if they end before that.
@@ -90,3 +115,12 @@ def unigram_loss(
         if counts.sum() >= sample + vocab_size:
             break
     return float(-np.log(counts / counts.sum())[validation.tokens[1:]].mean())
+
+
+def _first_epoch(batches: Iterator[Any]) -> Iterator[Any]:
+    """What comes before a lane begins again, or before the data cannot be read on: the loop will say so."""
+    with suppress(ValueError, OSError):
+        for tokens, cursors in batches:
+            yield tokens, cursors
+            if any(cursor.epoch for cursor in cursors.values()):
+                return

@@ -1,9 +1,6 @@
 """Keys of a DeepSpeed config that do nothing in its mode, and why, by DeepSpeed 0.19.8's source."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from .ds_config import precision
+from .deepspeed import DeepSpeedConfig
 
 _STAGE_3_ONLY = {
     "offload_param", "sub_group_size", "prefetch_bucket_size", "param_persistence_threshold",
@@ -37,51 +34,36 @@ _NVME_ONLY = {
 _OFFLOAD_STAGE_3_ONLY = {"ratio", "super_offload", "cpuadam_cores_perc"}
 
 
-def ineffective_keys(config: Mapping[str, Any]) -> list[str]:
+def ineffective_keys(config: DeepSpeedConfig) -> list[str]:
     """One sentence for each key that `config` sets and that has no effect in its mode, with the reason."""
     notes = _of_zero(config) | _of_precision(config) | _of_optimizer(config)
-    for key in config.get("activation_checkpointing", {}):
+    for key in config.section("activation_checkpointing"):
         if key != "cpu_checkpointing":
             notes[f"activation_checkpointing.{key}"] = "blocks are recomputed by torch.utils.checkpoint"
-    for key in config.get("compile", {}):
+    for key in config.section("compile"):
         notes[f"compile.{key}"] = (
             "it is DeepCompile's, which is not started: train.compile compiles the blocks"
         )
     for section in ("flops_profiler", "comms_logger"):
-        if not config.get(section, {}).get("enabled"):
+        if not config.enables(section):
             notes |= _others(config, section, f"{section}.enabled is not true")
-    logger = config.get("comms_logger", {})
-    if logger.get("enabled") and "prof_ops" in logger and logger.get("prof_all", True):
+    logger = config.section("comms_logger")
+    if config.logs_communication and "prof_ops" in logger and logger.get("prof_all", True):
         notes["comms_logger.prof_ops"] = "comms_logger.prof_all logs every operation"
-    if "aio" in config:
+    if "aio" in config.raw:
         notes["aio"] = "nothing is offloaded to NVMe"
-    if "parallel_write" in config.get("checkpoint", {}):
+    if "parallel_write" in config.section("checkpoint"):
         notes["checkpoint.parallel_write"] = "it is for pipeline parallelism"
     return [f"'{key}' has no effect: {reason}" for key, reason in notes.items()]
 
 
-def _others(config: Mapping[str, Any], section: str, reason: str) -> dict[str, str]:
-    return {f"{section}.{key}": reason for key in config.get(section, {}) if key != "enabled"}
+def _others(config: DeepSpeedConfig, section: str, reason: str) -> dict[str, str]:
+    return {f"{section}.{key}": reason for key in config.section(section) if key != "enabled"}
 
 
-def _offloads(config: Mapping[str, Any]) -> bool:
-    device = (config.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none")
-    return device == "cpu"
-
-
-def _accumulates_whole(config: Mapping[str, Any]) -> bool:
-    """Whether DeepSpeed takes its BF16_Optimizer, as `DeepSpeedEngine._do_optimizer_sanity_check` decides."""
-    return (
-        config.get("zero_optimization", {}).get("stage", 0) == 1
-        and precision(config) == "bf16"
-        and config.get("data_types", {}).get("grad_accum_dtype") in ("fp32", "float32")
-        and not _offloads(config)
-    )
-
-
-def _of_zero(config: Mapping[str, Any]) -> dict[str, str]:
-    section = config.get("zero_optimization", {})
-    stage, whole = section.get("stage", 0), _accumulates_whole(config)
+def _of_zero(config: DeepSpeedConfig) -> dict[str, str]:
+    section = config.section("zero_optimization")
+    stage, whole = config.stage, config.engine_optimizer == "bf16"
     at_the_end = (
         "with bf16 and data_types.grad_accum_dtype fp32, ZeRO-1 reduces whole gradients at the end of the "
         "accumulation"
@@ -100,7 +82,7 @@ def _of_zero(config: Mapping[str, Any]) -> dict[str, str]:
             reason = "it is for ZeRO-1 and ZeRO-2, and zero_optimization.stage is 3"
         elif key in _REDUCTION | _STAGE_1_AND_2_ONLY and whole:
             reason = at_the_end
-        elif key == "contiguous_gradients" and stage < 3 and _offloads(config):
+        elif key == "contiguous_gradients" and stage < 3 and config.offloads_optimizer:
             reason = "with offload_optimizer gradients are always contiguous"
         if reason:
             notes[f"zero_optimization.{written}"] = reason
@@ -113,53 +95,52 @@ def _of_zero(config: Mapping[str, Any]) -> dict[str, str]:
                 notes[f"zero_optimization.offload_optimizer.{key}"] = reason
     if stage == 1 and not whole and section.get("reduce_scatter", True):
         for key in ("prescale_gradients", "gradient_predivide_factor"):
-            if key in config:
+            if key in config.raw:
                 notes[key] = "ZeRO-1 looks at it only with zero_optimization.reduce_scatter false"
     return notes
 
 
-def _of_precision(config: Mapping[str, Any]) -> dict[str, str]:
-    mode, stage = precision(config), config.get("zero_optimization", {}).get("stage", 0)
+def _of_precision(config: DeepSpeedConfig) -> dict[str, str]:
+    mode, stage = config.precision, config.stage
     notes: dict[str, str] = {}
     for section in ("bf16", "fp16", "torch_autocast"):
-        if not config.get(section, {}).get("enabled"):
+        if not config.enables(section):
             notes |= _others(config, section, f"{section}.enabled is not true")
-    whole = _accumulates_whole(config)
+    whole = config.engine_optimizer == "bf16"
     if mode == "bf16":
-        if "immediate_grad_update" in config["bf16"] and not whole:
+        if "immediate_grad_update" in config.section("bf16") and not whole:
             notes["bf16.immediate_grad_update"] = (
                 "it is for ZeRO-1 with data_types.grad_accum_dtype fp32 and without offload"
             )
-        if "check_grad_overflow" in config["bf16"] and (whole or stage in (0, 3)):
+        if "check_grad_overflow" in config.section("bf16") and (whole or stage in (0, 3)):
             notes["bf16.check_grad_overflow"] = "a step that is not finite is always skipped in this mode"
-    if mode.startswith("autocast") and stage > 0 and "communication_data_type" in config:
+    if mode.startswith("autocast") and stage > 0 and "communication_data_type" in config.raw:
         notes["communication_data_type"] = (
             "with torch_autocast, ZeRO reduces the gradients of linear layers in the autocast dtype and all "
             "others in fp32"
         )
-    types = config.get("data_types", {})
+    types = config.section("data_types")
     if "param_dtype" in types:
         notes["data_types.param_dtype"] = "the 'bf16' and 'fp16' sections decide"
     if mode not in ("bf16", "fp16"):
         for key in ("buffer_dtype", "keep_in_fp32_modules"):
             if key in types:
                 notes[f"data_types.{key}"] = "nothing is cast, because neither bf16 nor fp16 is enabled"
-        if stage == 2 and types.get("grad_accum_dtype") not in (None, "fp32", "float32"):
+        if stage == 2 and config.accumulation_dtype != "fp32":
             notes["data_types.grad_accum_dtype"] = (
                 "ZeRO-2 accumulates the gradients of fp32 parameters in fp32"
             )
     return notes
 
 
-def _of_optimizer(config: Mapping[str, Any]) -> dict[str, str]:
-    section = config.get("optimizer", {})
-    kind, params = str(section.get("type")).lower(), section.get("params", {})
+def _of_optimizer(config: DeepSpeedConfig) -> dict[str, str]:
+    kind, params = config.optimizer, config.optimizer_params
     notes: dict[str, str] = {}
     if kind == "muon" and "torch_adam" in params:
         notes["optimizer.params.torch_adam"] = "what is not Muon's always has torch's AdamW"
     if kind == "adamw" and "adam_w_mode" in params:
         notes["optimizer.params.adam_w_mode"] = "the type is AdamW"
     for key in ("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"):
-        if key in config:
+        if key in config.raw:
             notes[key] = "it is for optimizers that do not come from the JSON"
     return notes

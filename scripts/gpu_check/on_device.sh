@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# Checks and measures NormLab on a machine with a GPU and without a network (docs/gpu.md). Run it in the root of the
+# checkout, whose .gpu_kit was filled by scripts/gpu_check/prepare.sh:
+#
+#   bash .gpu_kit/on_device.sh                      # first: install imports medium small probe eval
+#   bash .gpu_kit/on_device.sh quiet bench tests    # any parts, in this order
+#
+# Parts:
+#   install   versions, the GPU                     imports   everything that is imported late
+#   medium    GPT-2 Medium at each of $MEDIUM       small     GPT-2 small, pre-flight included, at each of $SMALL
+#   probe     the step's pieces, each by itself     eval      a checkpoint of `small`, in fp32 on the GPU
+#   quiet     medium, DeepSpeed's timer off         bench     scripts/bench_engine.py at GPT-2 Medium's size
+#   launcher  small under `deepspeed`, 3 steps      docmask   small with data.document_mask (FlexAttention)
+#   profile   --profile of GPT-2 Medium             tests     the tests that a GPU changes
+# A part that fails does not keep the next from running; the exit status is 1 where one failed.
+#
+# Settings, from the environment: SMALL and MEDIUM (micro-batches), STEPS, ACCUMULATION, EXTRA (options of train.py),
+# PROBE, BENCH, TESTS (arguments of these parts), PATIENCE (all time limits times this), KIT, SCRATCH (packages, runs,
+# logs), OUT (gets logs.tar.gz). DEVICE=cpu with a tiny EXTRA is a rehearsal on a machine without a GPU.
+set -uo pipefail
+kit=${KIT:-.gpu_kit}
+scratch=${SCRATCH:-.cache/gpu_check}
+runs=$scratch/runs logs=$scratch/logs site=$scratch/site out=${OUT:-$scratch}
+read -ra small <<< "${SMALL:-8 24}"
+read -ra medium <<< "${MEDIUM:-24 48}"
+read -ra extra <<< "${EXTRA:-}"
+read -ra probe <<< "${PROBE:-}"
+read -ra bench <<< "${BENCH:---n_layer 24 --n_head 16 --n_embd 1024 --block_size 1024 --micro_batch 24}"
+read -ra tests <<< "${TESTS:-tests/model/test_document_mask.py tests/model/test_loss.py}"
+steps=${STEPS:-20} accumulation=${ACCUMULATION:-4} patience=${PATIENCE:-1}
+launcher=(python3) one_rank=(--num_gpus 1)
+began=$SECONDS failed=()
+
+stage() { # NAME SECONDS COMMAND...: run the command within its limit, log it, say how it ended
+    local name=$1 seconds=$(($2 * patience)) started=$SECONDS status=0
+    shift 2
+    echo "=== $name (at $((SECONDS - began)) s)"
+    timeout -k 5 "$seconds" "$@" > "$logs/$name.log" 2>&1 || status=$?
+    echo "--- $name: exit status $status, $((SECONDS - started)) s"
+    [ "$status" = 0 ] || failed+=("$name")
+    pack
+}
+pack() { # all logs, and what each run says of itself, in one file
+    local said=()
+    mapfile -t said < <(cd "$scratch" && ls -d runs/*/{metrics.jsonl,summary.json,environment.json,preflight.json} 2> /dev/null)
+    tar -czf "$out/logs.tar.gz" -C "$scratch" logs "${said[@]}"
+}
+train() { # NAME PRESET MICRO_BATCH STEPS [OPTION...]: one run, and what it says of itself
+    rm -rf "${runs:?}/$1" # of a call before this one, which would be taken as finished
+    stage "$1" 120 "${launcher[@]}" train.py --config recipes/sample.yaml --deepspeed_config ds_configs/zero1_bf16.json \
+        --run_dir "$runs/$1" --model.preset "$2" --model.block_size 1024 \
+        --data.validation_tokens 65536 --data.workers 2 --data.lanes 8 \
+        --ds.train_micro_batch_size_per_gpu "$3" --ds.train_batch_size $(($3 * accumulation)) \
+        --train.steps "$4" --train.val_every "$4" --train.checkpoint_every 100000 --schedule.warmup_steps 2 \
+        "${extra[@]}" "${@:5}"
+    grep -aE "pre-flight|torch.compile|has no effect|rror" "$logs/$1.log" | cut -c 1-300 | head -n 8
+    python3 scripts/gpu_check/facts.py run "$runs/$1"
+}
+
+part_install() {
+    python3 scripts/gpu_check/facts.py machine
+    nvidia-smi --query-gpu=name,memory.total,clocks.sm,clocks.max.sm,power.limit,driver_version --format=csv,noheader
+    command -v nvcc g++ ninja | tr '\n' ' '
+    echo
+} 2> /dev/null
+part_imports() {
+    stage imports 90 python3 -X faulthandler -c "
+import deepspeed, datasets, lm_eval, tiktoken, transformers
+import train, eval.__main__, eval.jobs, eval.lm, eval.report, eval.scorecard, training.engine.build
+from deepspeed.accelerator import get_accelerator
+print('DeepSpeed', deepspeed.__version__, 'on', get_accelerator().device_name(), get_accelerator().communication_backend_name())"
+    tail -n 3 "$logs/imports.log"
+}
+part_medium() {
+    local micro
+    for micro in "${medium[@]}"; do train "medium_$micro" gpt2_medium "$micro" "$steps" --skip_preflight; done
+}
+part_small() {
+    local micro
+    for micro in "${small[@]}"; do train "small_$micro" gpt2_small "$micro" "$steps"; done
+}
+part_probe() {
+    stage probe 200 python3 scripts/gpu_check/probe.py --json "$logs/probe.json" "${probe[@]}"
+    grep -v '^compile' "$logs/probe.log" | tail -n 60
+}
+part_eval() {
+    stage eval 90 python3 -m eval "$runs/small_${small[0]}" --tasks sample_documents,sample_lastword --limit 100
+    tail -n 8 "$logs/eval.log"
+}
+part_quiet() { # that timer synchronises the GPU twice per micro-batch
+    local micro
+    for micro in "${medium[@]}"; do
+        train "medium_${micro}_quiet" gpt2_medium "$micro" "$steps" --skip_preflight --ds.timers.throughput '{"enabled": false}'
+    done
+}
+part_bench() {
+    stage bench 180 python3 scripts/bench_engine.py --ranks 1 --rounds 1 --steps 3 --accumulation 2 --json "$logs/bench.json" \
+        "${bench[@]}" --only "DDP bf16 autocast, model compiled"
+    tail -n 16 "$logs/bench.log"
+}
+part_launcher() {
+    local launcher=(deepspeed "${one_rank[@]}")
+    train launcher gpt2_small "${small[0]}" 3 --skip_preflight
+}
+part_docmask() {
+    train docmask gpt2_small "${small[0]}" 8 --skip_preflight --data.document_mask true
+}
+part_profile() {
+    local name=profile_${medium[0]}
+    train "$name" gpt2_medium "${medium[0]}" 6 --skip_preflight --train.profile_steps "[4, 5]"
+    sed -n '/ms per step\|ms a step/,+11p' "$logs/$name.log"
+    gzip -c "$runs/$name/profile/trace_rank0.json" > "$out/trace_rank0.json.gz"
+}
+part_tests() {
+    stage tests 120 python3 -m pytest -q -o addopts=--import-mode=importlib -p no:cacheprovider "${tests[@]}"
+    tail -n 12 "$logs/tests.log"
+}
+
+parts=${*:-first}
+parts=${parts/first/install imports medium small probe eval}
+for part in $parts; do
+    declare -F "part_$part" > /dev/null || {
+        echo "error: '$part' is no part; there are: first $(declare -F | sed -n 's/^declare -f part_//p' | tr '\n' ' ')" >&2
+        exit 2
+    }
+done
+[ -f train.py ] && [ -d "$kit/wheels" ] || {
+    echo "error: run this in the root of a checkout with the kit of scripts/gpu_check/prepare.sh in $kit" >&2
+    exit 2
+}
+mkdir -p "$out" "$runs" "$logs"
+if [ ! -f "$site/.complete" ]; then
+    started=$SECONDS
+    python3 -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+        --target "$site" "$kit"/wheels/*.whl || exit 1
+    touch "$site/.complete"
+    echo "wheels installed in $((SECONDS - started)) s"
+fi
+site=$(cd "$site" && pwd)
+export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH} PATH=$site/bin:$PATH NORMLAB_SAMPLE_DIR
+NORMLAB_SAMPLE_DIR=$(cd "$kit/sample" && pwd)
+export PYTHONUNBUFFERED=1 WANDB_MODE=disabled HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
+if [ "${DEVICE:-cuda}" = cpu ]; then
+    export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
+    one_rank=(--num_accelerators 1) probe+=(--device cpu)
+fi
+
+for part in $parts; do "part_$part"; done
+echo "=== all of it: $((SECONDS - began)) s; logs in $out/logs.tar.gz"
+[ ${#failed[@]} = 0 ] || {
+    echo "failed: ${failed[*]}"
+    exit 1
+}

@@ -1,0 +1,28 @@
+"""How the suite runs: without busy threads, and cut so that two workers share it evenly."""
+
+import os
+
+# Before torch is imported: its threads would wait for each other busily where others use the cores too, and
+# one is enough for tiny models.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+
+LONGEST_FIRST = ()
+"""Files in the order in which workers should take them; all others follow. See CONTRIBUTING.md."""
+SPLIT = ()
+"""Files whose tests share nothing that is dear to make, so that several workers may take them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file goes to one worker, which makes its fixtures, and the longest first."""
+    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
+
+    def file_of(item: pytest.Item) -> str:
+        return item.path.relative_to(item.config.rootpath / "tests").as_posix()
+
+    items.sort(key=lambda item: order.get(file_of(item), len(order)))
+    for item in items:
+        if file_of(item) not in SPLIT and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(file_of(item)))

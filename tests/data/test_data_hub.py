@@ -1,0 +1,117 @@
+"""A data set on the hub, read through every fault of the network."""
+
+import gzip
+import json
+import multiprocessing
+import os
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from data import DataConfig, open_source, open_tokenizer
+from data.sources import ParquetSource, jsonl, network
+from tests.data.servers import COMMIT, ROWS, Server, json_lines, parquet_bytes, serving, texts
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(network, "RETRY_SECONDS", (0, 0, 0))
+    monkeypatch.setattr(jsonl, "JSONL_DIR", tmp_path / "cache")
+
+
+def hub(server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, str]) -> None:
+    """A data set in the hub's own URLs; `subsets` are patterns by name."""
+    card = {
+        "configs": [
+            {"config_name": name, "data_files": [{"split": "train", "path": path}]}
+            for name, path in subsets.items()
+        ]
+    }
+    files = {"README.md": f"---\n{json.dumps(card)}\n---\n".encode(), **files}
+    siblings = [{"rfilename": name} for name in files]
+    api = f"/api/datasets/{repo}"
+    for revision in "", "/revision/v1", f"/revision/{COMMIT}":
+        about = {"id": repo, "sha": COMMIT, "siblings": siblings}
+        server.files[api + revision] = json.dumps(about).encode()
+    for name, content in files.items():
+        path = f"/datasets/{repo}/resolve/{COMMIT}/{name}"
+        if name == "README.md":
+            server.files[path] = content
+        else:
+            server.files[f"/storage/{name}"] = content
+            server.redirects[path] = f"{server.url}/storage/{name}?Signature=secret"
+    folders = {str(folder) for name in files for folder in Path(name).parents} - {"."}
+    tree = [{"type": "file", "oid": "0" * 40, "size": len(files[name]), "path": name} for name in files] + [
+        {"type": "directory", "oid": "0" * 40, "size": 0, "path": name} for name in folders
+    ]
+    for folder in ("", *folders):
+        place = f"{api}/tree/{COMMIT}{'/' if folder else ''}{folder.replace('/', '%2F')}"
+        below = [entry for entry in tree if Path(folder) in Path(str(entry["path"])).parents]
+        children = [entry for entry in below if Path(str(entry["path"])).parent == Path(folder)]
+        server.files[f"{place}?recursive=true&expand=false"] = json.dumps(below).encode()
+        server.files[f"{place}?recursive=false&expand=false"] = json.dumps(children).encode()
+
+
+def read_from_hub(url: str) -> None:
+    """Runs in a process of its own, where `HF_ENDPOINT` was `url` at import."""
+
+    def fail(fault: int | str, times: int) -> None:
+        urllib.request.urlopen(f"{url}/faults/{fault}/{times}").close()
+
+    time.sleep = lambda _: None  # the hub's client waits too
+    network.RETRY_SECONDS = (0, 0)
+    config = DataConfig(source="org/name", subset="sample-10BT", revision="v1")
+    source = open_source(config, open_tokenizer("bytes"))
+    assert isinstance(source, ParquetSource)
+    assert list(source.file_sizes) == [
+        f"hf://datasets/org/name@{COMMIT}/sample/10BT/{name}_00000.parquet" for name in ("000", "001")
+    ]
+    assert len(source.shards) == 12 + 6
+    assert texts(source) == ROWS * 2
+    for fault in ("drop", "cut", 503, 429):
+        found = []
+        for number, shard in enumerate(source.shards):
+            fail(fault, number % 9)  # the hub's client tries 6 times by itself
+            found += source.read(shard).kept
+        assert found == ROWS * 2, fault
+    fail("drop", 999)
+    with pytest.raises(
+        ConnectionError, match=r"^hf://datasets/org/name@.* cannot be read \(.*tried 3 times\)"
+    ):
+        source.read(source.shards[0])
+    fail("drop", 0)
+    child = os.fork()
+    if child == 0:
+        try:
+            right = texts(source) == ROWS * 2
+        finally:
+            os._exit(0 if right else 1)
+    assert texts(source) == ROWS * 2
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_subset_of_a_hub_data_set_is_read_through_every_fault(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = {
+        "data/2020/000.parquet": parquet_bytes(6000),
+        "sample/10BT/000_00000.parquet": parquet_bytes(500),
+        "sample/10BT/001_00000.parquet": parquet_bytes(6000),
+    }
+    hub(server, "org/name", files, {"default": "data/*/*", "sample-10BT": "sample/10BT/*"})
+    hub(server, "org/lines", {"rows.jsonl.gz": gzip.compress(json_lines())}, {"default": "*.gz"})
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(read_from_hub, server.url).result(timeout=120)
+    assert not [request for request in server.requests if request.path.startswith("/storage/data")]

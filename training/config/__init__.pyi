@@ -1,0 +1,10 @@
+from .commands import read_command as read_command
+from .deepspeed import DeepSpeedConfig as DeepSpeedConfig
+from .deepspeed import read_deepspeed_config as read_deepspeed_config
+from .deepspeed_effects import ineffective_keys as ineffective_keys
+from .evaluation import EvalConfig as EvalConfig
+from .recipe import FREE_TO_CHANGE as FREE_TO_CHANGE
+from .recipe import Recipe as Recipe
+from .recipe import TrainConfig as TrainConfig
+from .recipe import check_design as check_design
+from .tracking import TrackingConfig as TrackingConfig

@@ -1,0 +1,144 @@
+"""What train.py and its relatives are given: a recipe, a DeepSpeed JSON, and what overrides either."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data import open_tokenizer
+from model import DESIGN_KEYS, PRESETS, VARIANTS, designs_of_file
+from model.errors import UserError
+
+from ..engine.environment import rank_from_environment, world_size_from_environment
+from .command_line import CommandLine, Option, Shorthand, existing_file
+from .deepspeed import DeepSpeedConfig, read_deepspeed_config
+from .recipe import FREE_TO_CHANGE, SECTIONS, Recipe
+
+if TYPE_CHECKING:
+    from ..run.folder import RunFolder
+
+VOCAB_MULTIPLE = 64
+"""The embedding has the tokenizer's vocabulary rounded up to a multiple of this: GPT-2's 50257 to 50304."""
+
+
+def _of_model(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"model.{key}": value for key, value in values.items()}
+
+
+SHORTHANDS = {
+    "model.preset": Shorthand(
+        {name: _of_model(shape) for name, shape in PRESETS.items()},
+        help=f"one of {', '.join(PRESETS)}: sets n_layer, n_head and n_embd",
+    ),
+    "model.variant": Shorthand(
+        {name: _of_model(variant.design) for name, variant in VARIANTS.items()},
+        of_file=lambda path: _of_model(VARIANTS["vanilla"].design | designs_of_file(path)),
+        help=f"one of `python -m model.catalogue`, or a file that defines LayerNorm, Block or Topology: sets "
+        f"{', '.join(DESIGN_KEYS)}",
+    ),
+}
+FILES = {
+    "config": Option("the recipe: model, data, length, evaluation", "RECIPE.yaml"),
+    "deepspeed_config": Option("the engine: batch sizes, precision, ZeRO, optimizer, clipping", "DS.json"),
+}
+TRAIN = CommandLine(
+    prog="train.py",
+    usage="deepspeed [--num_gpus N] train.py --config RECIPE.yaml --deepspeed_config DS.json "
+    "[--run_dir DIR]\n                 [--section.key VALUE ...] [--ds.path.to.key VALUE ...]",
+    description="Train one GPT-2 variant and score it on the fixed validation set.",
+    sections=SECTIONS,
+    shorthands=SHORTHANDS,
+    options=FILES
+    | {
+        "run_dir": Option(
+            "the run folder; a run that stopped there is resumed (default: under runs/)", "DIR"
+        ),
+        "local_rank": Option("set by the launcher", "N"),
+    },
+    switches={
+        "--skip_preflight": "--train.preflight=false",
+        "--profile": "--train.profile_steps=[3, 4, 5]",
+    },
+    takes_deepspeed=True,
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe and a DeepSpeed JSON with what overrides them, as far as no tokenizer and no JSON is read.
+
+    Attributes:
+        recipe_file: of --config
+        sections: the recipe's sections, overrides and shorthands applied
+        keys: those that the recipe file or the command line sets
+        deepspeed_file: of --deepspeed_config
+        deepspeed_overrides: dotted path in it -> value as typed
+        options: the command's own, by name
+    """
+
+    recipe_file: Path
+    sections: Mapping[str, Any]
+    keys: frozenset[str]
+    deepspeed_file: Path
+    deepspeed_overrides: Mapping[str, str]
+    options: Mapping[str, str]
+
+    def recipe(self) -> Recipe:
+        """The whole recipe, `model.vocab_size` and `schedule.steps` filled in where they were left out.
+
+        It opens the tokenizer. Raises UserError or OSError.
+        """
+        sections = dict(self.sections)
+        if "model.vocab_size" not in self.keys:
+            needed = open_tokenizer(sections["data"].tokenizer).vocab_size
+            rows = -(-needed // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+            sections["model"] = replace(sections["model"], vocab_size=rows)
+        recipe = Recipe(**sections)
+        if recipe.schedule.steps is None:
+            recipe = replace(recipe, schedule=replace(recipe.schedule, steps=recipe.train.steps))
+        return recipe
+
+
+def read_request(command: CommandLine, argv: list[str]) -> Request:
+    """The command line and the recipe that it names.
+
+    Raises:
+        UserError: one sentence about what was given and what is allowed.
+        SystemExit: after `--help`, with status 0.
+    """
+    given = command.read(argv)
+    for required in FILES:
+        if required not in given.options:
+            raise UserError(
+                f"--{required} is missing: it takes a file, e.g. "
+                "--config recipes/sample.yaml --deepspeed_config ds_configs/zero1_bf16_cpu.json"
+            )
+    recipe_file, deepspeed_file = (existing_file(name, given.options[name]) for name in FILES)
+    sections, keys = command.build_sections(command.read_recipe(recipe_file), given.keys)
+    return Request(recipe_file, sections, keys, deepspeed_file, given.deepspeed, given.options)
+
+
+def read_command(argv: list[str]) -> "tuple[Recipe, DeepSpeedConfig, RunFolder]":
+    """train.py's command line: the recipe, the engine and the run folder. Nothing is built or written.
+
+    Neither torch nor DeepSpeed is imported, and what costs least is checked first. What they alone can check
+    remains: `check_design` builds the design, `check_with_deepspeed` asks DeepSpeed's own classes.
+
+    Raises:
+        UserError, OSError: one sentence about what was given and what is allowed.
+        SystemExit: after `--help`, with status 0.
+    """
+    request = read_request(TRAIN, argv)
+    deepspeed = read_deepspeed_config(
+        request.deepspeed_file, request.deepspeed_overrides, world_size_from_environment()
+    )
+    recipe = request.recipe()
+
+    from ..run.folder import RunFolder
+
+    name = f"{request.recipe_file.stem}_{recipe.variant}_seed{recipe.train.init_seed}"
+    path = request.options.get("run_dir") or Path("runs", re.sub(r"[^\w.+-]", "-", name))
+    run = RunFolder(Path(path), rank_from_environment())
+    run.check_same_run(vars(recipe), deepspeed.raw, FREE_TO_CHANGE)
+    return recipe, deepspeed, run

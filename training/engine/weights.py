@@ -1,0 +1,91 @@
+"""The trained weights of a run, out of what DeepSpeed wrote, in a GPT of their own."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import GPT, GPTConfig
+from model.errors import UserError
+
+from ..run.reader import damage, find_checkpoint, read_recipe
+
+Weights = dict[str, torch.Tensor]
+
+
+def load_model(run_dir: str | Path, step: int | None = None) -> tuple[GPT, int]:
+    """The model of a run at its last complete checkpoint or at `step`, on the CPU in fp32, and that step.
+
+    The weights are the optimizer's fp32 master copies, joined over the ranks that wrote them; fp32 training
+    without ZeRO has no other copy than the model's own.
+
+    Raises UserError as `read_recipe` and `find_checkpoint` do, and where a file is not as it was written.
+    """
+    run_dir = Path(run_dir)
+    folder, step = find_checkpoint(run_dir, step)
+    if problem := damage(folder):
+        raise UserError(f"{folder} is damaged ({problem}): --step chooses another checkpoint")
+    shape = read_recipe(run_dir)["model"]
+    for file in run_dir.glob("designs/*.py"):  # the code that was trained, whatever became of the file
+        shape[file.stem] = f"{file}:{shape[file.stem].rpartition(':')[2]}"
+    gpt = GPT(GPTConfig(**shape))
+    gpt.load_state_dict(fp32_weights(folder))
+    return gpt.eval(), step
+
+
+def fp32_weights(checkpoint: Path) -> Weights:
+    """All weights by name: the optimizer's fp32 copies where there are any.
+
+    Which of DeepSpeed's optimizers wrote the checkpoint is seen from its files.
+    """
+    files = {
+        int(match[1]): file
+        for file in checkpoint.glob("*_optim_states.pt")
+        if (match := re.search(r"zero_pp_rank_(\d+)_", file.name))
+    }
+    model = checkpoint / "mp_rank_00_model_states.pt"
+    if not files:
+        return _weights_without_zero(_read(model))
+    first, *others = (files[rank] for rank in sorted(files))
+    states = [_read(first)["optimizer_state_dict"]]
+    if "zero_stage" not in states[0]:
+        states += [_read(file)["optimizer_state_dict"] for file in others]
+        return _joined_partitions(_read(model), states)
+    # Imported here: DeepSpeed takes seconds, and the other two kinds of checkpoint do without.
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+
+
+def _weights_without_zero(model: dict[str, Any]) -> Weights:
+    """The model's own weights; under the fp32 copies of bf16 training where it has some."""
+    weights = model["module"]
+    copies = (model.get("optimizer") or {}).get("fp32_groups")
+    if copies is None:
+        return weights
+    # The groups of bf16 without ZeRO have the copies' names from `build_engine`.
+    groups = model["optimizer"]["optimizer_state_dict"]["param_groups"]
+    for group, group_copies in zip(groups, copies, strict=True):
+        weights |= {name: copy.detach() for name, copy in zip(group["names"], group_copies, strict=True)}
+    return weights | {"lm_head.weight": weights["transformer.wte.weight"]}
+
+
+def _joined_partitions(model: dict[str, Any], optimizers: list[dict[str, Any]]) -> Weights:
+    """The weights of the bf16 optimizer with fp32 accumulation, which DeepSpeed's function does not read.
+
+    Each rank holds its part of every group's parameters, flattened in the order of `param_shapes` and padded
+    at the end.
+    """
+    weights: Weights = {}
+    for group, shapes in enumerate(model["param_shapes"]):
+        flat = torch.cat([optimizer["single_partition_of_fp32_groups"][group] for optimizer in optimizers])
+        sizes = [shape.numel() for shape in shapes.values()]
+        parts = flat[: sum(sizes)].split(sizes)
+        weights |= {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return weights | {name: weights[source] for name, source in model["shared_params"].items()}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    # DeepSpeed pickles its configuration beside the tensors, which torch's safe loader refuses.
+    return torch.load(file, map_location="cpu", weights_only=False)

@@ -1,0 +1,267 @@
+"""What is said and written of a run under way: terminal, metrics.jsonl, summary.json and W&B."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from data import BAD_REASONS, Corpus, ValidationSet
+from model import GPT, flops_per_token
+
+from ..config.deepspeed import DeepSpeedConfig
+from ..config.recipe import Recipe
+from ..engine.build import log_communication
+from ..engine.ranks import Ranks
+from ..state import TrainState
+from ..step import StepResult
+from ..validation import loss_floors, write_document_losses
+from .console import Console
+from .folder import RunFolder, recipe_as_dict
+from .profiling import StartUp, StepProfiler
+from .reader import checkpoint_name
+from .throughput import Throughput
+from .tracking import Tracker
+
+DATA_WAIT_LIMIT = 0.05
+"""The share of a step's time that it may wait for data before the run says what to do."""
+DATA_WAIT_STEPS = 20
+
+
+class Reporter:
+    """Tells the terminal, the run folder and W&B what the loop does; it decides nothing.
+
+    Every rank has one and makes the same calls. Only rank 0 says and writes something.
+
+    Attributes:
+        phase: times what happens inside `with phase("validation"):`; see `Throughput.phase`.
+        profiled_step: profiles what happens inside, where the recipe wants that of this step.
+
+    Args:
+        recipe: the run as resolved.
+        ds: its DeepSpeed config.
+        folder: its files.
+        console: its terminal.
+        ranks: who trains.
+        gpt: what is trained, whole.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        ds: DeepSpeedConfig,
+        folder: RunFolder,
+        console: Console,
+        ranks: Ranks,
+        gpt: GPT,
+    ) -> None:
+        self.recipe, self.ds, self.folder, self.console = recipe, ds, folder, console
+        self._ranks = ranks
+        self._parameters, self._flops_per_token = gpt.num_parameters(), flops_per_token(gpt)
+        self._profiler = StepProfiler(
+            recipe.train.profile_steps, folder.path / "profile", ranks.rank, console.say
+        )
+        self._tracker: Tracker | None = None
+        self._waits: deque[tuple[float, float]] = deque(maxlen=DATA_WAIT_STEPS)
+        self._has_said_data_wait = False
+        self.profiled_step = self._profiler.step
+
+    def begin(
+        self,
+        state: TrainState,
+        checkpoint: Path | None,
+        corpus: Corpus,
+        validation: ValidationSet,
+        start_up: StartUp,
+    ) -> None:
+        """Say and write what is known before the first step.
+
+        Args:
+            state: where the run begins; gets the id of its W&B run.
+            checkpoint: what it resumes from.
+            corpus: what it trains on.
+            validation: what it is scored on.
+            start_up: the clock of the start.
+        """
+        folder, console, recipe = self.folder, self.console, self.recipe
+        # Steps after the checkpoint are made again: their lines go, so that no step has two.
+        folder.keep_metrics_until(state.step)
+        folder.summary.pop("error", None)
+        if folder.rank == 0 and "floors" not in folder.summary:
+            floors = loss_floors(corpus, validation, recipe.data, recipe.model.block_size)
+            folder.summary["floors"] = floors
+        folder.update_summary(
+            status="running",
+            val_loss=None,
+            val_bits_per_byte=None,
+            parameters=self._parameters,
+            world_size=self._ranks.world_size,
+            val_tokens=len(validation.tokens) - 1,
+            val_bytes=int(validation.bytes.sum()),
+            val_text_fingerprint=validation.text_fingerprint,
+            source_fingerprint=corpus.source.fingerprint,
+            **recipe.facts(self.ds),
+        )
+        if folder.rank == 0:
+            self._say_derived_numbers(folder.summary)
+            if checkpoint:
+                console.say(f"resumed from {checkpoint}")
+            config = recipe_as_dict(vars(recipe)) | {"deepspeed": dict(self.ds.raw), "run": folder.summary}
+            self._tracker = Tracker(recipe.tracking, folder.path, state.wandb_id, config, console.say)
+            state.wandb_id = self._tracker.id
+        tokens = recipe.train.steps * folder.summary["tokens_per_step"]
+        self._bar = console.bar(recipe.variant, total=tokens, initial=state.tokens, unit="tok")
+        self._throughput = Throughput(self._flops_per_token, self._ranks.device, self._ranks.world_size)
+        self.phase = self._throughput.phase
+        start_up.mark("engine")
+        self._start_up: StartUp | None = start_up
+        self._bad_reasons_said = state.bad_documents.keys()
+        self._wall_time_before, self._began = state.wall_time_s, time.perf_counter()
+
+    def step(self, state: TrainState, result: StepResult, lr: float) -> None:
+        """A step is over, and `state` counts it."""
+        say, steps = self.console.say, self.recipe.train.steps
+        for reason in result.bad_documents.keys() - self._bad_reasons_said:
+            say(f"a document {BAD_REASONS[reason]}: it is left out, and metrics.jsonl counts them")
+        self._bad_reasons_said = result.bad_documents.keys()
+        self._write_metrics(
+            "train",
+            state,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=lr,
+            data_wait=result.data_wait / result.seconds,
+            **self._throughput.step(result.tokens, result.seconds),
+            **({} if result.applied else {"skipped": True}),
+            **({"bad_documents": result.bad_documents} if result.bad_documents else {}),
+        )
+        if self._start_up:  # the first step of this start
+            self._start_up.mark("first step")
+            self.folder.update_summary(start_up_s=self._start_up.seconds())
+            if self.recipe.train.profile_steps:
+                say(self._start_up.sentence())
+            self._start_up = None
+        self._bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{result.loss:.3f}", refresh=False)
+        self._bar.update(result.tokens)
+        if not result.applied:
+            say(f"step {state.step} is skipped: its gradients are not finite (loss {result.loss:.4g})")
+        if advice := self._advice_on_data_wait(result):
+            say(advice)
+
+    def validation(self, state: TrainState, losses: np.ndarray, validation: ValidationSet) -> None:
+        """A validation is over: `losses` (N,) are those of its targets, and `state` has their mean."""
+        if self.folder.rank == 0:
+            folder = self.folder.path / "eval" / checkpoint_name(state.step)
+            write_document_losses(folder / "validation.parquet", losses, validation)
+        self._write_metrics("val", state, loss=state.val_loss, bits_per_byte=state.val_bits_per_byte)
+        self.console.say(
+            f"step {state.step}: validation loss {state.val_loss:.4f} nats per token, "
+            f"{state.val_bits_per_byte:.4f} bits per byte"
+        )
+
+    def checkpoint(self, state: TrainState, last: Path) -> None:
+        """The checkpoint `last` is written."""
+        folder = self.folder
+        best = last if state.best_step is None else folder.checkpoints / checkpoint_name(state.best_step)
+        folder.update_summary(
+            step=state.step,
+            tokens=state.tokens,
+            skipped_steps=state.skipped_steps,
+            wall_time_s=round(state.wall_time_s, 3),
+            tokens_per_s=round(state.tokens / state.wall_time_s, 1),
+            last_checkpoint=str(last.relative_to(folder.path)),
+            best_checkpoint=str(best.relative_to(folder.path)) if best.exists() else None,
+        )
+
+    def end(self, state: TrainState, diverged: bool, data_error: str | None) -> int:
+        """The loop is over, on all ranks.
+
+        Args:
+            state: where it stopped.
+            diverged: whether too many steps were skipped in a row.
+            data_error: why a rank's data ended.
+
+        Returns the exit status: 0 finished, or stopped and saved; 1 diverged, or out of data.
+        """
+        self._bar.close()
+        self._profiler.finish()
+        self.console.say(self._throughput.sentence())
+        status, sentence = self._outcome(state, diverged)
+        facts: dict[str, Any] = {"status": status, "step": state.step, "tokens": state.tokens}
+        facts |= {"skipped_steps": state.skipped_steps, "throughput": self._throughput.summary()}
+        if status == "finished":
+            facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
+        if data_error:
+            facts["error"] = data_error
+            self.console.fail(data_error)
+        self.folder.update_summary(**facts)
+        if self._tracker:
+            self._tracker.finish(self.folder.summary)
+        log_communication(self.ds)
+        dist.barrier()  # the ranks end together, so that the next run does not meet one of this
+        skips = f"; {state.skipped_steps} step(s) were skipped" if state.skipped_steps else ""
+        self.console.say(f"{self.folder.path} {sentence}{skips}")
+        return 1 if diverged or data_error else 0
+
+    def wall_time_s(self) -> float:
+        """Seconds in the loop, those of earlier starts included."""
+        return self._wall_time_before + time.perf_counter() - self._began
+
+    def _outcome(self, state: TrainState, diverged: bool) -> tuple[str, str]:
+        """The run's status, and how it ended in words."""
+        if diverged:
+            steps = state.skipped_in_a_row
+            return "diverged", f"diverged: the gradients of the last {steps} steps were not finite"
+        if state.step == self.recipe.train.steps:
+            loss, bits = state.val_loss or math.nan, state.val_bits_per_byte or math.nan
+            return "finished", (
+                f"is finished: validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
+            )
+        if state.step:
+            where = f"is stopped and saved at step {state.step}: the same command goes on from there"
+        else:
+            where = "is stopped before its first step: the same command begins again"
+        return "interrupted", where
+
+    def _write_metrics(self, kind: str, state: TrainState, **values: Any) -> None:
+        """One line of metrics.jsonl, and the same to W&B."""
+        values = {"tokens": state.tokens} | values
+        self.folder.append_metrics(kind=kind, step=state.step, **values)
+        if self._tracker:
+            self._tracker.log(kind, state.step, values)
+
+    def _say_derived_numbers(self, summary: Mapping[str, Any]) -> None:
+        """Every number of a run that follows from others."""
+        say, ds = self.console.say, self.ds
+        ranks, tokens, floors = summary["world_size"], summary["tokens_per_step"], summary["floors"]
+        say(
+            f"{self.folder.path}: {summary['variant']}, GPT-2 {summary['model']}, "
+            f"{summary['parameters']:,} parameters, {ds.precision}, ZeRO-{ds.stage}, {ranks} rank(s)"
+        )
+        say(
+            f"each step: {ds.micro_batch} sequences x {ds.accumulation} accumulation steps x {ranks} rank(s) "
+            f"x {summary['block_size']} tokens = {tokens:,} tokens; {summary['steps']:,} steps = "
+            f"{summary['steps'] * tokens:,} tokens"
+        )
+        say(
+            f"validation: {summary['val_tokens']:,} tokens of {summary['val_bytes']:,} bytes, on which "
+            f"guessing every token alike scores {floors['uniform']:.2f} nats per token and a unigram model "
+            f"{floors['unigram']:.2f}"
+        )
+
+    def _advice_on_data_wait(self, result: StepResult) -> str | None:
+        """What to do, once, when `DATA_WAIT_STEPS` steps waited more than `DATA_WAIT_LIMIT` of their time."""
+        self._waits.append((result.data_wait, result.seconds))
+        share = sum(wait for wait, _ in self._waits) / sum(seconds for _, seconds in self._waits)
+        if self._has_said_data_wait or len(self._waits) < DATA_WAIT_STEPS or share <= DATA_WAIT_LIMIT:
+            return None
+        self._has_said_data_wait = True
+        return (
+            f"the last {DATA_WAIT_STEPS} steps waited for data {share:.0%} of their time: raise data.workers "
+            f"(now {self.recipe.data.workers}), set data.cache_dir, or make token shards with "
+            "scripts/tokenize_data.py"
+        )

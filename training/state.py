@@ -1,0 +1,57 @@
+"""What a run must carry over a stop, beside weights and optimizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .step import StepResult
+
+
+@dataclass
+class TrainState:
+    """What a run needs, beside weights and optimizer, to go on as if it had never stopped."""
+
+    step: int = 0
+    """Optimizer steps taken, skipped ones included."""
+    tokens: int = 0
+    """Target tokens trained on."""
+    skipped_steps: int = 0
+    """Steps that the engine did not apply because a gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """How many of them came last, without an applied step between."""
+    bad_documents: dict[str, int] = field(default_factory=dict)
+    """Documents that were left out, by reason."""
+    wall_time_s: float = 0.0
+    """Seconds spent in the loop, validation and checkpoints included."""
+    cursors: dict[int, Sequence[int]] = field(default_factory=dict)
+    """Lane -> (epoch, window, row, offset) of its next token; between saves a rank keeps only its own."""
+    data_fingerprint: str | None = None
+    """Of the source and the tokenizer that the cursors belong to."""
+    rng: list[dict[str, str]] = field(default_factory=list)
+    """Each rank's torch generators, as hex."""
+    wandb_id: str | None = None
+    """The W&B run that every start of this run continues."""
+    val_loss: float | None = None
+    """The latest validation loss, nats per token."""
+    val_bits_per_byte: float | None = None
+    """The same in bits per byte of text."""
+    best_val_loss: float | None = None
+    """Lowest validation loss so far, nats per token."""
+    best_step: int | None = None
+    """The step that had it."""
+
+    def advance(self, result: "StepResult") -> None:
+        """Count a step that all ranks have made."""
+        self.step += 1
+        self.tokens += result.tokens
+        self.skipped_steps += not result.applied
+        self.skipped_in_a_row = 0 if result.applied else self.skipped_in_a_row + 1
+        self.cursors.update(result.cursors)
+        self.bad_documents = result.bad_documents
+
+    def note_validation(self, loss: float, bits_per_byte: float) -> None:
+        """Remember a validation after this step, and whether it is the best so far."""
+        self.val_loss, self.val_bits_per_byte = loss, bits_per_byte
+        if self.best_val_loss is None or loss < self.best_val_loss:
+            self.best_val_loss, self.best_step = loss, self.step

@@ -1,0 +1,98 @@
+"""One optimizer step on one global batch: forward, backward, accumulation, and what all ranks make of it."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+
+from data import document_ids, inputs_and_targets
+from model import IGNORED_TARGET
+
+from .engine.build import gradient_norm
+from .feed import Feed
+
+
+class StepResult(NamedTuple):
+    """A step as all ranks see it, but for the cursors, which are this rank's."""
+
+    loss: float
+    """Nats per token over the global batch."""
+    tokens: int
+    """Targets of the global batch."""
+    applied: bool
+    """Whether the weights moved: DeepSpeed skips a step whose gradients are not finite."""
+    grad_norm: float
+    """Global L2 norm of the averaged gradients before clipping; not finite where the step was skipped."""
+    seconds: float
+    """What the step took on this rank."""
+    data_wait: float
+    """Seconds that the rank which waited longest for data waited."""
+    stop: bool
+    """Whether a rank was asked to stop, or its data ended."""
+    cursors: dict[int, Sequence[int]]
+    """Where the lanes of this rank go on, by lane."""
+    bad_documents: dict[str, int]
+    """Documents left out since the run began, by reason."""
+
+
+def train_step(
+    engine: Any,
+    feed: Feed,
+    *,
+    device: torch.device,
+    eot: int,
+    document_mask: bool,
+    fetch_next: bool,
+    stop_asked: Callable[[], bool],
+    phase: Callable[[Any], AbstractContextManager[None]],
+) -> StepResult:
+    """Train on the global batch that `feed` has fetched. All ranks call it.
+
+    Args:
+        engine: DeepSpeed's, its learning rate set.
+        feed: this rank's micro-batches, each (B, T + 1).
+        device: this rank's.
+        eot: the token that ends a document.
+        document_mask: whether attention stays within a document.
+        fetch_next: whether another step follows; its batch is fetched while this one is computed.
+        stop_asked: whether this rank was asked to stop.
+        phase: times what happens inside as `forward`, `backward`, `optimizer` or `data`.
+    """
+    started = time.perf_counter()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss in nats, targets
+    cursors: dict[int, Sequence[int]] = {}
+    for tokens, moved in feed.take():
+        tokens = tokens.to(device, non_blocking=True).long()  # (B, T + 1)
+        inputs, targets = inputs_and_targets(tokens, eot)
+        documents = document_ids(inputs, eot) if document_mask else None
+        with phase("forward"):
+            _, loss = engine(inputs, targets, documents=documents)
+        # DeepSpeed averages the losses of micro-batches and ranks. Scaled by its share of live targets, every
+        # target of the global batch has the same weight, wherever ignored ones lie.
+        live = (targets != IGNORED_TARGET).sum()
+        loss = loss * (live / targets.numel())
+        with phase("backward"):
+            engine.backward(loss)
+        with phase("optimizer"):
+            engine.step()  # the weights move at the last micro-batch
+        sums += torch.stack([loss.detach().double() * targets.numel(), live])
+        cursors.update(moved)
+    # The CPU tokenises the next batch while a GPU still computes this one: nothing above waits for it.
+    if fetch_next:
+        with phase("data"):
+            feed.fetch()
+    # The first and only wait: one gather brings the loss, the counts, and whether anybody wants to stop.
+    ranks = feed.of_all_ranks(sums, stop_asked())
+    return StepResult(
+        loss=ranks.loss,
+        tokens=ranks.tokens,
+        applied=engine.was_step_applied(),
+        grad_norm=gradient_norm(engine),
+        seconds=time.perf_counter() - started,
+        data_wait=ranks.data_wait,
+        stop=ranks.stop,
+        cursors=cursors,
+        bad_documents=ranks.bad_documents,
+    )
