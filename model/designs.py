@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,6 @@ from .norms import NORMS
 from .options import with_options
 from .placements import PLACEMENTS
 from .plug_points import PlugPoint, existing_file, split_name
-from .plug_points import design_files as design_files
-from .plug_points import design_fingerprint as design_fingerprint
-from .plug_points import designs_of_file as designs_of_file
 from .plugin import classes_in, extract, in_words
 from .residuals import RESIDUALS
 from .sphere import SPHERE_BLOCKS, SPHERE_TOPOLOGIES
@@ -92,13 +89,6 @@ def find_designs(config: GPTConfig) -> Designs:
     return Designs(norm, block, topology, defaults)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, and all of them."""
-    known = list(known)
-    guess = did_you_mean(name, known, 0.5)
-    return f"{guess}; known are {', '.join(known)}" if len(known) <= 60 else guess
-
-
 def _find(
     plug: PlugPoint, config: GPTConfig, ours: Mapping[str, type]
 ) -> tuple[type[nn.Module], Mapping[str, Any]]:
@@ -112,13 +102,13 @@ def _find(
 
 
 def _load(
-    key: str, name: str, known: Mapping[str, object], ours: Mapping[str, type]
+    key: str, name: str, known: Collection[str], ours: Mapping[str, type]
 ) -> tuple[type[nn.Module], Mapping[str, Any]]:
     place = split_name(name)
     if place is None:
         raise UserError(
             f"{key} is '{name}', which is neither a registered name nor module:Class nor file.py:Class"
-            + nearest(name, known)
+            + _known_names(name, known)
         )
     where, class_name = place
     defaults: Mapping[str, Any] = {}
@@ -128,7 +118,7 @@ def _load(
         if class_name not in classes:
             raise UserError(
                 f"{key} is '{name}', but {where} has no class named '{class_name}'"
-                + nearest(class_name, classes)
+                + _known_names(class_name, classes)
             )
         part = extract(path, [class_name], ours)
         design, defaults = getattr(part.load(ours), class_name), part.config_defaults
@@ -142,12 +132,18 @@ def _load(
             classes = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, nn.Module)]
             raise UserError(
                 f"{key} is '{name}', but {where} has no nn.Module named '{class_name}'"
-                + nearest(class_name, classes)
+                + _known_names(class_name, classes)
             )
         defaults = _config_defaults(module)
     if not (isinstance(design, type) and issubclass(design, nn.Module)):
         raise UserError(f"{key} is '{name}', which is no nn.Module but {design!r}")
     return design, defaults
+
+
+def _known_names(name: str, known: Collection[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, and all where they are not many."""
+    listed = f"; known are {', '.join(known)}" if len(known) <= 60 else ""  # torch.nn has 150 classes
+    return did_you_mean(name, known, 0.5) + listed
 
 
 def _config_defaults(module: types.ModuleType) -> dict[str, Any]:
