@@ -1,0 +1,42 @@
+"""Command lines of train.py on a small recipe, for the tests of configs."""
+
+from pathlib import Path
+
+import pytest
+
+from model.errors import UserError
+from training.config import DeepSpeedConfig, Recipe, check_design, read_command
+from training.run.folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "train: {steps: 120}\nschedule: {warmup_steps: 10}\n"
+DS_CONFIG = ROOT / "ds_configs" / "zero1_bf16.json"
+
+
+def recipe_folder(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Make a folder one that holds a recipe.yaml, which a test may overwrite, for a run of one rank."""
+    for name in ("RANK", "WORLD_SIZE"):
+        patch.delenv(name, raising=False)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def resolve(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder]:
+    """What train.py makes of a command line before it joins the other ranks."""
+    recipe, deepspeed, run = read_command(argv)
+    check_design(recipe)
+    return recipe, deepspeed, run
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    files = ["--config", str(folder / "recipe.yaml"), "--deepspeed_config", str(DS_CONFIG)]
+    return [*files, "--run_dir", str(folder / "run"), *options]
+
+
+def refusal(argv: list[str]) -> str:
+    """The sentence with which a command line is refused: one line."""
+    with pytest.raises(UserError) as caught:
+        resolve(argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
