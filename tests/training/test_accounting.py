@@ -41,7 +41,7 @@ SIZES = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}
 
 
 def counted(config: GPTConfig) -> float:
-    """FLOPs a token of forward and backward, as torch counts them, with attention as two plain products."""
+    """FLOPs per token of forward and backward, as torch counts them, with attention as two plain products."""
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
         gpt = GPT(config).train()
         idx = torch.zeros(1, config.block_size, dtype=torch.int64)
@@ -95,7 +95,7 @@ def load(folder: Path, config: dict[str, Any], ranks: int) -> DeepSpeedConfig:
 
 
 def test_memory_of_the_states_by_hand(tmp_path: Path) -> None:
-    """BF16_Optimizer holds 2 + 2 + 4 bytes a parameter and 12 shared by the ranks; autocast 4 + 4 and 12."""
+    """BF16_Optimizer holds 2 + 2 + 4 bytes per parameter and 12 shared by the ranks; autocast 4 + 4 and 12."""
     P = GPT(TINY).num_parameters()
     bf16 = MemoryModel(TINY, load(tmp_path, BF16, 4)).of(4, 2, 2)
     assert (bf16.weights, bf16.gradients, bf16.states) == (2 * P, 6 * P, 3 * P)

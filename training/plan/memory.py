@@ -20,7 +20,7 @@ from .trace import Activations, Device, Gradients, trace
 _BUCKET = 500_000_000
 """DeepSpeed's own bucket where ZeRO's is not used, in elements: `MEMORY_OPT_ALLREDUCE_SIZE`."""
 _STATE_BYTES = {"adam": 8, "adamw": 8, "lamb": 8, "lion": 4, "adagrad": 4}
-"""Of the optimizer for a parameter, in fp32; Muon has 4 for its matrices and Adam's 8 for the rest."""
+"""Optimizer states per parameter, in fp32; Muon has 4 for its matrices and Adam's 8 for the rest."""
 _DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -246,7 +246,7 @@ class MemoryModel:
         return Memory(weights, gradients, states, host, activations, buffers, phases)
 
     def sizes_by_reduction(self) -> dict[int, list[int]]:
-        """Bytes an element on the network -> sizes of the parameters whose gradients travel so, in order."""
+        """Bytes per element on the network -> sizes of the parameters whose gradients travel so, in order."""
         sizes = [size for group in self.shape.groups for size in group]
         if not self.deepspeed.precision.startswith("autocast"):
             return {self.communicate: sizes}
