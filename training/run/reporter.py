@@ -127,6 +127,12 @@ class Reporter:
         for reason in result.bad_documents.keys() - self._bad_reasons_said:
             say(f"a document {BAD_REASONS[reason]}: it is left out, and metrics.jsonl counts them")
         self._bad_reasons_said = result.bad_documents.keys()
+        if self._start_up:  # the first step of this start is over; W&B begins with its metrics
+            self._start_up.mark("first step")
+            self.folder.update_summary(start_up_s=self._start_up.seconds())
+            if self.recipe.train.profile_steps:
+                say(self._start_up.sentence())
+            self._start_up = None
         self._write_metrics(
             "train",
             state,
@@ -138,12 +144,6 @@ class Reporter:
             **({} if result.applied else {"skipped": True}),
             **({"bad_documents": result.bad_documents} if result.bad_documents else {}),
         )
-        if self._start_up:  # the first step of this start
-            self._start_up.mark("first step")
-            self.folder.update_summary(start_up_s=self._start_up.seconds())
-            if self.recipe.train.profile_steps:
-                say(self._start_up.sentence())
-            self._start_up = None
         self._bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{result.loss:.3f}", refresh=False)
         self._bar.update(result.tokens)
         if not result.applied:
