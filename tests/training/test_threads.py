@@ -43,7 +43,7 @@ def test_threads_wait_passively_unless_the_user_says_otherwise() -> None:
     assert policy_of(openmp(code, OMP_WAIT_POLICY="active")) == "active"
 
 
-@pytest.mark.parametrize("command", ["train.py", "model.preflight", "data.sample"])
+@pytest.mark.parametrize("command", ["train.py", "eval", "model.preflight", "data.sample"])
 def test_every_command_decides_before_it_loads_torch(command: str) -> None:
     """The command's module is run until it imports torch, or to its end."""
     code = f"""
@@ -70,6 +70,8 @@ def joined(monkeypatch: pytest.MonkeyPatch, **environment: str) -> int:
     for name, value in (own | environment).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(ranks.deepspeed, "init_distributed", lambda **given: None)
+    monkeypatch.setattr(ranks.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(ranks.dist, "get_world_size", lambda: 4)
     monkeypatch.setattr(ranks.os, "sched_getaffinity", lambda pid: set(range(12)))
     before = torch.get_num_threads()
     try:
