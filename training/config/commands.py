@@ -4,19 +4,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data import open_tokenizer
 from model import DESIGN_KEYS, PRESETS, VARIANTS, designs_of_file
 from model.errors import UserError
 
 from ..engine.environment import rank_from_environment, world_size_from_environment
+from ..run.folder import RunFolder
 from .command_line import CommandLine, Option, Shorthand, existing_file
 from .deepspeed import DeepSpeedConfig, read_deepspeed_config
 from .recipe import FREE_TO_CHANGE, SECTIONS, Recipe
-
-if TYPE_CHECKING:
-    from ..run.folder import RunFolder
 
 VOCAB_MULTIPLE = 64
 """The embedding has the tokenizer's vocabulary rounded up to a multiple of this: GPT-2's 50257 to 50304."""
@@ -119,7 +117,7 @@ def read_request(command: CommandLine, argv: list[str]) -> Request:
     return Request(recipe_file, sections, keys, deepspeed_file, given.deepspeed, given.options)
 
 
-def read_command(argv: list[str]) -> "tuple[Recipe, DeepSpeedConfig, RunFolder]":
+def read_command(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder]:
     """train.py's command line: the recipe, the engine and the run folder. Nothing is built or written.
 
     Neither torch nor DeepSpeed is imported, and what costs least is checked first. What they alone can check
@@ -134,9 +132,6 @@ def read_command(argv: list[str]) -> "tuple[Recipe, DeepSpeedConfig, RunFolder]"
         request.deepspeed_file, request.deepspeed_overrides, world_size_from_environment()
     )
     recipe = request.recipe()
-
-    from ..run.folder import RunFolder
-
     name = f"{request.recipe_file.stem}_{recipe.variant}_seed{recipe.train.init_seed}"
     path = request.options.get("run_dir") or Path("runs", re.sub(r"[^\w.+-]", "-", name))
     run = RunFolder(Path(path), rank_from_environment())

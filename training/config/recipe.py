@@ -1,4 +1,4 @@
-"""A run before it starts, but for the engine: the recipe's sections."""
+"""The recipe: everything about a run but its engine, which `DeepSpeedConfig` describes."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,7 +49,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run but for the engine, which the DeepSpeed JSON describes."""
+    """What is trained on which data, for how long, and how the result is scored: a section for each."""
 
     model: GPTConfig
     data: DataConfig

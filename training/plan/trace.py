@@ -32,10 +32,15 @@ class Activations:
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the tensors that were made under it and are alive, and the most there were at once.
+    """Counts the bytes of tensors that are made while it is entered.
+
+    Attributes:
+        now: of those that are alive.
+        peak: the most that were alive at once.
 
     Args:
-        hidden: bytes that torch's operator of the chunked loss makes and frees unseen: a chunk of logits.
+        hidden: bytes that torch's chunked loss takes inside its own kernel, where no tensor shows: a chunk of
+            logits in fp32.
     """
 
     def __init__(self, hidden: int = 0) -> None:
