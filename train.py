@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
             return 0
         start_up.mark("command")
         # and what needs them before anything is written.
+        training.load_libraries(recipe.train.compile)
         training.check_with_deepspeed(ds)
         training.check_design(recipe)
         start_up.mark("imports")

@@ -30,7 +30,7 @@ PARENT_LOOK_SECONDS = 1.0
 
 
 def check_lanes(config: DataConfig, corpus: Corpus, world_size: int) -> None:
-    """Raise UserError where the source has too few shards for the lanes, or ranks cannot share them."""
+    """Raise UserError where the source has fewer shards than lanes, or ranks cannot share these evenly."""
     lanes, shards = config.lanes, len(corpus.shards)
     if lanes > shards:
         raise UserError(

@@ -45,8 +45,8 @@ class TokenRun(NamedTuple):
 
 
 @dataclass
-class Partial:
-    """The counts of some documents; the sum of two is that of the documents of both.
+class Counts:
+    """What some documents hold; what all of a source hold is the sum of its parts.
 
     Attributes:
         text_bytes: UTF-8 bytes of their texts.
@@ -63,7 +63,7 @@ class Partial:
     longest_run: TokenRun | None = None
     bad: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: "Partial") -> None:
+    def add(self, other: "Counts") -> None:
         """Counts the documents of `other` too."""
         self.of_token += other.of_token
         self.text_bytes += other.text_bytes
@@ -75,9 +75,9 @@ class Partial:
         self.longest_run = max(found, key=lambda run: (run.length, -run.shard, -run.document), default=None)
 
 
-def count(documents: Sequence[Document], shard: int, tokenizer: Tokenizer) -> Partial:
+def count(documents: Sequence[Document], shard: int, tokenizer: Tokenizer) -> Counts:
     """The counts of one shard's documents."""
-    partial = Partial(np.zeros(tokenizer.vocab_size, np.int64))
+    counts = Counts(np.zeros(tokenizer.vocab_size, np.int64))
     tokens, hashes = [], []
     for document in documents:
         if isinstance(document, str):
@@ -88,25 +88,25 @@ def count(documents: Sequence[Document], shard: int, tokenizer: Tokenizer) -> Pa
             text = tokenizer.decode_bytes(document[:-1])
             hashes.append(xxhash.xxh3_64_intdigest(document.tobytes()))
             tokens.append(document)
-        partial.text_bytes += len(text)
+        counts.text_bytes += len(text)
     if not tokens:
-        return partial
-    partial.hashes = [np.array(hashes, np.uint64)]
+        return counts
+    counts.hashes = [np.array(hashes, np.uint64)]
     lengths = [len(document) for document in tokens]
-    partial.of_length = Counter(lengths)
+    counts.of_length = Counter(lengths)
     stream = np.concatenate(tokens)
-    partial.of_token = np.bincount(stream, minlength=tokenizer.vocab_size)
-    partial.of_token[tokenizer.eot] = 0
+    counts.of_token = np.bincount(stream, minlength=tokenizer.vocab_size)
+    counts.of_token[tokenizer.eot] = 0
     begins = np.concatenate([[0], np.flatnonzero(stream[1:] != stream[:-1]) + 1])
     run_lengths = np.diff(begins, append=len(stream))
     longest = int(run_lengths.argmax())
-    partial.longest_run = TokenRun(
+    counts.longest_run = TokenRun(
         length=int(run_lengths[longest]),
         token=int(stream[begins[longest]]),
         shard=shard,
         document=int(np.searchsorted(np.cumsum(lengths), begins[longest], side="right")),
     )
-    return partial
+    return counts
 
 
 def measure(
@@ -133,9 +133,9 @@ def measure(
         OSError: the source cannot be read.
     """
 
-    def count_run(part: tuple[list[Shard], int]) -> Iterator[Partial]:
+    def count_run(part: tuple[list[Shard], int]) -> Iterator[Counts]:
         run, left = part
-        total = Partial(np.zeros(tokenizer.vocab_size, np.int64))
+        total = Counts(np.zeros(tokenizer.vocab_size, np.int64))
         for shard in run:
             found = source.read(shard)
             total.add(count(found.kept[:left], shard.index, tokenizer))
@@ -146,11 +146,11 @@ def measure(
         yield total
 
     parts = _parts(source, documents, workers)
-    total = Partial(np.zeros(tokenizer.vocab_size, np.int64))
+    total = Counts(np.zeros(tokenizer.vocab_size, np.int64))
     interval = 0.2 if sys.stderr.isatty() else 5.0
-    partials = in_processes(count_run, parts, workers)
-    for partial in tqdm(partials, "stats", len(parts), disable=not progress, mininterval=interval):
-        total.add(partial)
+    counts_of_runs = in_processes(count_run, parts, workers)
+    for counts in tqdm(counts_of_runs, "stats", len(parts), disable=not progress, mininterval=interval):
+        total.add(counts)
     return _figures(total, source, tokenizer)
 
 
@@ -166,7 +166,7 @@ def _parts(source: Source, documents: int | None, workers: int) -> list[tuple[li
     return [(all_runs[part * len(all_runs) // parts], share[part]) for part in range(parts)]
 
 
-def _figures(total: Partial, source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
+def _figures(total: Counts, source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
     documents = total.of_length.total()
     if documents == 0:
         raise UserError(f"data.source: {source.name} holds no document that is not bad")

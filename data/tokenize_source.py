@@ -23,7 +23,7 @@ from .sources import (
     Shard,
     ShardFacts,
     Source,
-    described,
+    manifest_of,
     shard_facts,
     shard_path,
     text_bytes,
@@ -133,7 +133,7 @@ def _prepare(folder: Path, description: dict[str, Any]) -> None:
         raise UserError(f"--out: {folder} cannot be made a folder ({error.strerror})") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"--out: {folder} cannot be written")
-    before = described(folder)
+    before = manifest_of(folder)
     if before is None:
         if any(path.name != ".lock" for path in folder.iterdir()):
             raise UserError(f"--out: {folder} holds other files: give a new or an empty folder")

@@ -59,7 +59,7 @@ def linear_cross_entropy(
         targets: token ids, or `IGNORED_TARGET`.
         reduction: `mean` over the targets that count, or `none` for (N,) losses, 0 where ignored.
     """
-    products = _dtype_of_products(hidden)
+    products = dtype_of_products(hidden)
     chunk = CHUNK["cpu" if hidden.device.type == "cpu" else "cuda"]
     if products in _WIDE and hasattr(F, "linear_cross_entropy"):
         options = nn.LinearCrossEntropyOptions(
@@ -87,7 +87,7 @@ def linear_cross_entropy(
         )
 
 
-def _dtype_of_products(hidden: torch.Tensor) -> torch.dtype:
+def dtype_of_products(hidden: torch.Tensor) -> torch.dtype:
     """What the head multiplies in: the model's dtype or autocast's, but fp32 on CPUs without bf16."""
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

@@ -6,13 +6,13 @@
 and any --section.key or --ds.key that train.py takes.
 """
 
-import sys
-
-# the project's root instead of scripts/, whose tokenize.py would hide the standard library's
-sys.path[0] = __file__.rpartition("/scripts/")[0]
-
 import json
+import sys
 from pathlib import Path
+
+from model.checkout import refuse_other_checkout
+
+refuse_other_checkout(__file__)
 
 from model.errors import UserError, print_error
 from training.engine.hardware import GPUS, NODE

@@ -41,11 +41,24 @@ def preload() -> None:
     ]
     for module in (*ours, "train", *LIBRARIES):
         importlib.import_module(module)
+    compile_the_loss()
     # A fork has one thread, which may wait for ever for what another held. Arrow's jemalloc sees to its own.
     threads = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
     assert len([name for name in threads if name != "jemalloc_bg_thd\n"]) == 1, threads
     gc.collect()
     gc.freeze()  # a collection in a fork would write to every page, and so copy it
+
+
+def compile_the_loss() -> None:
+    """Once, and not in every process: bf16 losses are compiled where bf16 products are fast."""
+    import torch
+
+    from model.loss import linear_cross_entropy
+    from training.engine.cpu_bf16 import bf16_arithmetic
+
+    hidden, rows = (torch.randn(n, 32, dtype=torch.bfloat16, requires_grad=True) for n in (24, 128))
+    with bf16_arithmetic():
+        linear_cross_entropy(hidden, rows, torch.arange(24), "mean")
 
 
 def serve(requests: socket.socket) -> Connection:

@@ -25,6 +25,7 @@ ENVIRONMENT = os.environ | {
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # or each process that compiles starts others, which import torch
 }
 LOCK = threading.Lock()
 """Tests fork from several threads."""

@@ -54,7 +54,7 @@ def with_retries(read: Callable[[], T], path: str, opening: bool = False) -> T:
                 ) from error
             if not damage and not _is_network_failure(error):
                 raise
-            reason = _answer(error)
+            reason = _cause(error)
             if wait is None or _is_final(reason, opening):
                 if damage:
                     raise
@@ -95,7 +95,7 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, (pa.ArrowException, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError))
 
 
-def _answer(error: Exception) -> Exception:
+def _cause(error: Exception) -> Exception:
     """fsspec says FileNotFoundError whatever goes wrong, and keeps what did as the cause."""
     cause = error.__cause__
     return cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) else error

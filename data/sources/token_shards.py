@@ -43,7 +43,7 @@ def is_token_source(path: str) -> bool:
         return False
     place = Path(path).expanduser()
     if place.is_dir():
-        return described(place) is not None or any(place.glob("*.bin"))
+        return manifest_of(place) is not None or any(place.glob("*.bin"))
     return place.suffix == ".bin"
 
 
@@ -55,13 +55,13 @@ def open_token_source(config: DataConfig, tokenizer: Tokenizer) -> Source:
             or other settings.
     """
     folder = Path(config.source).expanduser().absolute()
-    manifest = described(folder)
+    manifest = manifest_of(folder)
     if manifest is not None:
         return TokenFolder(config, tokenizer, folder, manifest)
     return BinFiles(config, tokenizer, bin_paths(config))
 
 
-def described(folder: Path) -> dict[str, Any] | None:
+def manifest_of(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder of `scripts/tokenize_data.py`, None for any other place.
 
     It has no totals and no shards until the folder is complete.

@@ -12,7 +12,7 @@ ROWS_IN_GROUP = {5: 3, 6: 3, 7: 3}  # shards 5, 6 and 7 are one large row group
 
 
 class MemorySource(Source):
-    """Documents in a list of lists, one list a shard; counts what is read."""
+    """Documents in a list of lists, one list per shard; counts what is read."""
 
     def __init__(self, texts: list[list[str | None]], config: DataConfig | None = None) -> None:
         self.texts = texts

@@ -132,7 +132,7 @@ def test_every_world_size_and_worker_count_keeps_the_reference_order(world_size:
     assert bad["empty"] >= 2 * 2 * 13
 
 
-def test_resume_reads_one_window_a_lane() -> None:
+def test_resume_reads_one_window_per_lane() -> None:
     corpus = make_corpus()
     _, cursors, _ = run(corpus, CONFIG, 40)
     corpus.source.reads.clear()  # type: ignore[attr-defined]
@@ -153,7 +153,7 @@ def one_epoch(config: DataConfig, corpus: Corpus, tokens: int) -> list[str]:
 
 
 @pytest.mark.parametrize("window", [1, 4, 100])
-def test_every_document_is_read_once_an_epoch(window: int) -> None:
+def test_every_document_is_read_once_per_epoch(window: int) -> None:
     texts = [text for rows in make_texts() for text in rows if text]
     tokens = sum(len(gpt2_encoding().encode_ordinary(text)) + 1 for text in texts)
     read = one_epoch(replace(CONFIG, shuffle_window=window), make_corpus(), tokens)

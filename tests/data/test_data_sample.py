@@ -202,7 +202,7 @@ def test_lastword_passages_end_in_a_word_that_came_before() -> None:
 
 @pytest.mark.slow
 def test_the_installed_sample_is_what_it_says() -> None:
-    """Builds the whole sample where it is kept unless it is there: about a minute, once a machine."""
+    """Builds the whole sample where it is kept unless it is there: about a minute, once per machine."""
     train = open_source(DataConfig(), open_tokenizer("gpt2"))
     validation = open_source(DataConfig(split="validation"), open_tokenizer("gpt2"))
     manifest = json.loads((Path(next(iter(train.file_sizes))).parent / "sample.json").read_text())

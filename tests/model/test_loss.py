@@ -62,7 +62,7 @@ def test_in_fp32_loss_and_gradients_are_the_plain_ones(dtype: torch.dtype, error
 
 def test_in_bf16_the_error_is_no_larger_than_the_plain_paths(bf16_products: bool) -> None:
     hidden, rows, targets = inputs(torch.bfloat16)
-    assert (loss._dtype_of_products(hidden) == torch.bfloat16) is bf16_products
+    assert (loss.dtype_of_products(hidden) == torch.bfloat16) is bf16_products
     exact = plain(hidden.detach().double().requires_grad_(), rows.detach().double().requires_grad_(), targets)
     ours, theirs = chunked(hidden, rows, targets), plain(hidden, rows, targets)
     assert ours[0].dtype == torch.float32
@@ -119,10 +119,10 @@ def test_under_autocast_the_products_are_in_bf16_where_that_is_fast(monkeypatch:
     for supported in (True, False):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda known=supported: known)
         fast = torch.bfloat16 if supported else torch.float32
-        assert loss._dtype_of_products(x) == torch.float32
-        assert loss._dtype_of_products(x.bfloat16()) == fast
+        assert loss.dtype_of_products(x) == torch.float32
+        assert loss.dtype_of_products(x.bfloat16()) == fast
         with torch.autocast("cpu", torch.bfloat16):
-            assert loss._dtype_of_products(x) == fast
+            assert loss.dtype_of_products(x) == fast
 
 
 MEASURE = """

@@ -7,7 +7,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
+TEXTS = {path: path.read_text() for path in sorted(ROOT.glob("scripts/**/*.py"))}
+COMMANDS = [path for path, text in TEXTS.items() if "__main__" in text and "from model" in text]
 PACKAGES = ("model", "data", "training", "eval")
 GUARDED = (
     "from model.checkout import refuse_other_checkout\n\nrefuse_other_checkout(__file__)\nprint('ran')\n"
@@ -74,6 +78,19 @@ def test_a_script_of_another_checkout_is_refused(tmp_path: Path) -> None:
         f"error: {script} would run the code of {ROOT}, which is installed in {sys.prefix}: run "
         f"{tmp_path}/scripts/setup.sh once, and then the script with {tmp_path}/.venv/bin/python\n"
     )
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=lambda path: path.name)
+def test_every_script_asks_whose_code_it_runs(script: Path, tmp_path: Path) -> None:
+    """A copy in another checkout refuses before anything else, also before its help text."""
+    copy = tmp_path / script.relative_to(ROOT)
+    copy.parent.mkdir(parents=True)
+    shutil.copy(script, copy)
+    (tmp_path / "scripts" / "setup.sh").touch()
+    done = run(copy, "--help", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {copy} would run the code of {ROOT}, ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_script_of_this_checkout_runs_also_through_a_link(tmp_path: Path) -> None:

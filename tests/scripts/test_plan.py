@@ -40,9 +40,7 @@ def main() -> Callable[[list[str]], int]:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["plan"] = module
-    before = sys.path[0]
     spec.loader.exec_module(module)
-    sys.path[0] = before
     return module.main
 
 

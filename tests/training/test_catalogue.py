@@ -13,7 +13,7 @@ from training.engine.build import build_engine, set_learning_rate
 from training.engine.cpu_bf16 import bf16_arithmetic
 
 SHAPE = TINY | {"n_layer": 3, "block_size": 32}
-STEPS = 10
+STEPS = 20
 
 
 def train_variant(rank: int, name: str, folder: Path) -> None:

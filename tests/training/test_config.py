@@ -68,7 +68,7 @@ def refusal(argv: list[str]) -> str:
     return message
 
 
-def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(folder: Path) -> None:
+def test_the_command_line_beats_the_recipe_and_that_the_defaults(folder: Path) -> None:
     recipe = recipe_of(folder, "model: {n_layer: 3, n_head: 2, n_embd: 64}", "--model.n_head", "4")
     assert (recipe.model.n_layer, recipe.model.n_head, recipe.model.n_embd) == (3, 4, 64)
     assert recipe.model.block_size == SECTIONS["model"]().block_size == 1024
@@ -105,7 +105,7 @@ def test_the_last_of_two_equal_options_wins(folder: Path) -> None:
         ("block: post", ["--model.norm", "layernorm", "--model.variant", "rmsnorm"], ("layernorm", "pre")),
     ],
 )  # fmt: skip
-def test_a_variant_stands_for_its_norm_and_block_at_the_level_where_it_is_given(
+def test_a_variant_stands_for_its_parts_at_the_level_where_it_is_given(
     folder: Path, model: str, options: list[str], norm_and_block: tuple[str, str]
 ) -> None:
     recipe = recipe_of(folder, f"model: {{{model}}}", *options)
@@ -304,7 +304,7 @@ def test_both_files_must_be_given(folder: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize("recipe_file", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_resolves_on_two_ranks_and_a_gpt2_recipe_has_gpt2s_shape(
+def test_every_recipe_resolves_on_two_ranks_with_its_published_shape(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -136,7 +136,7 @@ def taken_by(optimizer: type) -> set[str]:
     return set(inspect.signature(optimizer.__init__).parameters)
 
 
-def test_deepspeeds_constructors_do_not_take_what_is_said_to_have_no_effect() -> None:
+def test_deepspeeds_constructors_do_not_take_keys_without_effect() -> None:
     assert not taken_by(BF16_Optimizer) & (
         module._REDUCTION | module._STAGE_1_AND_2_ONLY | {"check_grad_overflow", "offload_optimizer_config"}
     )

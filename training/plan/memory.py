@@ -2,74 +2,26 @@
 
 What DeepSpeed 0.19.8 keeps and copies was read in its `runtime/` (`bf16_optimizer.py`,
 `zero/stage_1_and_2.py`, `zero/stage3.py`, `fp16/unfused_optimizer.py`, `engine.py`); padding for alignment is
-left out. What forward and backward hold comes from running them on tensors that have shapes only.
+left out.
 """
 
-import contextlib
-import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
-import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from model import GPT, GPTConfig
 from model.errors import UserError
-from model.loss import CHUNK
 
 from ..config import DeepSpeedConfig
-from ..engine.build import optimizer_groups
-from ..engine.compilation import checkpoint_blocks
-from ..engine.cpu_bf16 import bf16_arithmetic
-
-Device = Literal["cuda", "cpu"]
-Gradients = Literal["kept", "new", "freed"]
-"""Whether a parameter's gradient is there before backward, is made by it, or is moved away at once."""
+from .shape import copy_of_bucket, largest_copy, largest_partition, shape_of
+from .trace import Activations, Device, Gradients, trace
 
 _BUCKET = 500_000_000
 """DeepSpeed's own bucket where ZeRO's is not used, in elements: `MEMORY_OPT_ALLREDUCE_SIZE`."""
 _STATE_BYTES = {"adam": 8, "adamw": 8, "lamb": 8, "lion": 4, "adagrad": 4}
-"""Of the optimizer for a parameter, in fp32; Muon has 4 for its matrices and Adam's 8 for the rest."""
+"""Optimizer states per parameter, in fp32; Muon has 4 for its matrices and Adam's 8 for the rest."""
 _DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of a model decides about memory and communication, in elements.
-
-    Attributes:
-        groups: the optimizer's groups in order, each the sizes of its parameters
-        matrices: what Muon would take: the blocks' matrices
-        linear: weights and biases of plain `nn.Linear`s, which DeepSpeed reduces in bf16 under autocast
-        largest: the largest parameter
-    """
-
-    groups: tuple[tuple[int, ...], ...]
-    matrices: int
-    linear: int
-    largest: int
-
-    @property
-    def parameters(self) -> int:
-        """All that are trained, the tied embedding once."""
-        return sum(map(sum, self.groups))
-
-
-def shape_of(gpt: GPT, deepspeed: DeepSpeedConfig) -> Shape:
-    """The `Shape` of a model under the optimizer that the JSON names."""
-    groups = optimizer_groups(gpt, deepspeed)
-    linear = {id(p): p.numel() for m in gpt.modules() if type(m) is nn.Linear for p in m.parameters()}
-    return Shape(
-        groups=tuple(tuple(p.numel() for p in group["params"]) for group in groups),
-        matrices=sum(p.numel() for group in groups if group.get("use_muon") for p in group["params"]),
-        linear=sum(linear.values()),
-        largest=max(p.numel() for p in gpt.parameters()),
-    )
 
 
 @dataclass(frozen=True)
@@ -99,14 +51,6 @@ class Memory:
     def peak(self) -> int:
         """Bytes at the fullest moment of a step."""
         return max(self.phases.values())
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Bytes beside weights and the gradients that were there before, at the peak of forward and backward."""
-
-    forward: int
-    backward: int
 
 
 class MemoryModel:
@@ -183,7 +127,7 @@ class MemoryModel:
         resident = weights + gradients + states
         step = self.activations(micro_batch, "freed" if self.deepspeed.immediate_grad_update else "kept")
         # The fp32 buffer of each group is one tensor; several in a bucket are copied together.
-        copy = _largest_copy([sum(group) for group in shape.groups], _BUCKET, 4, self.communicate)
+        copy = largest_copy([sum(group) for group in shape.groups], _BUCKET, 4, self.communicate)
         phases = {
             "forward": resident + step.forward,
             "backward": resident + step.backward,
@@ -202,7 +146,7 @@ class MemoryModel:
         step = self.activations(micro_batch, "kept" if lasting else "new")
         resident = weights + states
         sizes = [size for group in shape.groups for size in group]
-        copy = _largest_copy(sizes, _BUCKET, self.weight, self.communicate)
+        copy = largest_copy(sizes, _BUCKET, self.weight, self.communicate)
         phases = {
             "forward": resident + lasting + step.forward,
             "backward": resident + lasting + step.backward,
@@ -221,7 +165,7 @@ class MemoryModel:
         gpu_states, host = (0, states) if self.offloaded else (states, 0)
         resident = weights + gpu_states
         # Gradients in the weights' dtype stay in whole parameters, even where a part is another rank's.
-        partition = 4 * share if separate else self.weight * _largest_partition(shape.groups, ranks)
+        partition = 4 * share if separate else self.weight * largest_partition(shape.groups, ranks)
         if self.stage == 2:
             mode: Gradients = "freed"
             gradients = partition
@@ -241,7 +185,7 @@ class MemoryModel:
             in_backward = in_reduction
         lasting_buffers = in_backward if self.stage == 1 and accumulation > 1 else 0
         # A full bucket is copied once to be reduced, and once more if it travels in another dtype.
-        copy = max(_copy_of_bucket(size, bucket, element, to) for to, size in sizes.items())
+        copy = max(copy_of_bucket(size, bucket, element, to) for to, size in sizes.items())
         reduction = resident + in_reduction + copy + partition
         if self.stage == 2:
             reduction += 0 if separate else before  # the new sum, beside what was accumulated
@@ -302,7 +246,7 @@ class MemoryModel:
         return Memory(weights, gradients, states, host, activations, buffers, phases)
 
     def sizes_by_reduction(self) -> dict[int, list[int]]:
-        """Bytes an element on the network -> sizes of the parameters whose gradients travel so, in order."""
+        """Bytes per element on the network -> sizes of the parameters whose gradients travel so, in order."""
         sizes = [size for group in self.shape.groups for size in group]
         if not self.deepspeed.precision.startswith("autocast"):
             return {self.communicate: sizes}
@@ -311,161 +255,3 @@ class MemoryModel:
     def _muon_workspace(self) -> int:
         """A matrix at a time: its gradient, momentum, and about four bf16 copies in the iteration."""
         return 16 * 4 * self.config.n_embd**2 if self.optimizer == "muon" else 0
-
-
-def _largest_copy(sizes: Sequence[int], limit: int, element: int, communicate: int) -> int:
-    """Bytes that `DeepSpeedEngine.allreduce_no_retain` copies for its largest bucket of `sizes`."""
-    largest = 0
-    bucket: list[int] = []
-    for i, size in enumerate(sizes):
-        bucket.append(size)
-        if sum(bucket) > limit or i == len(sizes) - 1:
-            copied = element if len(bucket) > 1 else 0
-            converted = communicate if communicate != element else 0
-            largest = max(largest, (copied + converted) * sum(bucket))
-            bucket = []
-    return largest
-
-
-def _largest_partition(groups: Sequence[Sequence[int]], ranks: int) -> int:
-    """Elements of the parameters of which a rank owns at least a part: those of the rank that has most."""
-    owned = [0] * ranks
-    for sizes in groups:
-        share = -(-sum(sizes) // ranks)
-        end = 0
-        for size in sizes:
-            start, end = end, end + size
-            for rank in range(start // share, (end - 1) // share + 1):
-                owned[rank] += size
-    return max(owned)
-
-
-def _copy_of_bucket(sizes: Sequence[int], bucket: int, element: int, communicate: int) -> int:
-    """Bytes that `DeepSpeedZeroOptimizer.average_tensor` copies for a full bucket or a large parameter."""
-    filled = max(min(bucket, sum(sizes)), max(sizes) if max(sizes) > bucket else 0)
-    return (element + (communicate if communicate != element else 0)) * filled
-
-
-class Live(TorchDispatchMode):
-    """Bytes of the tensors that were made under it and are alive, and the most there were at once.
-
-    Args:
-        hidden: bytes that torch's operator of the chunked loss makes and frees unseen: a chunk of logits.
-    """
-
-    def __init__(self, hidden: int = 0) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._hidden = hidden
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = _storages((args, kwargs))
-        for key, storage in _storages(result).items():
-            if key not in given and key not in self._sizes:  # views share their storage
-                self._sizes[key] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._forget, key)
-        self.peak = max(self.peak, self.now + (self._hidden if "linear_cross_entropy" in str(func) else 0))
-        return result
-
-    def _forget(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
-
-
-def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
-    found = (leaf.untyped_storage() for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor))
-    return {storage._cdata: storage for storage in found}
-
-
-class _HeadOnGPU(torch.autograd.Function):
-    """The tensors of `model.loss._MeanLoss` on a GPU, without the numbers: what is compiled makes none
-    between.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        chunk = min(CHUNK["cuda"], len(hidden))
-        grad_hidden = torch.empty_like(hidden)
-        grad_rows = torch.empty_like(rows, dtype=torch.float32)
-        of_last_chunk = hidden.new_empty(chunk if len(hidden) > chunk else 0, len(rows))
-        logits = hidden.new_empty(chunk, len(rows))
-        grad_logits = torch.empty_like(logits)
-        del logits, of_last_chunk
-        product = torch.empty_like(grad_rows)
-        del grad_logits, product
-        ctx.save_for_backward(grad_hidden, grad_rows)
-        ctx.dtype = rows.dtype
-        return hidden.new_empty((), dtype=torch.float32)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        grad_hidden, grad_rows = ctx.saved_tensors
-        return torch.empty_like(grad_hidden), torch.empty_like(grad_rows).to(ctx.dtype)
-
-
-def trace(
-    config: GPTConfig,
-    micro_batch: int,
-    mode: str,
-    gradients: Gradients,
-    checkpointing: Mapping[str, Any] | None,
-    device: Device,
-) -> Activations:
-    """Forward and backward of (micro_batch, block_size) tokens on tensors without memory.
-
-    Args:
-        config: the model.
-        micro_batch: sequences.
-        mode: see `DeepSpeedConfig.precision`.
-        gradients: what becomes of the parameters' gradients.
-        checkpointing: the JSON's section: with it, blocks keep their inputs and run again in backward.
-        device: see `MemoryModel`.
-    """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode, torch.float32)
-    half = torch.float16 if mode.endswith("fp16") else torch.bfloat16
-    autocast: AbstractContextManager[Any] = (
-        torch.autocast("cpu", dtype=half) if mode.startswith("autocast") else nullcontext()
-    )
-    live = Live(4 * config.vocab_size * min(CHUNK["cpu"], micro_batch * config.block_size))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(FakeTensorMode())
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(dtype)
-        gpt = GPT(config).train()
-        torch.set_default_dtype(torch.float32)
-        if checkpointing is not None:
-            checkpoint_blocks(gpt, on_cpu=False)
-        for parameter in gpt.parameters():
-            if gradients == "kept":
-                parameter.grad = torch.empty_like(parameter)
-            if gradients == "freed":
-                parameter.register_post_accumulate_grad_hook(_free_gradient)
-        idx = torch.zeros(micro_batch, config.block_size, dtype=torch.int64)
-        stack.enter_context(live)
-        if device == "cpu":
-            stack.enter_context(bf16_arithmetic())
-        with autocast:
-            loss = gpt(idx, idx)[1] if device == "cpu" else _loss_on_gpu(gpt, idx)
-        forward = live.peak
-        live.peak = live.now
-        loss.backward()
-        backward = live.peak
-    if checkpointing and checkpointing.get("cpu_checkpointing"):
-        # The inputs of all blocks but the one that runs wait in the CPU's memory.
-        inputs = (len(gpt.repeated_methods()) - 1) * idx.numel() * config.n_embd * dtype.itemsize
-        forward, backward = forward - inputs, backward - inputs
-    return Activations(forward, backward)
-
-
-def _loss_on_gpu(gpt: GPT, idx: torch.Tensor) -> torch.Tensor:
-    hidden = gpt.hidden(idx)
-    half = torch.is_autocast_enabled("cpu")
-    products = torch.get_autocast_dtype("cpu") if half else hidden.dtype
-    with torch.autocast("cpu", enabled=False):
-        return _HeadOnGPU.apply(hidden.flatten(0, -2).to(products), gpt.lm_head.rows().to(products))
-
-
-def _free_gradient(parameter: torch.Tensor) -> None:
-    parameter.grad = None

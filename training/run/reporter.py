@@ -90,7 +90,6 @@ class Reporter:
         folder, console, recipe = self.folder, self.console, self.recipe
         # Steps after the checkpoint are made again: their lines go, so that no step has two.
         folder.keep_metrics_until(state.step)
-        folder.summary.pop("error", None)
         if folder.rank == 0 and "floors" not in folder.summary:
             floors = loss_floors(corpus, validation, recipe.data, recipe.model.block_size)
             folder.summary["floors"] = floors
@@ -128,6 +127,12 @@ class Reporter:
         for reason in result.bad_documents.keys() - self._bad_reasons_said:
             say(f"a document {BAD_REASONS[reason]}: it is left out, and metrics.jsonl counts them")
         self._bad_reasons_said = result.bad_documents.keys()
+        if self._start_up:  # the first step of this start is over; W&B begins with its metrics
+            self._start_up.mark("first step")
+            self.folder.update_summary(start_up_s=self._start_up.seconds())
+            if self.recipe.train.profile_steps:
+                say(self._start_up.sentence())
+            self._start_up = None
         self._write_metrics(
             "train",
             state,
@@ -139,12 +144,6 @@ class Reporter:
             **({} if result.applied else {"skipped": True}),
             **({"bad_documents": result.bad_documents} if result.bad_documents else {}),
         )
-        if self._start_up:  # the first step of this start
-            self._start_up.mark("first step")
-            self.folder.update_summary(start_up_s=self._start_up.seconds())
-            if self.recipe.train.profile_steps:
-                say(self._start_up.sentence())
-            self._start_up = None
         self._bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{result.loss:.3f}", refresh=False)
         self._bar.update(result.tokens)
         if not result.applied:

@@ -1,0 +1,25 @@
+"""What the first step needs, imported at once and kept out of garbage collection."""
+
+import gc
+import importlib
+
+
+def load_libraries(compiled: bool) -> None:
+    """Import torch, DeepSpeed and, where blocks are compiled, dynamo and inductor. All ranks call it.
+
+    They all do so before rank 0 checks the design. Otherwise the check would import a part of it, and the
+    other ranks would import that part only after they have waited for the check.
+
+    Args:
+        compiled: whether torch.compile will be used.
+    """
+    # Modules are objects that stay: to look through half a million of them again and again takes a quarter of
+    # the time of the imports, and as much of DeepSpeed's start, which collects garbage six times.
+    gc.disable()
+    try:
+        importlib.import_module(".build", __package__)
+        if compiled:
+            importlib.import_module("torch._inductor.compile_fx")
+        gc.freeze()
+    finally:
+        gc.enable()

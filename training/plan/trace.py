@@ -1,0 +1,169 @@
+"""What forward and backward hold at their peak, from running them on tensors that have shapes only."""
+
+import contextlib
+import weakref
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from model import GPT, GPTConfig
+from model.loss import CHUNK, dtype_of_products
+
+from ..engine.compilation import checkpoint_blocks
+from ..engine.cpu_bf16 import bf16_arithmetic
+
+Device = Literal["cuda", "cpu"]
+Gradients = Literal["kept", "new", "freed"]
+"""Whether a parameter's gradient is there before backward, is made by it, or is moved away at once."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes beside weights and the gradients that were there before, at the peak of forward and backward."""
+
+    forward: int
+    backward: int
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that were made under it and are alive, and the most there were at once.
+
+    Args:
+        hidden: bytes that torch's operator of the chunked loss makes and frees unseen: a chunk of logits.
+    """
+
+    def __init__(self, hidden: int = 0) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._hidden = hidden
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = _storages((args, kwargs))
+        for key, storage in _storages(result).items():
+            if key not in given and key not in self._sizes:  # views share their storage
+                self._sizes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._forget, key)
+        self.peak = max(self.peak, self.now + (self._hidden if "linear_cross_entropy" in str(func) else 0))
+        return result
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
+    found = (leaf.untyped_storage() for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor))
+    return {storage._cdata: storage for storage in found}
+
+
+class HeadWithoutNumbers(torch.autograd.Function):
+    """The tensors of `model.loss._MeanLoss` alone; what is compiled there makes none in between.
+
+    Args:
+        hidden: what the head reads, in the dtype of its products.
+        rows: the head's weight, in the same.
+        chunk: rows of logits that exist at once.
+        rounds: whether a product is rounded to the inputs' dtype before it is summed in fp32, as on CPUs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, rows: torch.Tensor, chunk: int, rounds: bool) -> torch.Tensor:
+        chunk = min(chunk, len(hidden))
+        grad_hidden = torch.empty_like(hidden)
+        grad_rows = torch.empty_like(rows, dtype=torch.float32)
+        of_last_chunk = hidden.new_empty(chunk if len(hidden) > chunk else 0, len(rows))
+        logits = hidden.new_empty(chunk, len(rows))
+        grad_logits = torch.empty_like(logits)
+        del logits, of_last_chunk
+        rounded = torch.empty_like(rows) if rounds else None
+        product = torch.empty_like(grad_rows)
+        del grad_logits, rounded, product
+        ctx.save_for_backward(grad_hidden, grad_rows)
+        ctx.dtype = rows.dtype
+        return hidden.new_empty((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_rows = ctx.saved_tensors
+        return torch.empty_like(grad_hidden), torch.empty_like(grad_rows).to(ctx.dtype), None, None
+
+
+def trace(
+    config: GPTConfig,
+    micro_batch: int,
+    mode: str,
+    gradients: Gradients,
+    checkpointing: Mapping[str, Any] | None,
+    device: Device,
+) -> Activations:
+    """Forward and backward of (micro_batch, block_size) tokens on tensors without memory.
+
+    Args:
+        config: the model.
+        micro_batch: sequences.
+        mode: see `DeepSpeedConfig.precision`.
+        gradients: what becomes of the parameters' gradients.
+        checkpointing: the JSON's section: with it, blocks keep their inputs and run again in backward.
+        device: see `MemoryModel`.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode, torch.float32)
+    half = torch.float16 if mode.endswith("fp16") else torch.bfloat16
+    autocast: AbstractContextManager[Any] = (
+        torch.autocast("cpu", dtype=half) if mode.startswith("autocast") else nullcontext()
+    )
+    live = Live(4 * config.vocab_size * min(CHUNK["cpu"], micro_batch * config.block_size))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(FakeTensorMode())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(dtype)
+        gpt = GPT(config).train()
+        torch.set_default_dtype(torch.float32)
+        if checkpointing is not None:
+            checkpoint_blocks(gpt, on_cpu=False)
+        for parameter in gpt.parameters():
+            if gradients == "kept":
+                parameter.grad = torch.empty_like(parameter)
+            if gradients == "freed":
+                parameter.register_post_accumulate_grad_hook(_free_gradient)
+        idx = torch.zeros(micro_batch, config.block_size, dtype=torch.int64)
+        stack.enter_context(live)
+        if device == "cpu":
+            stack.enter_context(bf16_arithmetic())
+        with autocast:
+            loss = _loss(gpt, idx, device)
+        forward = live.peak
+        live.peak = live.now
+        loss.backward()
+        backward = live.peak
+    if checkpointing and checkpointing.get("cpu_checkpointing"):
+        # The inputs of all blocks but the one that runs wait in the CPU's memory.
+        inputs = (len(gpt.repeated_methods()) - 1) * idx.numel() * config.n_embd * dtype.itemsize
+        forward, backward = forward - inputs, backward - inputs
+    return Activations(forward, backward)
+
+
+def _loss(gpt: GPT, idx: torch.Tensor, device: Device) -> torch.Tensor:
+    """The loss as `model.loss` computes it on the device, chunked there or by torch's own operator."""
+    hidden = gpt.hidden(idx)
+    if device == "cpu":
+        products = dtype_of_products(hidden)
+    else:
+        products = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+    if device == "cpu" and products == torch.float32:
+        return gpt.lm_head(hidden, idx)
+    with torch.autocast("cpu", enabled=False):
+        hidden, rows = hidden.flatten(0, -2).to(products), gpt.lm_head.rows().to(products)
+        rounds = device == "cpu" and products != torch.float32
+        return HeadWithoutNumbers.apply(hidden, rows, CHUNK[device], rounds)
+
+
+def _free_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
