@@ -12,8 +12,8 @@ BANDWIDTH_SHARE = 0.7
 def communication(model: MemoryModel, ranks: int, accumulation: int) -> dict[str, int]:
     """Bytes that a rank sends per step, by what for; ring collectives send (ranks - 1) / ranks of a tensor.
 
-    ZeRO-1 reduces once per step, by an all-reduce (DeepSpeed's `use_multi_rank_bucket_allreduce`), and gathers
-    the new weights. ZeRO-2 reduces each micro-batch. ZeRO-3 scatters the sums of each micro-batch, and
+    ZeRO-1 reduces once per step, by an all-reduce (DeepSpeed's `use_multi_rank_bucket_allreduce`), and
+    gathers the new weights. ZeRO-2 reduces each micro-batch. ZeRO-3 scatters the sums of each micro-batch, and
     gathers the weights for its forward and again for its backward.
     """
     ring = (ranks - 1) / ranks
@@ -70,7 +70,7 @@ def step_time(
 def slowest_link(gpu: GPU, ranks: int) -> float:
     """Nominal bytes/s at which each of `ranks` can send to the next in a ring.
 
-    A ring crosses the network once per node and not once per GPU. NCCL lays a ring through each port of a node
-    and deals the data out to them, so that all ports together carry what one GPU sends.
+    A ring crosses the network once per node and not once per GPU. NCCL lays a ring through each port of a
+    node and deals the data out to them, so that all ports together carry what one GPU sends.
     """
     return gpu.intra_node if ranks <= NODE else min(gpu.intra_node, NODE * gpu.inter_node)
