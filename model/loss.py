@@ -162,5 +162,5 @@ def _of_chunk(
 
 @functools.cache
 def _compiled_of_chunk() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """Uncompiled it goes over the fp32 logits eight times; compiled, two or three times over bf16."""
+    """`_of_chunk` compiled: two or three passes over bf16 logits in place of eight over fp32 ones."""
     return torch.compile(_of_chunk, dynamic=True)

@@ -1,4 +1,4 @@
-"""What a variant is, and the name of a design that is none."""
+"""`Variant`, and the name that is put together for a design that is no variant."""
 
 from dataclasses import dataclass, field
 from typing import Any

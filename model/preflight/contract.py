@@ -9,7 +9,7 @@ from ..topologies import State, takes_state
 from . import independence
 from .candidate import Candidate, difference, each_layer, hidden, logits
 from .independence import BATCH, LENGTH, tokens
-from .report import Doubtful, Refused, Report, place
+from .report import Doubtful, Refused, Report, raised_at
 
 
 def check_contract(candidate: Candidate, report: Report) -> bool:
@@ -83,7 +83,7 @@ def _device(candidate: Candidate) -> str:
         if "device" not in str(error):
             raise Doubtful(f"not checked: the design reads values ({in_words(error)[:200]})") from error
         raise Refused(
-            f"does not run on another device than the CPU ({in_words(error)[:200]}{place(error)}): keep "
+            f"does not run on another device than the CPU ({in_words(error)[:200]}{raised_at(error)}): keep "
             "constants with register_buffer, and make new tensors with device=x.device"
         ) from error
     if found.device.type != "meta":

@@ -71,7 +71,7 @@ def _shape(candidate: Candidate, length: int, vocab: int) -> GPTConfig:
 
 
 def _overfit(candidate: Candidate) -> str:
-    """Random tokens that nothing but memory predicts."""
+    """One batch of random tokens, which can be memorised but not predicted."""
     config = _shape(candidate, 32, 64)
     generator = torch.Generator().manual_seed(SEED)
     block = torch.randint(64, (2, config.block_size + 1), generator=generator)

@@ -69,7 +69,7 @@ class Report:
         except Refused as refusal:
             status, detail = "fail", str(refusal)
         except (Exception, SystemExit) as error:
-            status, detail = "fail", f"raised {in_words(error)[:300]}{place(error)}"
+            status, detail = "fail", f"raised {in_words(error)[:300]}{raised_at(error)}"
         self.checks.append(Check(name, status, detail))
         return status != "fail"
 
@@ -103,9 +103,9 @@ class Report:
         return [check for check in self.checks if check.status == status]
 
 
-def place(error: BaseException) -> str:
+def raised_at(error: BaseException) -> str:
     """Where in the design's code an exception arose: ` (candidate.py line 12)`."""
-    if error.__cause__ is not None and (found := place(error.__cause__)):
+    if error.__cause__ is not None and (found := raised_at(error.__cause__)):
         return found
     ours = None
     theirs = None

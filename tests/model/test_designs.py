@@ -10,8 +10,8 @@ from model.blocks import BLOCKS
 from model.designs import find_designs
 from model.errors import UserError
 from model.norms import NORMS, LayerNorm, RMSNorm
+from tests.tiny import TINY
 
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
 BLOCK = {**TINY, "dropout": 0.0, "bias": True, "qk_norm": "none", "layer_idx": 0}
 
 

@@ -13,8 +13,9 @@ from model.config import BlockConfig
 from model.document_mask import attend, block_mask, dense_mask, document_mask
 from model.errors import UserError
 from model.norms import LayerNorm
+from tests.tiny import TINY
 
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 48, "vocab_size": 64}
+SHAPE = TINY | {"block_size": 48}
 # Rows of 48 tokens; documents may be one token long, and their numbers say nothing but which is which.
 DOCUMENTS = torch.stack(
     [
@@ -70,7 +71,7 @@ def plugin(tmp_path):
 
 def gpt_of(**settings) -> GPT:
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(**TINY, **settings))
+    gpt = GPT(GPTConfig(**SHAPE, **settings))
     for parameter in gpt.parameters():  # GPT-2's small weights would hide what flows between tokens
         torch.nn.init.normal_(parameter, std=0.2)
     return gpt
@@ -256,7 +257,7 @@ def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> N
 def test_a_block_compiles_whole_and_once_for_all_masks(backend: str) -> None:
     torch._dynamo.reset()
     block = PreNormBlock(
-        BlockConfig(**TINY, dropout=0.0, bias=True, qk_norm="none", layer_idx=0, norm=LayerNorm)
+        BlockConfig(**SHAPE, dropout=0.0, bias=True, qk_norm="none", layer_idx=0, norm=LayerNorm)
     )
     compiled = torch.compile(block, fullgraph=True, backend=backend)
     x = torch.randn(2, 48, 32)

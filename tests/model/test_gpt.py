@@ -7,13 +7,12 @@ import torch
 
 from model import GPT, PRESETS, GPTConfig
 from model.errors import UserError
-
-TINY = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 512}
+from tests.tiny import THREE_LAYERS
 
 
 def test_a_position_sees_no_later_one() -> None:
     for norm, block in (("layernorm", "pre"), ("rmsnorm", "post"), ("rmsnorm", "parallel")):
-        gpt = GPT(GPTConfig(**TINY, norm=norm, block=block)).eval()
+        gpt = GPT(GPTConfig(**THREE_LAYERS, norm=norm, block=block)).eval()
         idx = torch.randint(0, 512, (1, 30))
         changed = idx.clone()
         changed[0, 20:] = (changed[0, 20:] + 1) % 512
@@ -43,16 +42,16 @@ def test_initialisation_is_gpt2s() -> None:
 
 def test_variants_start_from_the_same_weights() -> None:
     torch.manual_seed(3)
-    vanilla = GPT(GPTConfig(**TINY)).state_dict()
+    vanilla = GPT(GPTConfig(**THREE_LAYERS)).state_dict()
     torch.manual_seed(3)
-    rmsnorm = GPT(GPTConfig(**TINY, norm="rmsnorm", block="parallel")).state_dict()
+    rmsnorm = GPT(GPTConfig(**THREE_LAYERS, norm="rmsnorm", block="parallel")).state_dict()
     shared = [name for name in rmsnorm if not name.endswith(("ln_1.bias", "ln_2.bias", "ln_f.bias"))]
     assert len(shared) == len(rmsnorm)
     assert all(torch.equal(vanilla[name], rmsnorm[name]) for name in shared)
 
 
 def test_unreduced_losses_average_to_the_loss_and_skip_ignored_targets() -> None:
-    gpt = GPT(GPTConfig(**TINY))
+    gpt = GPT(GPTConfig(**THREE_LAYERS))
     idx, targets = torch.randint(0, 512, (2, 16)), torch.randint(0, 512, (2, 16))
     targets[1, 8:] = -1
     _, mean = gpt(idx, targets)
@@ -63,14 +62,14 @@ def test_unreduced_losses_average_to_the_loss_and_skip_ignored_targets() -> None
 
 @pytest.mark.usefixtures("bf16_products")
 def test_loss_of_a_bf16_model_is_fp32() -> None:
-    gpt = GPT(GPTConfig(**TINY)).bfloat16()
+    gpt = GPT(GPTConfig(**THREE_LAYERS)).bfloat16()
     _, loss = gpt(torch.randint(0, 512, (1, 8)), torch.randint(0, 512, (1, 8)))
     assert loss.dtype == torch.float32
 
 
 def test_a_sequence_longer_than_the_block_is_refused() -> None:
     with pytest.raises(ValueError, match=r"49 tokens is longer than model\.block_size 48"):
-        GPT(GPTConfig(**TINY))(torch.zeros(1, 49, dtype=torch.long))
+        GPT(GPTConfig(**THREE_LAYERS))(torch.zeros(1, 49, dtype=torch.long))
 
 
 @pytest.mark.parametrize(
@@ -80,4 +79,4 @@ def test_a_sequence_longer_than_the_block_is_refused() -> None:
 )  # fmt: skip
 def test_impossible_shapes_are_refused(field: str, value: float, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        GPTConfig(**{**TINY, field: value})
+        GPTConfig(**{**THREE_LAYERS, field: value})

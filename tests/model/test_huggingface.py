@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2
 from model import GPT, PRESETS, VARIANTS, GPTConfig, from_hf, to_hf, variant_name
 from model.designs import REGISTERED
 from model.errors import UserError
+from tests.tiny import THREE_LAYERS
 
-TINY: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 48, "vocab_size": 512}
 THEIRS: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_positions": 48, "vocab_size": 512}
 SIZES = dict(zip(("", "-medium", "-large", "-xl"), PRESETS, strict=True))
 
@@ -36,7 +36,7 @@ def with_random_weights(model: Any) -> Any:
 
 def our_gpt(**design: Any) -> GPT:
     torch.manual_seed(0)
-    return with_random_weights(GPT(GPTConfig(**TINY | design)))
+    return with_random_weights(GPT(GPTConfig(**THREE_LAYERS | design)))
 
 
 def test_logits_equal_hugging_face_gpt2(theirs) -> None:

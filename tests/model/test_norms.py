@@ -17,9 +17,9 @@ from model.catalogue.norms import NORM_VARIANTS
 from model.designs import find_designs
 from model.errors import UserError
 from model.norms import NORMS
+from tests.tiny import TINY
 
 D = 48
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
 Weights = dict[str, torch.Tensor]
 
 

@@ -8,8 +8,7 @@ from torch import nn
 from model import GPT, GPTConfig
 from model.errors import UserError
 from model.options import describe_type, options_of, with_options
-
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
+from tests.tiny import TINY
 
 
 class Norm(nn.Module):

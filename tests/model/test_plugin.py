@@ -12,8 +12,8 @@ from model import GPT, GPTConfig, design_files, design_fingerprint, designs_of_f
 from model.designs import find_designs
 from model.errors import UserError
 from model.plugin import extract
+from tests.tiny import TINY
 
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
 OURS = ("LayerNorm", "CausalSelfAttention", "MLP", "GPTConfig")
 SCRIPT = '''
 """A nanoGPT-derived training script: everything below the classes would train, or fail."""

@@ -11,8 +11,9 @@ from model.errors import UserError
 from model.preflight import Report, preflight
 from model.preflight import __main__ as command
 from model.preflight.cost import _measure
+from tests.tiny import TINY
 
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 80, "vocab_size": 64}
+SHAPE = TINY | {"block_size": 80}
 
 BLOCK = """
 import torch
@@ -238,7 +239,7 @@ HONEST = {
 def check(tmp_path: Path, text: str, plug: str = "block", name: str = "Block", **changes: int) -> Report:
     path = tmp_path / "candidate.py"
     path.write_text(text)
-    return preflight(GPTConfig(**{**TINY, **changes}, **{plug: f"{path}:{name}"}), thorough=False)  # type: ignore[arg-type]
+    return preflight(GPTConfig(**{**SHAPE, **changes}, **{plug: f"{path}:{name}"}), thorough=False)  # type: ignore[arg-type]
 
 
 def failed(report: Report) -> dict[str, str]:
@@ -276,7 +277,7 @@ def test_a_norm_that_keeps_its_input_for_a_later_block_is_refused(
         )
     )
     module = "cheating_candidate"
-    config = GPTConfig(**TINY, norm=f"{module}:LayerNorm", block=f"{module}:Block")  # type: ignore[arg-type]
+    config = GPTConfig(**SHAPE, norm=f"{module}:LayerNorm", block=f"{module}:Block")  # type: ignore[arg-type]
     found = failed(preflight(config, thorough=False))
     assert {"causality.layers", "causality.model"} <= found.keys()
     assert "causality.norm" not in found
@@ -311,13 +312,13 @@ def test_an_honest_block_passes(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_passes(name: str) -> None:
-    shape = {**TINY, "n_layer": 4, "block_size": 24}
+    shape = SHAPE | {"n_layer": 4, "block_size": 24}
     report = preflight(GPTConfig(**shape, **VARIANTS[name].design), thorough=False)  # type: ignore[arg-type]
     assert report.passed, report.table()
 
 
 def test_vanilla_passes_without_a_warning() -> None:
-    report = preflight(GPTConfig(**TINY), thorough=False)  # type: ignore[arg-type]
+    report = preflight(GPTConfig(**SHAPE), thorough=False)  # type: ignore[arg-type]
     assert report.passed and report.verdict() == "passed with 0 warnings", report.table()
     assert report.numbers["documents_apart"] is True
 
@@ -350,16 +351,16 @@ def test_the_callers_random_numbers_and_threads_go_on(tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected, threads = torch.rand(3), torch.get_num_threads()
     torch.manual_seed(5)
-    preflight(GPTConfig(**TINY), thorough=False)  # type: ignore[arg-type]
+    preflight(GPTConfig(**SHAPE), thorough=False)  # type: ignore[arg-type]
     assert torch.equal(torch.rand(3), expected) and torch.get_num_threads() == threads
 
 
 def test_a_design_that_does_not_exist_is_one_sentence() -> None:
     with pytest.raises(UserError, match="did you mean 'rmsnorm'"):
-        preflight(GPTConfig(**TINY, norm="rmsnrm"))  # type: ignore[arg-type]
+        preflight(GPTConfig(**SHAPE, norm="rmsnrm"))  # type: ignore[arg-type]
 
 
-FLAGS = [item for key, value in TINY.items() for item in (f"--model.{key}", str(value))]
+FLAGS = [item for key, value in SHAPE.items() for item in (f"--model.{key}", str(value))]
 
 
 def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -371,7 +372,7 @@ def test_the_command_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     report = json.loads(out.read_text())
     assert report["passed"] is True and report["design"] == "rmsnorm(eps=1e-06)+pre"
     assert {"name", "status", "detail"} == set(report["checks"][0])
-    assert len(report["numbers"]["stream_rms"]) == TINY["n_layer"]
+    assert len(report["numbers"]["stream_rms"]) == SHAPE["n_layer"]
 
 
 def test_the_command_refuses_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -416,7 +417,7 @@ def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_thorough_check_measures_cost_and_learning() -> None:
     text = (Path(__file__).read_bytes() * 2)[:40_000]
     tokens = torch.tensor(list(text))
-    report = preflight(GPTConfig(**TINY, **VARIANTS["rmsnorm"].design), tokens=tokens)  # type: ignore[arg-type]
+    report = preflight(GPTConfig(**SHAPE, **VARIANTS["rmsnorm"].design), tokens=tokens)  # type: ignore[arg-type]
     assert report.passed, report.table()
     numbers = report.numbers
     assert numbers["parameters"] < numbers["parameters_vanilla"]
@@ -430,7 +431,7 @@ def test_a_thorough_check_measures_cost_and_learning() -> None:
 def test_a_block_that_does_not_learn_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "candidate.py"
     path.write_text(NORM.format(init="pass", body="return 1e-9 * self.weight * x"))
-    report = preflight(GPTConfig(**TINY, norm=f"{path}:LayerNorm"))  # type: ignore[arg-type]
+    report = preflight(GPTConfig(**SHAPE, norm=f"{path}:LayerNorm"))  # type: ignore[arg-type]
     assert failed(report).keys() == {"learning.overfit"}, report.table()
 
 
@@ -438,7 +439,7 @@ def test_a_block_that_does_not_learn_is_refused(tmp_path: Path) -> None:
 def test_a_graph_break_is_named(tmp_path: Path) -> None:
     path = tmp_path / "candidate.py"
     path.write_text(BLOCK.format(init="pass", change="torch._dynamo.graph_break()"))
-    report = preflight(GPTConfig(**TINY, block=f"{path}:Block"))  # type: ignore[arg-type]
+    report = preflight(GPTConfig(**SHAPE, block=f"{path}:Block"))  # type: ignore[arg-type]
     (found,) = [check for check in report.checks if check.name == "cost.compile"]
     assert found.status == "warn" and "graph breaks" in found.detail
     (skipped,) = [check for check in report.checks if check.name == "learning.text"]

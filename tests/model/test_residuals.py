@@ -12,15 +12,15 @@ from model.errors import UserError
 from model.norms import LayerNorm
 from model.residuals import RESIDUALS
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
+from tests.tiny import TINIEST
 from training.engine.build import parameter_groups
 
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 32}
 SCALED = ["rezero", "skipinit", "layerscale"]
 
 
 def random_block(name: str, layer_idx: int = 0, **options):
     torch.manual_seed(layer_idx)
-    shape = {**TINY, "dropout": 0.0, "bias": True, "qk_norm": "none", "layer_idx": layer_idx}
+    shape = {**TINIEST, "dropout": 0.0, "bias": True, "qk_norm": "none", "layer_idx": layer_idx}
     block = RESIDUALS[name](BlockConfig(**shape, norm=LayerNorm), **options).double()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -38,7 +38,7 @@ def linear(x, layer):
 
 def qkv(x, attention):
     return [
-        part.view(*x.shape[:2], TINY["n_head"], -1).transpose(1, 2)
+        part.view(*x.shape[:2], TINIEST["n_head"], -1).transpose(1, 2)
         for part in linear(x, attention.c_attn).chunk(3, -1)
     ]
 
@@ -149,7 +149,7 @@ def test_stochastic_depth_follows_the_seed_and_is_pre_norm_in_evaluation() -> No
 
 def gpt_of(name: str, **options) -> GPT:
     torch.manual_seed(0)
-    return GPT(GPTConfig(**TINY, block=name, block_options=options))
+    return GPT(GPTConfig(**TINIEST, block=name, block_options=options))
 
 
 @pytest.mark.parametrize("name", ["rezero", "skipinit"])

@@ -9,14 +9,13 @@ from model import GPT, GPTConfig
 from model.errors import UserError
 from model.loss import Head
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
+from tests.tiny import TINIEST
 from training.engine.build import parameter_groups
-
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 32}
 
 
 def gpt_of(**options) -> GPT:
     torch.manual_seed(0)
-    return GPT(GPTConfig(**{**TINY, **options}, block="ngpt", topology="sphere"))
+    return GPT(GPTConfig(**{**TINIEST, **options}, block="ngpt", topology="sphere"))
 
 
 def randomised() -> GPT:
@@ -32,7 +31,7 @@ def length_1(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
 
 def paper_logits(gpt: GPT, idx: torch.Tensor) -> torch.Tensor:
     """The paper's forward: matrices first, equations (1) to (15) after, with GPT-2's GELU and positions."""
-    C, heads = TINY["n_embd"], TINY["n_head"]
+    C, heads = TINIEST["n_embd"], TINIEST["n_head"]
     root = math.sqrt(C)
     E = gpt.transformer["wte"].weight
     h = length_1(E[idx] + gpt.transformer["wpe"].weight[: idx.shape[1]])
@@ -78,7 +77,7 @@ def test_the_head_alone_has_rows_of_length_1() -> None:
     torch.testing.assert_close(hidden.norm(dim=-1), s_z.expand(2, 8))
     assert (gpt(idx)[0].abs() <= s_z + 1e-9).all()
     assert gpt.lm_head.weight is gpt.transformer["wte"].weight
-    assert type(GPT(GPTConfig(**TINY)).lm_head) is Head
+    assert type(GPT(GPTConfig(**TINIEST)).lm_head) is Head
 
 
 def test_every_block_returns_length_1() -> None:

@@ -12,9 +12,9 @@ from model.errors import UserError
 from model.norms import RMSNorm
 from model.streams import STREAMS
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
+from tests.tiny import TINIEST
 from training.engine.build import parameter_groups
 
-TINY = {"n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 32}
 DESIGNS = {
     "residual": ("residual", {}),
     "static": ("hyper_connections", {}),
@@ -28,7 +28,9 @@ DESIGNS = {
 def gpt_of(topology: str, block: str | None = None, n_layer: int = 3, **options) -> GPT:
     torch.manual_seed(0)
     block = block or ("bare" if topology == "residual" else "pre")
-    return GPT(GPTConfig(**TINY, n_layer=n_layer, block=block, topology=topology, topology_options=options))
+    return GPT(
+        GPTConfig(**TINIEST | {"n_layer": n_layer}, block=block, topology=topology, topology_options=options)
+    )
 
 
 def randomised(topology: str, **options):

@@ -7,15 +7,17 @@ from model import GPT, GPTConfig
 from model.errors import UserError
 from model.topologies import TOPOLOGIES
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
+from tests.tiny import TINIEST
 from training.engine.build import parameter_groups
 
-TINY = {"n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 32}
 OURS = [name for name in TOPOLOGIES if name != "chain"]
 
 
 def gpt_of(topology: str, n_layer: int = 4, block: str = "pre", **options) -> GPT:
     torch.manual_seed(0)
-    return GPT(GPTConfig(**TINY, n_layer=n_layer, block=block, topology=topology, topology_options=options))
+    return GPT(
+        GPTConfig(**TINIEST | {"n_layer": n_layer}, block=block, topology=topology, topology_options=options)
+    )
 
 
 def randomised(topology: str, n_layer: int):
