@@ -13,8 +13,8 @@ def communication(model: MemoryModel, ranks: int, accumulation: int) -> dict[str
     """Bytes that a rank sends per step, by what for; ring collectives send (ranks - 1) / ranks of a tensor.
 
     ZeRO-1 reduces once per step, by an all-reduce (DeepSpeed's `use_multi_rank_bucket_allreduce`), and
-    gathers the new weights. ZeRO-2 reduces each micro-batch. ZeRO-3 scatters the sums of each micro-batch, and
-    gathers the weights for its forward and again for its backward.
+    gathers the new weights. ZeRO-2 reduces each micro-batch. ZeRO-3 scatters the sums of each micro-batch,
+    and gathers the weights for its forward and again for its backward.
     """
     ring = (ranks - 1) / ranks
     parameters, stage = model.shape.parameters, model.stage
