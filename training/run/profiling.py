@@ -49,7 +49,8 @@ class StartUp:
 def _started(process: psutil.Process) -> float:
     """When a process began, in seconds since the machine did.
 
-    psutil adds the time of the boot to that, which the kernel gives in whole seconds.
+    psutil has added the time of the boot, which the kernel gives in whole seconds: a start would seem to take
+    up to a second more.
     """
     return process.create_time() - psutil.boot_time()
 
