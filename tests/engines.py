@@ -10,7 +10,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 from model import GPT
 from tests.tiny import ENGINE_TINY
-from training.config import read_deepspeed_config
+from training.config import DeepSpeedConfig, read_deepspeed_config
 from training.engine.build import build_engine, gradient_norm, set_learning_rate
 
 SMALL = {"train_batch_size": "8", "train_micro_batch_size_per_gpu": "2", "gradient_accumulation_steps": "2"}
@@ -23,7 +23,7 @@ def batches(steps: int, sequences: int = 8) -> torch.Tensor:
     return (start + torch.arange(17)) % 128
 
 
-def load(folder: Path, config: dict[str, Any], ranks: int = 2) -> dict[str, Any]:
+def load(folder: Path, config: dict[str, Any], ranks: int = 2) -> DeepSpeedConfig:
     """This rank's DeepSpeed config, as if from a file."""
     path = folder / f"rank{dist.get_rank()}.json"
     path.write_text(json.dumps(config))

@@ -108,9 +108,7 @@ def test_the_numbers_are_the_same_however_the_data_is_read(job: Path, uninterrup
 
 
 @pytest.mark.slow
-def test_stopped_with_any_workers_it_is_the_whole_run_and_leaves_no_process(
-    job: Path, uninterrupted: Path
-) -> None:
+def test_stopped_with_any_workers_it_is_the_whole_run_and_leaves_none(job: Path, uninterrupted: Path) -> None:
     run_dir = job / "stopped"
     stops: list[tuple[int, int, Callable[[int, int], None], signal.Signals]] = [
         (2, 6, os.kill, signal.SIGKILL),
