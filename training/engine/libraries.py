@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import threading
 
 
 def load_libraries(compiled: bool) -> None:
@@ -20,6 +21,20 @@ def load_libraries(compiled: bool) -> None:
         importlib.import_module(".build", __package__)
         if compiled:
             importlib.import_module("torch._inductor.compile_fx")
+            _look_at_the_cpu()
         gc.freeze()
     finally:
         gc.enable()
+
+
+def _look_at_the_cpu() -> None:
+    """Have inductor find out in the background which vector instructions the CPU and its compiler have.
+
+    It starts processes for that and waits for them, a second in all, as soon as it needs to know, which is in
+    the first step. Its answer is kept for this process.
+    """
+    import torch
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+    if not torch.cuda.is_available():
+        threading.Thread(target=valid_vec_isa_list, daemon=True).start()

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import socket
+import time
 from dataclasses import dataclass
 
 import psutil
@@ -88,8 +89,28 @@ def join_ranks() -> Ranks:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
         _keep_freed_memory()
         device = torch.device("cpu")
+    if os.environ["RANK"] != "0":
+        _wait_for_rank_0()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _wait_for_rank_0() -> None:
+    """Return once rank 0 listens, which the pre-flight check delays, or cannot be reached at all.
+
+    torch itself tries once per second, so that half a second of every start would be spent waiting.
+    """
+    place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    wait = 0.01
+    while True:
+        try:
+            socket.create_connection(place, timeout=1).close()
+            return
+        except ConnectionRefusedError:
+            time.sleep(wait)
+            wait = min(1.2 * wait, 0.1)
+        except OSError:  # torch tries for minutes, and says what is wrong
+            return
 
 
 def _number_of_threads_was_chosen() -> bool:

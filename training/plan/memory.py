@@ -178,7 +178,7 @@ class MemoryModel:
         element = self.accumulate if separate and self.stage == 1 else self.weight
         bucket = self.deepspeed.reduce_bucket_size
         sizes = self.sizes_by_reduction()
-        if self.device == "cpu":  # written as backward goes on, when activations have made room
+        if self.device == "cpu":  # written as backward goes on, when activations are freed
             in_backward, in_reduction = 0, element * sum(min(bucket, sum(size)) for size in sizes.values())
         else:
             in_reduction = bucket * element * (2 if self.deepspeed.overlaps_communication else 1) * len(sizes)

@@ -59,7 +59,8 @@ def describe(plan: Plan, gpu: str, ranks: int, recipe_name: str) -> tuple[str, d
     facts = {
         "parameters": plan.memory.shape.parameters,
         "flops_per_token": plan.flops,
-        "memory": asdict(memory) | {"phases": dict(memory.phases), "peak": memory.peak, "room": plan.usable},
+        "memory": asdict(memory)
+        | {"phases": dict(memory.phases), "peak": memory.peak, "usable": plan.usable},
         "communication": sent,
         "largest_micro_batch": largest,
         "plan": asdict(row),

@@ -22,14 +22,14 @@ class StartUp:
     def __init__(self) -> None:
         process = psutil.Process()
         launcher = [p for p in process.parents() if any("deepspeed" in word for word in p.cmdline())]
-        self.began = launcher[-1].create_time() if launcher else process.create_time()
+        self.began = _started(launcher[-1] if launcher else process)
         self._marks: list[tuple[str, float]] = []
         if launcher:
-            self._marks.append(("launcher", process.create_time() - self.began))
+            self._marks.append(("launcher", _started(process) - self.began))
 
     def mark(self, part: str) -> None:
         """The part of the start called `part` ends now, and the next one begins."""
-        self._marks.append((part, time.time() - self.began))
+        self._marks.append((part, time.clock_gettime(time.CLOCK_BOOTTIME) - self.began))
 
     def seconds(self) -> dict[str, float]:
         """Seconds by part, and under `whole` their sum."""
@@ -44,6 +44,15 @@ class StartUp:
         *parts, (_, whole) = self.seconds().items()
         listed = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts)
         return f"from the command to the end of the first step: {whole:.1f} s ({listed})"
+
+
+def _started(process: psutil.Process) -> float:
+    """When a process began, in seconds since the machine did.
+
+    psutil has added the time of the boot, which the kernel gives in whole seconds: a start would seem to take
+    up to a second more.
+    """
+    return process.create_time() - psutil.boot_time()
 
 
 class StepProfiler:
