@@ -9,9 +9,24 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
-LONGEST_FIRST = ()
+LONGEST_FIRST = (
+    "test_train.py",
+    "training/test_universal.py",
+    "training/test_compilation.py",
+    "scripts/test_scripts.py",
+    "test_train_data.py",
+    "training/test_accounting.py",
+    "training/test_ds_matrix.py",
+    "test_train_documents.py",
+    "model/test_preflight.py",
+    "training/test_catalogue.py",
+    "test_train_universal.py",
+    "test_train_design.py",
+    "eval/test_jobs.py",
+    "model/test_huggingface.py",
+)
 """Files in the order in which workers should take them; all others follow. See CONTRIBUTING.md."""
-SPLIT = ()
+SPLIT = ("training/test_catalogue.py", "training/test_ds_matrix.py", "training/test_ds_no_effect.py")
 """Files whose tests share nothing that is dear to make, so that several workers may take them."""
 
 

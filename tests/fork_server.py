@@ -79,7 +79,7 @@ def serve(requests: socket.socket) -> Connection:
 
 
 def supervise(client: Connection, outputs: list[int]) -> Connection:
-    """Fork the process that does the job, where this returns; tell the client its number and how it ends."""
+    """Fork the process that does the job, where this returns; tell the client how it ends."""
     die_with_the_parent()
     pid = os.fork()
     if pid == 0:
@@ -88,10 +88,10 @@ def supervise(client: Connection, outputs: list[int]) -> Connection:
         for number, descriptor in enumerate(outputs, start=1):
             os.dup2(descriptor, number)
             os.close(descriptor)
+        client.send(os.getpid())  # not before it has a group of its own, which may be killed at once
         return client
     for descriptor in outputs:
         os.close(descriptor)
-    client.send(pid)
     _, status = os.waitpid(pid, 0)
     client.send(os.waitstatus_to_exitcode(status))
     os._exit(0)

@@ -227,6 +227,7 @@ def test_data_that_cannot_be_trained_on_gets_one_sentence(
     assert sentence.format(**folders) in result.stderr
 
 
+@pytest.mark.xdist_group("memory")
 @pytest.mark.slow
 def test_gpt2_medium_takes_two_steps_on_two_cpu_ranks(job: Path) -> None:
     run_dir = job / "medium"

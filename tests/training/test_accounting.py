@@ -27,6 +27,7 @@ from training.plan.accounting import communication, step_time
 from training.plan.memory import MemoryModel
 from training.plan.trace import HeadWithoutNumbers, Live
 
+pytestmark = pytest.mark.xdist_group("memory")  # not beside the test of GPT-2 Medium, which needs 19 GB
 TINY = GPTConfig(n_layer=3, n_head=4, n_embd=64, block_size=48, vocab_size=512)
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
 FP32: dict[str, Any] = {"optimizer": ADAMW, "gradient_clipping": 1.0}

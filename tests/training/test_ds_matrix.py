@@ -128,6 +128,7 @@ def gradient_errors(rank: int, folder: Path) -> None:
 
 def muon_moves_matrices(rank: int, folder: Path) -> None:
     """A Muon update is nearly orthogonal: its length follows from the shape. The embedding gets Adam's."""
+    torch.compiler.set_stance("force_eager")  # it is compiled where zero1_bf16_muon.json is trained
     with bf16_arithmetic():
         engine = engine_of(folder, ROOT / "ds_configs" / "zero1_bf16_muon.json")
         before = weights(engine)

@@ -97,6 +97,7 @@ def train(engine: Any, rank: int, world_size: int, first: int, last: int) -> lis
 
 
 def save_all_modes(rank: int, folder: Path) -> None:
+    torch.compiler.set_stance("force_eager")  # Muon would be compiled in every process
     with bf16_arithmetic():
         for mode in MODES:
             engine = engine_of(folder, mode, 2)
@@ -139,6 +140,7 @@ def test_evaluation_reads_the_fp32_weights_of_every_mode(saved: Path, mode: str)
 
 
 def resume(rank: int, world_size: int, folder: Path, modes: list[str], universal: bool) -> None:
+    torch.compiler.set_stance("force_eager")  # Muon would be compiled in every process
     with bf16_arithmetic():
         for mode in modes:
             engine = engine_of(folder, mode, world_size, load_universal=universal)
