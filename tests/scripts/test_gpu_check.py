@@ -138,7 +138,6 @@ def test_a_slim_lm_eval_keeps_the_tasks_that_are_known(tmp_path: Path) -> None:
     assert [line.partition(",")[0] for line in record.splitlines()] == [*kept, "lm_eval-1.dist-info/RECORD"]
 
 
-@pytest.mark.slow
 def test_the_probe_measures_the_loss_and_the_model(tmp_path: Path) -> None:
     file = tmp_path / "times.json"
     command = [
