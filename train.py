@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
         # What reading files can refuse is refused before torch, DeepSpeed and W&B are imported,
         recipe, ds, folder = training.read_command(argv)
         if folder.is_finished(recipe.train.steps):
-            print(folder.finished_sentence(), file=sys.stderr)
+            if folder.rank == 0:
+                print(folder.finished_sentence(), file=sys.stderr)
             return 0
         start_up.mark("command")
         # and what needs them before anything is written.
