@@ -17,16 +17,21 @@ class UserError(ValueError):
     """
 
 
-def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """` (did you mean 'NAME'?)` for the known name nearest to `given`, or nothing where none is near.
+def nearest_name(given: str, known: Iterable[str], cutoff: float = 0.0) -> str | None:
+    """The known name nearest to `given`; None where none is near.
 
     Args:
         given: what does not exist.
         known: what does.
         cutoff: from 0, which always finds one, to 1, which finds equal names only.
     """
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=cutoff)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    return next(iter(difflib.get_close_matches(given, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """` (did you mean 'NAME'?)` for the name that `nearest_name` finds, or nothing."""
+    name = nearest_name(given, known, cutoff)
+    return f" (did you mean '{name}'?)" if name else ""
 
 
 def print_error(sentence: object) -> int:

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import datetime
-import difflib
 import json
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.errors import UserError, did_you_mean
+from model.errors import UserError, did_you_mean, nearest_name
 from model.options import describe_type
 
 if TYPE_CHECKING:
@@ -230,8 +229,8 @@ class CommandLine:
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
     """The sentence about a key that does not exist: where it stood, and the nearest known one."""
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
-    return UserError(f"unknown key '{key}' in {where}; the nearest known key is '{close[0]}'")
+    nearest = nearest_name(key, known)
+    return UserError(f"unknown key '{key}' in {where}; the nearest known key is '{nearest}'")
 
 
 def existing_file(option: str, value: str) -> Path:
