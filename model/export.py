@@ -121,7 +121,8 @@ def _self_contained(source: str, package: str, ours: set[str]) -> str:
 
     Raises UserError for an import that another machine could not do, of a local file, unless it is tried.
     """
-    installed = importlib.metadata.packages_distributions().keys() | sys.stdlib_module_names
+    owners = importlib.metadata.packages_distributions()
+    installed = {name for name, of_name in owners.items() if of_name != ["normlab"]} | sys.stdlib_module_names
     text = source.encode()
     starts = [0]
     for line in text.splitlines(keepends=True):

@@ -1,8 +1,11 @@
 """Run a function on several gloo ranks of this machine."""
 
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
+
+import torch.multiprocessing
 
 from tests.processes import ENVIRONMENT, run_all_forked
 
@@ -33,6 +36,19 @@ def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any)
         [(function, rank, *arguments) for rank in range(world_size)],
         [ENVIRONMENT | of_rank(rank, world_size, port) for rank in range(world_size)],
     )
+
+
+def run_on_fresh_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> None:
+    """`run_on_ranks` in interpreters of their own, in which nothing has been imported or computed yet."""
+    port = free_port()
+    torch.multiprocessing.spawn(_as_fresh_rank, (world_size, port, function, *arguments), nprocs=world_size)
+
+
+def _as_fresh_rank(
+    rank: int, world_size: int, port: int, function: Callable[..., Any], *arguments: Any
+) -> None:
+    os.environ |= of_rank(rank, world_size, port)
+    _as_rank(function, rank, *arguments)
 
 
 def _as_rank(function: Callable[..., Any], *arguments: Any) -> None:

@@ -13,8 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from data import SAMPLE_DIR
-from data.sample.build import is_complete
+from data import build_sample
 from data.sources import network
 from tests.data.servers import serving
 from tests.jobs import (
@@ -203,8 +202,9 @@ def test_bytes_as_tokens_make_a_small_embedding_and_the_same_bits_a_byte(uninter
     assert table["loss"].sum() / math.log(2) / table["bytes"].sum() == pytest.approx(in_bits, rel=1e-12)
 
 
-@pytest.mark.skipif(not is_complete(SAMPLE_DIR), reason="the embedded sample is not built")
+@pytest.mark.slow
 def test_a_model_of_bytes_is_evaluated(uninterrupted: Path) -> None:
+    build_sample()
     evaluation = ["-m", "eval", str(uninterrupted), "--tasks", "sample_lastword"]
     result = run_command([*evaluation, "--limit", "2"])
     assert result.returncode == 0, result.stderr
