@@ -55,6 +55,10 @@ def test_train_py_stays_short() -> None:
     lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions(path) if node.end_lineno}
     assert set(lengths) == {"main", "train"} and lengths["train"] <= 80
     assert not [node for node in tree_of(path).body if isinstance(node, ast.ClassDef)]
+    found = list(imports(tree_of(path), inside_functions=True))
+    assert sum(len(node.names) for node in found) <= 20
+    fronts = {node.module for node in found if isinstance(node, ast.ImportFrom)} - {"__future__"}
+    assert fronts <= set(DIRECTORIES)  # a name comes from the front of its directory
 
 
 # ---- imports ----

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from data import DataConfig, open_data
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
+from tests.training.steps import step_result
 from training.config.deepspeed import DeepSpeedConfig
 from training.config.evaluation import EvalConfig
 from training.config.recipe import Recipe, TrainConfig
@@ -25,7 +26,6 @@ from training.run.profiling import StartUp
 from training.run.reporter import Reporter
 from training.schedule import ScheduleConfig
 from training.state import TrainState
-from training.step import StepResult
 
 DS = DeepSpeedConfig(
     {
@@ -36,17 +36,6 @@ DS = DeepSpeedConfig(
     }
 )
 ONE_RANK = Ranks(0, 1, torch.device("cpu"))
-STEP = StepResult(
-    loss=2.0,
-    tokens=128,
-    applied=True,
-    grad_norm=0.5,
-    seconds=1.0,
-    data_wait=0.0,
-    stop=False,
-    cursors={},
-    bad_documents={},
-)
 
 
 class Terminal:
@@ -98,7 +87,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def after_step(state: TrainState, report: Reporter, **facts: Any) -> None:
-    result = STEP._replace(**facts)
+    result = step_result(**facts)
     state.advance(result)
     report.step(state, result, lr=1e-3)
 

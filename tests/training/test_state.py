@@ -1,27 +1,12 @@
 """What a run carries over a stop: how a step and a validation change it."""
 
+from tests.training.steps import step_result
 from training.state import TrainState
-from training.step import StepResult
-
-
-def result(applied: bool = True, **values: object) -> StepResult:
-    facts: dict = dict(
-        loss=2.0,
-        tokens=100,
-        applied=applied,
-        grad_norm=1.0,
-        seconds=1.0,
-        data_wait=0.0,
-        stop=False,
-        cursors={},
-        bad_documents={},
-    )
-    return StepResult(**(facts | values))
 
 
 def test_a_step_counts_its_tokens_and_moves_its_lanes() -> None:
     state = TrainState(step=4, tokens=400, cursors={0: (0, 0, 0, 0), 1: (0, 0, 5, 2)})
-    state.advance(result(cursors={0: (0, 0, 7, 1)}, bad_documents={"empty": 3}))
+    state.advance(step_result(tokens=100, cursors={0: (0, 0, 7, 1)}, bad_documents={"empty": 3}))
     assert (state.step, state.tokens) == (5, 500)
     assert state.cursors == {0: (0, 0, 7, 1), 1: (0, 0, 5, 2)}
     assert state.bad_documents == {"empty": 3}
@@ -31,7 +16,7 @@ def test_skipped_steps_count_and_an_applied_one_ends_their_row() -> None:
     state = TrainState()
     rows = []
     for applied in (True, False, False, True, False):
-        state.advance(result(applied))
+        state.advance(step_result(applied=applied))
         rows.append(state.skipped_in_a_row)
     assert rows == [0, 1, 2, 0, 1]
     assert (state.step, state.skipped_steps) == (5, 3)
