@@ -84,6 +84,7 @@ def train(
 
     # Data first: its workers are forked while this process is small. They keep a copy of every page that it
     # writes afterwards.
+    training.finish_loading()
     loader = data.LaneLoader(
         corpus,
         recipe.data,

@@ -5,6 +5,9 @@ import importlib
 import threading
 
 
+_background: list[threading.Thread] = []
+
+
 def load_libraries(compiled: bool) -> None:
     """Import torch, DeepSpeed and, where blocks are compiled, dynamo and inductor. All ranks call it.
 
@@ -37,4 +40,15 @@ def _look_at_the_cpu() -> None:
     from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
     if not torch.cuda.is_available():
-        threading.Thread(target=valid_vec_isa_list, daemon=True).start()
+        thread = threading.Thread(target=valid_vec_isa_list, daemon=True)
+        thread.start()
+        _background.append(thread)
+
+
+def finish_loading() -> None:
+    """Wait for what `load_libraries` has begun in the background.
+
+    To be called before anything is forked: a lock that a thread holds then is never released in the child.
+    """
+    while _background:
+        _background.pop().join()
