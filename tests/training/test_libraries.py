@@ -18,7 +18,7 @@ load_libraries(compiled={compiled})
 assert "deepspeed" in sys.modules
 assert ("torch._inductor.compile_fx" in sys.modules) is {compiled}
 assert gc.isenabled() and gc.get_freeze_count() > 100_000
-assert len(gc.get_objects()) < 1_000
+assert len(gc.get_objects()) < gc.get_freeze_count() / 10  # a few of the background's may be there
 finish_loading()
 assert not [thread for thread in threading.enumerate() if "valid_vec_isa" in thread.name]
 """

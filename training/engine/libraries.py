@@ -4,7 +4,6 @@ import gc
 import importlib
 import threading
 
-
 _background: list[threading.Thread] = []
 
 
