@@ -26,8 +26,6 @@ from .run.profiling import StartUp as StartUp
 from .run.reporter import Reporter as Reporter
 from .run.stop import StopRequest as StopRequest
 from .schedule import learning_rate as learning_rate
-from .state import TrainState as TrainState
 from .step import train_step as train_step
 from .validation import bits_per_byte as bits_per_byte
-from .validation import token_losses as token_losses
 from .validation import validate as validate
