@@ -41,6 +41,11 @@ def preload() -> None:
     ]
     for module in (*ours, "train", *LIBRARIES):
         importlib.import_module(module)
+    # A compiler's threads stay, and so the first to need one is a fork: here the loss comes from the cache.
+    if (pid := os.fork()) == 0:
+        compile_the_loss()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
     compile_the_loss()
     # A fork has one thread, which may wait for ever for what another held. Arrow's jemalloc sees to its own.
     threads = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]

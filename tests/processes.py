@@ -75,7 +75,12 @@ def fork(
     """
     ours, theirs = Pipe()
     with theirs, LOCK:
-        socket.send_fds(server(), [b"!"], [theirs.fileno(), stdout.fileno(), stderr.fileno()])
+        requests, said = server()
+        try:
+            socket.send_fds(requests, [b"!"], [theirs.fileno(), stdout.fileno(), stderr.fileno()])
+        except BrokenPipeError:
+            said.seek(0)
+            raise ForkedError(f"the fork server ended: {said.read().decode(errors='replace')}") from None
     ours.send((list(argv), dict(environment), str(folder)))
     ours.send((function, arguments))
     return Forked(ours)
@@ -135,9 +140,13 @@ def _report(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
 
 
 @cache
-def server() -> socket.socket:
-    """To the server, which is started once and ends with this process, or when this process is killed."""
+def server() -> tuple[socket.socket, IO[bytes]]:
+    """To the server, and what it wrote to stderr.
+
+    It is started once and ends with this process, or when this process is killed.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    said = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as this process)
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
@@ -145,6 +154,7 @@ def server() -> socket.socket:
             env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=said,
             start_new_session=True,
             pass_fds=[theirs.fileno()],
         )
@@ -154,4 +164,4 @@ def server() -> socket.socket:
         process.wait()
 
     atexit.register(end)
-    return ours
+    return ours, said
