@@ -8,15 +8,18 @@ from . import VARIANTS, Variant, design_name
 
 
 def table(variants: Mapping[str, Variant], width: int) -> str:
-    """Name, design, source, cost and caveats of each variant, wrapped to `width` characters."""
-    titles = ("variant", "norm+block+topology", "source", "cost beside vanilla", "caveats")
+    """Name, design, source, cost, caveats and evidence of each variant, wrapped to `width` characters."""
+    titles = ("variant", "norm+block+topology", "source", "cost beside vanilla", "caveats; evidence")
     first = max(map(len, variants)) + 2
     second = (
         max(len(design_name(variant)) for variant in variants.values() if not variant.topology_options) + 2
     )
     rest = (width - first - second) // 3
     widths = (first, second, rest, rest, rest)
-    rows = [(name, design_name(v), v.source, v.cost, v.caveats) for name, v in variants.items()]
+    rows = [
+        (name, design_name(v), v.source, v.cost, "; ".join(filter(None, (v.caveats, v.evidence))))
+        for name, v in variants.items()
+    ]
     lines = []
     for row in (titles, *rows):
         cells = [textwrap.wrap(text, size - 2) or [""] for text, size in zip(row, widths, strict=True)]

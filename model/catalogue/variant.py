@@ -25,11 +25,14 @@ class Variant:
         source: the paper, with its arXiv id.
         cost: beside `vanilla`: parameters, and what is read, written or computed more.
         caveats: what a fair comparison must know.
+        evidence: what public runs found, failed replications too, with the month in which it was looked up:
+            `2026-11: ...`.
     """
 
     source: str
     cost: str
     caveats: str
+    evidence: str = ""
     norm: str = "layernorm"
     norm_options: dict[str, Any] = field(default_factory=dict)
     block: str = "pre"
