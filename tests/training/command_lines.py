@@ -9,7 +9,7 @@ from training.config import DeepSpeedConfig, Recipe, check_design, read_command
 from training.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = "train: {steps: 120}\nschedule: {warmup_steps: 10}\n"
+RECIPE = "train: {steps: 120}\nschedule: {warmup: 10}\n"
 DS_CONFIG = ROOT / "ds_configs" / "zero1_bf16.json"
 
 

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def recipe_of(folder: Path, text: str, *options: str) -> Recipe:
     (folder / "recipe.yaml").write_text(
-        f"{text}\n" if "schedule" in text else f"{text}\nschedule: {{warmup_steps: 1}}"
+        f"{text}\n" if "schedule" in text else f"{text}\nschedule: {{warmup: 1}}"
     )
     return resolve(command(folder, *options))[0]
 
@@ -136,11 +136,9 @@ def test_a_preset_stands_for_its_shape_at_the_level_where_it_is_given(
 def test_the_schedule_is_as_long_as_the_run_unless_its_length_is_given(folder: Path) -> None:
     assert recipe_of(folder, "train: {steps: 70}").schedule.steps == 70
     assert recipe_of(folder, "train: {steps: 70}", "--train.steps", "90").schedule.steps == 90
-    recipe = recipe_of(
-        folder, "train: {steps: 70}\nschedule: {steps: 300, warmup_steps: 5}", "--train.steps=90"
-    )
+    recipe = recipe_of(folder, "train: {steps: 70}\nschedule: {steps: 300, warmup: 5}", "--train.steps=90")
     assert (recipe.train.steps, recipe.schedule.steps) == (90, 300)
-    text = "train: {steps: 70}\nschedule: {steps: 300, warmup_steps: 5}"
+    text = "train: {steps: 70}\nschedule: {steps: 300, warmup: 5}"
     assert recipe_of(folder, text, "--schedule.steps", "null").schedule.steps == 70
 
 
@@ -165,8 +163,8 @@ def test_a_value_is_the_same_in_the_recipe_and_on_the_command_line(
     folder: Path, section: str, key: str, text: str, value: Any
 ) -> None:
     in_yaml = f'"{text}"' if ": " in text else text
-    schedule = "" if section == "schedule" else "schedule: {warmup_steps: 1}"
-    extra = ", warmup_steps: 1" if section == "schedule" else ""
+    schedule = "" if section == "schedule" else "schedule: {warmup: 1}"
+    extra = ", warmup: 1" if section == "schedule" else ""
     (folder / "recipe.yaml").write_text(f"{section}: {{{key}: {in_yaml}{extra}}}\n{schedule}")
     from_recipe = getattr(vars(resolve(command(folder))[0])[section], key)
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -207,7 +205,7 @@ def test_the_medium_recipe_is_the_protocol(tmp_path: Path, monkeypatch: pytest.M
     sequences = ds_config.micro_batch * ds_config.accumulation * 2
     assert sequences == 576
     schedule = recipe.schedule
-    assert (schedule.shape, schedule.floor) == ("cosine", 0.1) and schedule.warmup_steps > 0
+    assert (schedule.shape, schedule.floor) == ("cosine", 0.1) and schedule.warmup > 0
     assert set(recipe.eval.tasks) == {
         "wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande"
     }  # fmt: skip
