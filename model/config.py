@@ -21,6 +21,8 @@ PRESETS: dict[str, dict[str, int]] = {
 
 QKNorm = Literal["none", "head", "head_no_gain", "joint"]
 """What attention does to queries and keys: see `model.layers.CausalSelfAttention`."""
+MLPKind = Literal["gelu_tanh", "gelu", "relu_squared", "swiglu"]
+"""What the MLP computes: see `model.layers.MLP`."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class GPTConfig:
         bias: biases in the linear layers and LayerNorms, as GPT-2 has
         qk_norm: RMSNorm of queries and keys: none, head (each head its own), head_no_gain, or joint (all
             heads together, as OLMo 2)
+        mlp: the MLP's activation: gelu_tanh (GPT-2's), gelu (the exact one), relu_squared, or swiglu, which
+            has a gate and as many parameters
         norm: a registered name, package.module:Class, or path/to/file.py:Class
         norm_options: the norm's own options, e.g. --model.norm_options.eps 1e-6
         block: a registered name, package.module:Class, or path/to/file.py:Class
@@ -55,6 +59,7 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True
     qk_norm: QKNorm = "none"
+    mlp: MLPKind = "gelu_tanh"
     norm: str = "layernorm"
     norm_options: dict[str, Any] = field(default_factory=dict)
     block: str = "pre"
@@ -74,7 +79,7 @@ class GPTConfig:
             raise UserError(f"model.dropout is {self.dropout}: it must be at least 0 and below 1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TopologyConfig:
     """What a `Topology(config, blocks)` is given: GPTConfig's fields, and the norm's class."""
 
@@ -86,11 +91,12 @@ class TopologyConfig:
     dropout: float
     bias: bool
     qk_norm: QKNorm
+    mlp: MLPKind = "gelu_tanh"
     norm: "type[nn.Module]"
     """Builds the chosen norm, its options set: `config.norm(config.n_embd, bias=config.bias)`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BlockConfig(TopologyConfig):
     """What a `Block(config)` is given: the same, and which layer it is."""
 

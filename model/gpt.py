@@ -9,7 +9,7 @@ from .config import GPTConfig
 from .designs import find_designs
 from .document_mask import document_mask
 from .errors import UserError
-from .layers import CausalSelfAttention
+from .layers import MLP, CausalSelfAttention
 from .loss import Head, Reduction
 from .sphere import UnitHead
 from .streams import BranchTopology
@@ -35,6 +35,7 @@ class GPT(nn.Module):
         designs = find_designs(config)
         wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = designs.blocks(config)
+        self._check_fixed_parts()
         self.transformer = nn.ModuleDict(
             {
                 "wte": wte,
@@ -129,6 +130,16 @@ class GPT(nn.Module):
                 raise UserError(
                     f"data.document_mask is true, but block {i} of model.block '{self.config.block}' does "
                     "not attend through model.layers.CausalSelfAttention, which alone keeps documents apart"
+                )
+
+    def _check_fixed_parts(self) -> None:
+        """Raises UserError where a block has not the module that follows an option of the config."""
+        for i, block in enumerate(self.blocks):
+            place = f"block {i} of model.block '{self.config.block}'"
+            if self.config.mlp != GPTConfig.mlp and not any(isinstance(m, MLP) for m in block.modules()):
+                raise UserError(
+                    f"model.mlp is '{self.config.mlp}', but {place} has an MLP of its own: only "
+                    f"model.layers.MLP follows that option, so leave it {GPTConfig.mlp}"
                 )
 
     def repeated_methods(self) -> list[tuple[nn.Module, str]]:

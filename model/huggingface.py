@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import GPTConfig
+from .config import GPTConfig, MLPKind
 from .errors import UserError
 from .gpt import GPT
 from .norms import EPS
 
 # Hugging Face's Conv1D stores (in, out); nn.Linear stores (out, in).
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_MLPS: dict[str, MLPKind] = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
 _PLAIN = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "activation_function": tuple(_MLPS),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
@@ -91,6 +93,7 @@ def to_hf(gpt: GPT, folder: str | Path, eot: int | None = 50256) -> Path:
             resid_pdrop=config.dropout,
             embd_pdrop=config.dropout,
             attn_pdrop=config.dropout,
+            activation_function=_ACTIVATIONS[config.mlp],
             layer_norm_epsilon=config.norm_options.get("eps", EPS),
             architectures=["GPT2LMHeadModel"],
             dtype="float32",
@@ -126,7 +129,8 @@ def is_gpt2(config: GPTConfig) -> bool:
     """Whether Hugging Face's GPT-2 can hold the model: vanilla with biases, whatever its eps."""
     parts = (config.norm, config.block, config.topology, config.qk_norm)
     options = config.norm_options.keys() - {"eps"} or config.block_options or config.topology_options
-    return parts == ("layernorm", "pre", "chain", "none") and config.bias and not options
+    plain = parts == ("layernorm", "pre", "chain", "none") and config.mlp in _ACTIVATIONS
+    return plain and config.bias and not options
 
 
 def _check_gpt2(theirs: dict[str, Any]) -> None:
@@ -178,6 +182,7 @@ def _from_gpt2(theirs: dict[str, Any], weights: dict[str, torch.Tensor]) -> GPT:
             vocab_size=theirs["vocab_size"],
             dropout=theirs["resid_pdrop"],
             bias=True,
+            mlp=_MLPS[theirs["activation_function"]],
             norm_options={} if eps == EPS else {"eps": eps},
         )
     )

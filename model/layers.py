@@ -1,9 +1,13 @@
 """The sublayers of blocks: causal self-attention and the MLP as in GPT-2, and with norms or scales inside."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from .config import BlockConfig, GPTConfig
+from .config import BlockConfig, GPTConfig, MLPKind
 from .document_mask import DocumentMask, attend
 from .errors import UserError
 from .norms import Gain, RMSNorm
@@ -64,13 +68,24 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear to 4C, GELU (GPT-2's tanh form), linear back to C."""
+    """Linear to 4C, an activation, linear back to C; `config.mlp` says which activation.
+
+    `gelu_tanh` is GPT-2's form of GELU, `gelu` the exact one (nanoGPT), `relu_squared` relu(x)^2 (So et al.
+    2021, arXiv:2109.08668). `swiglu` is silu(gate x) * (c_fc x), Shazeer 2020, arXiv:2002.05202: its hidden
+    width is `swiglu_width` in place of 4C, so that it has as many parameters.
+
+    Attributes:
+        width: of what `c_proj` reads.
+    """
 
     def __init__(self, config: GPTConfig | BlockConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = nn.GELU(approximate="tanh")
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        gated = config.mlp == "swiglu"
+        self.width = swiglu_width(config.n_embd) if gated else 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, self.width, bias=config.bias)
+        self.gate = nn.Linear(config.n_embd, self.width, bias=config.bias) if gated else None
+        self.activation = _ACTIVATIONS[config.mlp]()
+        self.c_proj = nn.Linear(self.width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -78,8 +93,37 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(self.hidden(x)))
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) -> (B, T, 4C)."""
-        return self.gelu(self.c_fc(x))
+        """(B, T, C) -> (B, T, width)."""
+        return self.activated(self.c_fc(x), None if self.gate is None else self.gate(x))
+
+    def activated(self, x: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+        """The activation of x, or x times that of the gate where there is one: (B, T, width), as both are."""
+        return self.activation(x) if gate is None else self.activation(gate) * x
+
+
+class SquaredReLU(nn.Module):
+    """relu(x)^2."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of any shape."""
+        return F.relu(x).square()
+
+
+_ACTIVATIONS: dict[MLPKind, Callable[[], nn.Module]] = {
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "gelu": nn.GELU,
+    "relu_squared": SquaredReLU,
+    "swiglu": nn.SiLU,
+}
+
+
+def swiglu_width(n_embd: int) -> int:
+    """The multiple of 64 next to 8 n_embd / 3, where three matrices have the parameters of two of 4 n_embd.
+
+    Below 512 it is the next multiple of 8, because 64 would be far off.
+    """
+    step = 64 if 8 * n_embd >= 3 * 512 else 8
+    return max(step, step * round(8 * n_embd / 3 / step))
 
 
 class InnerNormAttention(CausalSelfAttention):
@@ -127,12 +171,12 @@ class QKVNormAttention(CausalSelfAttention):
 
 
 class InnerNormMLP(MLP):
-    """The MLP with a norm after its activation."""
+    """The MLP with a norm after its activation, and after the gate's product where there is one."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__(config)
-        self.ln = config.norm(4 * config.n_embd, bias=config.bias)
+        self.ln = config.norm(self.width, bias=config.bias)
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) -> (B, T, 4C)."""
+        """(B, T, C) -> (B, T, width)."""
         return self.ln(super().hidden(x))

@@ -268,7 +268,8 @@ def _init_xavier(attn: CausalSelfAttention, mlp: MLP, gain: float) -> None:
     q, k, v = attn.c_attn.weight.detach().chunk(3)
     for weight in (q, k):
         nn.init.xavier_normal_(weight)
-    for weight in (v, attn.c_proj.weight, mlp.c_fc.weight, mlp.c_proj.weight):
+    gate = [] if mlp.gate is None else [mlp.gate.weight]
+    for weight in (v, attn.c_proj.weight, mlp.c_fc.weight, *gate, mlp.c_proj.weight):
         nn.init.xavier_normal_(weight, gain=gain)
 
 

@@ -96,19 +96,25 @@ class SphereAttention(CausalSelfAttention):
 
 
 class SphereMLP(MLP):
-    """GPT-2's MLP with s * sqrt(C) on what GELU reads. The paper's is a SwiGLU with s_u and s_v."""
+    """The MLP with s * sqrt(C) on what its activation reads; with `swiglu`, the paper's s_u and s_v."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__(config)
         C = config.n_embd
-        self.c_fc = UnitLinear(C, 4 * C, dim=1)
-        self.c_proj = UnitLinear(4 * C, C, dim=0)
+        self.c_fc = UnitLinear(C, self.width, dim=1)
+        self.c_proj = UnitLinear(self.width, C, dim=0)
         # Stored as 1, as the paper has it.
-        self.hidden_scale = learned(torch.ones(4 * C))
+        self.hidden_scale = learned(torch.ones(self.width))
+        if self.gate is not None:
+            self.gate = UnitLinear(C, self.width, dim=1)
+            self.gate_scale = learned(torch.ones(self.width))
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) -> (B, T, 4C)."""
-        return self.gelu(self.c_fc(x) * (math.sqrt(x.shape[-1]) * self.hidden_scale))
+        """(B, T, C) -> (B, T, width)."""
+        root = math.sqrt(x.shape[-1])
+        if self.gate is None:
+            return self.activation(self.c_fc(x) * (root * self.hidden_scale))
+        return self.activated(self.c_fc(x) * self.hidden_scale, self.gate(x) * (root * self.gate_scale))
 
 
 class SphereBlock(nn.Module):
@@ -117,7 +123,7 @@ class SphereBlock(nn.Module):
     a1 and a2 are learned for each channel from 0.05, and used without their sign. There are no biases and no
     other norms: `config.norm` and `config.bias` change nothing. Its topology is `sphere`.
 
-    Source: Loshchilov et al. 2024, arXiv:2410.01131; with GPT-2's GELU and learned positions.
+    Source: Loshchilov et al. 2024, arXiv:2410.01131; with the MLP and positions of the config.
 
     Args:
         config: the model's shape.
