@@ -23,7 +23,7 @@ def recipe_folder(folder: Path, patch: pytest.MonkeyPatch) -> Path:
 
 def resolve(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder]:
     """What train.py makes of a command line before it joins the other ranks."""
-    recipe, deepspeed, run = read_command(argv)
+    recipe, deepspeed, run, _ = read_command(argv)
     check_design(recipe)
     return recipe, deepspeed, run
 

@@ -66,11 +66,11 @@ def test_the_last_of_two_equal_options_wins(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "norm_and_block"),
     [
-        ("variant: rmsnorm_post", [], ("rmsnorm", "post")),
-        ("norm: layernorm, variant: rmsnorm_post", [], ("layernorm", "post")),
+        ("variant: rmsnorm_post", [], ("rmsnorm", "sandwich")),
+        ("norm: layernorm, variant: rmsnorm_post", [], ("layernorm", "sandwich")),
         ("norm: rmsnorm, block: post", ["--model.variant", "vanilla"], ("layernorm", "pre")),
         ("variant: rmsnorm, norm: layernorm", ["--model.variant=rmsnorm_parallel"], ("rmsnorm", "parallel")),
-        ("variant: rmsnorm_post", ["--model.norm", "layernorm"], ("layernorm", "post")),
+        ("variant: rmsnorm_post", ["--model.norm", "layernorm"], ("layernorm", "sandwich")),
         ("block: post", ["--model.variant", "rmsnorm", "--model.norm", "layernorm"], ("layernorm", "pre")),
         ("block: post", ["--model.norm", "layernorm", "--model.variant", "rmsnorm"], ("layernorm", "pre")),
     ],
