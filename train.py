@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
     try:
         # What reading files can refuse is refused before torch, DeepSpeed and W&B are imported,
         recipe, ds, folder, overrides = training.read_command(argv)
-        if folder.is_finished(recipe.train.steps):
+        explain = "--explain" in argv
+        if folder.is_finished(recipe.train.steps) and not explain:
             if folder.rank == 0:
                 print(folder.finished_sentence(), file=sys.stderr)
             return 0
@@ -35,6 +36,10 @@ def main(argv: list[str]) -> int:
         training.load_libraries(recipe.train.compile)
         training.check_with_deepspeed(ds)
         training.check_design(recipe)
+        if explain:
+            if folder.rank == 0:
+                print(training.explanation(recipe, ds, overrides))
+            return 0
         start_up.mark("imports")
         console = training.Console(folder.log_file, silent=folder.rank > 0)
     except (model.UserError, OSError) as error:

@@ -75,7 +75,7 @@ def test_a_candidates_rates_replace_the_recipes_and_the_jsons(folder: Path, name
     assert all(any(key in sentence for sentence in overrides.sentences()) for key in own)
 
 
-def test_the_command_line_is_stronger_and_the_run_folders_recipe_repeats_it(folder: Path) -> None:
+def test_the_command_line_is_stronger_and_the_run_folder_repeats_it(folder: Path) -> None:
     argv = candidate(folder, f"CONFIG_OVERRIDES = {ALL}")
     argv += ["--ds.optimizer.params.lr", "1e-3", "--schedule.warmup", "7"]
     recipe, deepspeed, overrides = resolved(argv)

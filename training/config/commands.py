@@ -53,6 +53,7 @@ TRAIN = CommandLine(
         "run_dir": Option(
             "the run folder; a run that stopped there is resumed (default: under runs/)", "DIR"
         ),
+        "explain": Option("print the whole run as it is resolved; nothing is trained, no data opened", None),
         "local_rank": Option("set by the launcher", "N"),
     },
     switches={
