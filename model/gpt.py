@@ -136,7 +136,9 @@ class GPT(nn.Module):
         """Raises UserError where a block has not the module that follows an option of the config."""
         for i, block in enumerate(self.blocks):
             place = f"block {i} of model.block '{self.config.block}'"
-            if self.config.mlp != GPTConfig.mlp and not any(isinstance(m, MLP) for m in block.modules()):
+            # A nanoGPT block brings its own MLP, whose GELU is its own business.
+            asked = self.config.mlp not in ("gelu_tanh", "gelu")
+            if asked and not any(isinstance(m, MLP) for m in block.modules()):
                 raise UserError(
                     f"model.mlp is '{self.config.mlp}', but {place} has an MLP of its own: only "
                     f"model.layers.MLP follows that option, so leave it {GPTConfig.mlp}"
