@@ -180,41 +180,21 @@ def test_every_recipe_resolves_on_two_ranks_with_its_published_shape(
     monkeypatch.setenv("WORLD_SIZE", "2")
     files = ["--config", str(recipe_file), "--deepspeed_config", str(DS_CONFIG)]
     recipe, ds_config, run = resolve([*files, "--run_dir", str(tmp_path / "run")])
-    assert recipe.variant == "vanilla" and recipe.schedule.steps == recipe.train.steps
+    assert recipe.variant == "vanilla" and recipe.schedule.steps
+    assert recipe.train.steps - recipe.schedule.steps == ("climbmix" in recipe_file.stem)
     assert ds_config.train_batch_size == 576
     assert not run.path.exists()
     if recipe_file.stem.startswith("gpt2_"):
         model = recipe.model
         preset = recipe_file.stem.removesuffix("_fineweb")
         assert (model.n_layer, model.n_head, model.n_embd) == PUBLISHED_SHAPES[preset]
-        assert (model.block_size, model.vocab_size, model.bias, model.dropout) == (1024, 50304, True, 0.0)
+        assert (model.block_size, model.vocab_size, model.bias, model.dropout) == (1024, 50304, False, 0.0)
 
 
 def test_there_is_a_recipe_for_each_of_gpt2s_sizes() -> None:
     fineweb = {f"{name}_fineweb" for name in PUBLISHED_SHAPES}
-    assert {path.stem for path in RECIPES} == fineweb | {"sample", "proxy_bytes_deep"}
-
-
-def test_the_medium_recipe_is_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    recipe_file = ROOT / "recipes" / "gpt2_medium_fineweb.yaml"
-    files = ["--config", str(recipe_file), "--deepspeed_config", str(DS_CONFIG)]
-    recipe, ds_config, _ = resolve([*files, "--run_dir", str(tmp_path / "run")])
-    assert recipe.train.steps == 12030
-    assert recipe.train.steps * ds_config.train_batch_size * recipe.model.block_size == 12030 * 576 * 1024
-    sequences = ds_config.micro_batch * ds_config.accumulation * 2
-    assert sequences == 576
-    schedule = recipe.schedule
-    assert (schedule.shape, schedule.floor) == ("cosine", 0.1) and schedule.warmup > 0
-    assert set(recipe.eval.tasks) == {
-        "wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande"
-    }  # fmt: skip
-    assert recipe.eval.limit is None
-    assert (recipe.data.source, recipe.data.subset) == ("HuggingFaceFW/fineweb", "sample-10BT")
-    assert ds_config.precision == "bf16" and ds_config.stage == 1
-    assert ds_config.raw["gradient_clipping"] == 1.0
-    params = ds_config.optimizer_params
-    assert (params["betas"], params["weight_decay"]) == ([0.9, 0.95], 0.1)
+    others = {"sample", "proxy_bytes_deep", "protocol_climbmix", "sibling_residual_climbmix"}
+    assert {path.stem for path in RECIPES} == fineweb | others
 
 
 @pytest.mark.parametrize("world_size", ["1", "4"])
