@@ -158,7 +158,8 @@ def describe_overrides(overrides: Mapping[str, Any]) -> str:
     given, applied, instead = (overrides[key] for key in ("given", "applied", "instead_of"))
     parts = []
     if applied:
-        listed = ", ".join(f"{key} {value:g} for {instead[key]:g}" for key, value in applied.items())
+        before = {key: "none" if value is None else f"{value:g}" for key, value in instead.items()}
+        listed = ", ".join(f"{key} {value:g} for {before[key]}" for key, value in applied.items())
         parts.append(f"was trained with settings of its candidate's own: {listed}")
     if ignored := {key: value for key, value in given.items() if key not in applied}:
         listed = ", ".join(f"{key} {value:g}" for key, value in ignored.items())
