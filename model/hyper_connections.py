@@ -95,8 +95,8 @@ class MHC(StreamTopology):
     """u = p_k^T H; H = A_k H + q_k F_k(u); the result is H's mean over the streams.
 
     A is made doubly stochastic by Sinkhorn's iteration, see `SinkhornConnection`, and starts near I, p with
-    sum 1, q at 1: the chain. The paper's start is not public; Hugging Face's DeepSeek-V4 has A uniform.
-    The logits' constants learn at `SCALE_LR` times the model's rate, because no A makes the streams larger.
+    sum 1, q at 1: the chain. That start is the lab's: in transformers A starts uniform. The logits' constants
+    learn at `SCALE_LR` times the model's rate, because no A makes the streams larger.
 
     Source: Xie et al. 2025, arXiv:2512.24880, as DeepSeek-V4 in transformers has it.
 
