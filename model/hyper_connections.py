@@ -159,7 +159,7 @@ def at_least_2(streams: int) -> int:
 
 HYPER_CONNECTIONS: dict[str, type[nn.Module]] = {
     "hyper_connections": HyperConnections,
-    "identity_hyper_connections": IdentityHyperConnections,
+    "identity_connections": IdentityHyperConnections,
     "mhc": MHC,
     "mhc_lite": MHCLite,
 }

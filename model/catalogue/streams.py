@@ -33,14 +33,15 @@ STREAM_VARIANTS = {
         "32 n_embd + 10 parameters per branch; four streams to read and write, and a norm of all",
         "no public formula was found: mHC's read and write weights with A = I; memory for four streams",
         "2026-11: a speed-up of 1.052 and 1.020 at two sizes in public runs whose formula may differ",
-        topology="identity_hyper_connections",
+        topology="identity_connections",
     ),
     "mhc": Variant(
         "Xie et al. 2025 (mHC), arXiv:2512.24880",
         "96 n_embd + 27 parameters per branch; four streams to read and write, a norm of all, and 20 "
         "iterations in small operations, slow where they are not compiled",
         "starts exactly as GPT-2, which need not be the paper's start; after 20 iterations A's columns "
-        "may sum to 0.94 once its logits are large; memory for four streams",
+        "may sum to 0.94 once its logits are large; uncompiled, 2.9 times vanilla's memory for "
+        "activations at GPT-2 Medium",
         "2026-11: 0.021 nats at 27B in the paper; 0.0074 and 0.0049 at two sizes elsewhere, but 0.95 and "
         "0.96 of the baseline by time; Goedel-mHC-1B changes more than the streams, so that it shows "
         "nothing of them",
@@ -68,7 +69,8 @@ STREAM_VARIANTS = {
         "Xiao et al. 2025 (MUDDFormer), arXiv:2502.12170",
         "about 2 (n_layer + 1) (n_layer + 2) n_embd parameters; every layer reads all earlier outputs "
         "four times, and training keeps them",
-        "reads grow with the square of the depth; without the paper's wider MLPs in later layers",
+        "reads grow with the square of the depth; uncompiled, 1.5 times vanilla's memory for activations "
+        "at GPT-2 Medium; without the paper's wider MLPs in later layers",
         "2026-11: the loss of 1.8 to 2.4 times the compute claimed at 405M to 2.8B; no replication of the "
         "whole was found: speedruns take a trimmed form, see mudd_trimmed",
         block="multiway",

@@ -104,7 +104,7 @@ def test_mhc_equals_its_formula(x: torch.Tensor, iterations: int) -> None:
 
 
 def test_identity_hyper_connections_equal_their_formula(x: torch.Tensor) -> None:
-    topology, branches = randomised("identity_hyper_connections", streams=3)
+    topology, branches = randomised("identity_connections", streams=3)
     H = torch.stack([x] * 3, dim=2)
     for connection, branch in zip(topology.connections, branches, strict=True):
         pre, post, _ = reads_and_writes(connection, H)
@@ -147,7 +147,7 @@ def test_mixing_starts_near_the_identity(name: str) -> None:
 
 
 @pytest.mark.parametrize("streams", [2, 4])
-@pytest.mark.parametrize("name", ["identity_hyper_connections", "mhc", "mhc_lite"])
+@pytest.mark.parametrize("name", ["identity_connections", "mhc", "mhc_lite"])
 def test_streams_that_start_alike_part(name: str, streams: int) -> None:
     """Streams that start alike must not have equal gradients, or they would stay alike."""
     gpt = gpt_of(name, streams=streams)
@@ -179,7 +179,7 @@ def test_a_block_of_another_kind_is_one_branch() -> None:
     ("topology", "options", "sentence"),
     [
         ("hyper_connections", {"streams": 0}, "at least 1"),
-        ("identity_hyper_connections", {"streams": 1}, "at least 2"),
+        ("identity_connections", {"streams": 1}, "at least 2"),
         ("mhc", {"streams": 1}, "at least 2"),
         ("mhc", {"iterations": 0}, "at least 1"),
         ("mhc_lite", {"streams": 1}, "from 2 to 5"),

@@ -16,7 +16,7 @@ DESIGNS = {
     "residual": ("residual", {}),
     "static": ("hyper_connections", {}),
     "dynamic": ("hyper_connections", {"dynamic": True}),
-    "identity": ("identity_hyper_connections", {}),
+    "identity": ("identity_connections", {}),
     "mhc": ("mhc", {}),
     "mhc_lite": ("mhc_lite", {}),
     "attention_residuals": ("attention_residuals", {"group": 2}),

@@ -1,9 +1,13 @@
 """Topologies over whole blocks against formulas written here."""
 
+import re
+
 import pytest
 import torch
 
 from model import GPT, GPTConfig
+from model.catalogue.residuals import RESIDUAL_VARIANTS
+from model.catalogue.streams import STREAM_VARIANTS
 from model.errors import UserError
 from model.topologies import TOPOLOGIES
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
@@ -144,3 +148,8 @@ def test_compiled_as_one_graph_equals_eager(name: str) -> None:
     idx = torch.randint(0, 32, (2, 8))
     compiled = torch.compile(gpt, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(idx)[0], gpt(idx)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_catalogue_dates_its_evidence() -> None:
+    for name, variant in (RESIDUAL_VARIANTS | STREAM_VARIANTS).items():
+        assert re.match(r"20\d\d-\d\d: ", variant.evidence), name
