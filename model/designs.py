@@ -13,7 +13,9 @@ from torch import nn
 from .blocks import BLOCKS
 from .config import BlockConfig, GPTConfig, TopologyConfig
 from .errors import UserError, did_you_mean
+from .hyper_connections import HYPER_CONNECTIONS
 from .layers import MLP, CausalSelfAttention
+from .mudd import MUDD_BLOCKS, MUDD_TOPOLOGIES
 from .norms import NORMS
 from .options import with_options
 from .placements import PLACEMENTS
@@ -26,8 +28,8 @@ from .topologies import TOPOLOGIES
 
 REGISTERED: dict[PlugPoint, Mapping[str, type[nn.Module]]] = {
     "norm": NORMS,
-    "block": BLOCKS | PLACEMENTS | RESIDUALS | SPHERE_BLOCKS,
-    "topology": TOPOLOGIES | STREAMS | SPHERE_TOPOLOGIES,
+    "block": BLOCKS | PLACEMENTS | RESIDUALS | SPHERE_BLOCKS | MUDD_BLOCKS,
+    "topology": TOPOLOGIES | STREAMS | HYPER_CONNECTIONS | SPHERE_TOPOLOGIES | MUDD_TOPOLOGIES,
 }
 _GIVEN = {"norm": 2, "block": 1, "topology": 2}  # (ndim, bias), (config), (config, blocks)
 

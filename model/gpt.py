@@ -13,7 +13,7 @@ from .layers import MLP, CausalSelfAttention
 from .loss import Head, Reduction
 from .sphere import UnitHead
 from .streams import BranchTopology
-from .topologies import is_residual
+from .topologies import is_residual, takes_state
 
 
 class GPT(nn.Module):
@@ -46,6 +46,7 @@ class GPT(nn.Module):
                 "ln_f": designs.final_norm(config),
             }
         )
+        self._shares_state = takes_state(self.transformer["topology"])
         head = UnitHead if getattr(designs.topology, "unit_embedding", False) else Head
         self.lm_head = head(config.n_embd, config.vocab_size)
         wte.weight = self.lm_head.weight
@@ -100,7 +101,8 @@ class GPT(nn.Module):
         self._set_document_mask(idx, documents)
         positions = torch.arange(idx.shape[1], device=idx.device)
         x = self.transformer["drop"](self.transformer["wte"](idx) + self.transformer["wpe"](positions))
-        return self.transformer["ln_f"](self.transformer["topology"](x))
+        shared = ({"idx": idx},) if self._shares_state else ()
+        return self.transformer["ln_f"](self.transformer["topology"](x, *shared))
 
     def _set_document_mask(self, idx: torch.Tensor, documents: torch.Tensor | None) -> None:
         """Give every attention the mask of this call, or none.

@@ -218,6 +218,65 @@ class ValueResidualBlock(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class ValueEmbeddingAttention(CausalSelfAttention):
+    """Attention over v <- v + s E[token]: the values, and a row for each token of an embedding of their own.
+
+    Attributes:
+        value_embedding: E, (vocab_size, C), not decayed.
+        value_scale: s, a learned scalar.
+    """
+
+    def __init__(self, config: BlockConfig, init: float) -> None:
+        super().__init__(config)
+        self.value_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        vars(self.value_embedding.weight).update(_no_weight_decay=True)
+        self.value_scale = learned(torch.full((1,), init), SCALE_LR)
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:  # type: ignore[override]
+        """(B, T, C) -> (B, T, C); `state["idx"]` holds the token ids (B, T)."""
+        q, k, v = self.qkv(x)
+        if "idx" not in state:
+            raise UserError(
+                "model.block value_embedding needs the token ids: let the topology's forward take `state`, "
+                "and give it to the blocks"
+            )
+        v = v + self.value_scale * self.heads(self.value_embedding(state["idx"]))
+        return self.resid_dropout(self.c_proj(self.mix(q, k, v)))
+
+
+class ValueEmbeddingBlock(nn.Module):
+    """x = x + A(N1 x); x = x + M(N2 x), where A adds an embedding of the tokens to its values, in the last
+    layer and each `every`-th before it.
+
+    The embeddings start at normal(0, 0.02), as all do here: nanochat's have 1 / sqrt(C), modded-nanogpt's
+    0.01. Both have a gate for each head and token, from 1, in the place of s. nanochat decays them at a
+    hundredth of a rate of their own; here they are not decayed.
+
+    Source: Jordan et al. 2024 (modded-nanogpt); Karpathy 2025 (nanochat), after ResFormer, arXiv:2410.17897.
+
+    Args:
+        config: the model's shape.
+        every: the distance of layers that have an embedding; nanochat's is 2.
+        init: what each s starts at.
+    """
+
+    def __init__(self, config: BlockConfig, *, every: int = 2, init: float = 1.0) -> None:
+        super().__init__()
+        if every < 1:
+            raise UserError(f"model.block_options.every is {every}: it must be at least 1")
+        self.embeds = (config.n_layer - 1 - config.layer_idx) % every == 0
+        self.ln_1 = config.norm(config.n_embd, bias=config.bias)
+        self.attn = ValueEmbeddingAttention(config, init) if self.embeds else CausalSelfAttention(config)
+        self.ln_2 = config.norm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        normed = self.ln_1(x)
+        x = x + (self.attn(normed, state) if self.embeds else self.attn(normed))
+        return x + self.mlp(self.ln_2(x))
+
+
 RESIDUALS: dict[str, type[nn.Module]] = {
     "bare": BareBlock,
     "rezero": ReZeroBlock,
@@ -226,4 +285,5 @@ RESIDUALS: dict[str, type[nn.Module]] = {
     "gated": GatedBlock,
     "stochastic_depth": StochasticDepthBlock,
     "value_residual": ValueResidualBlock,
+    "value_embedding": ValueEmbeddingBlock,
 }

@@ -21,7 +21,7 @@ from .errors import UserError
 from .layers import MLP, CausalSelfAttention
 from .loss import Head
 from .residuals import learned
-from .topologies import Chain
+from .topologies import Chain, State
 
 
 def unit(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
@@ -169,9 +169,9 @@ class Sphere(Chain):
         super().__init__(config, blocks)
         self.logit_scale = Scale((1,), init, config.n_embd)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return self.logit_scale() * super().forward(unit(x))
+        return self.logit_scale() * super().forward(unit(x), state)
 
 
 SPHERE_BLOCKS: dict[str, type[nn.Module]] = {"ngpt": SphereBlock}

@@ -18,7 +18,8 @@ from .norms import RMSNorm
 from .residuals import SCALE_LR, learned
 
 State = dict[str, Any]
-"""What the blocks of one forward share, new each time; a block that takes it is `block(x, state)`."""
+"""What one forward's topology and blocks share, new each time: `state["idx"]` holds the token ids (B, T). A
+block or topology whose `forward` names `state` is called as `block(x, state)` or `topology(x, state)`."""
 Branch = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -60,9 +61,9 @@ class Topology(nn.Module):
 class Chain(Topology):
     """x = B_l(x), block after block: GPT-2's."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        state: State = {}
+        state = {} if state is None else state
         for layer in range(len(self.blocks)):
             x = self.run(layer, x, state)
         return x
@@ -97,9 +98,9 @@ class EmbeddingShortcut(Topology):
         self.stream = learned(torch.full((len(self.blocks),), stream))
         self.embedding = learned(torch.full((len(self.blocks),), embedding), SCALE_LR)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        state: State = {}
+        state = {} if state is None else state
         x_0 = self.norm(x)
         for layer in range(len(self.blocks)):
             x = self.run(layer, self.stream[layer] * x + self.embedding[layer] * x_0, state)
@@ -119,9 +120,9 @@ class DenseFormer(Topology):
         depths = range(1, len(self.blocks) + 1)
         self.weights = nn.ParameterList(learned(torch.eye(depth + 1)[depth]) for depth in depths)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        state: State = {}
+        state = {} if state is None else state
         outputs = [x]
         for layer, weights in enumerate(self.weights):
             outputs.append(self.run(layer, x, state))
@@ -149,9 +150,9 @@ class UNet(Topology):
             raise UserError(f"model.n_layer is {len(self.blocks)}, but a skip needs 2 layers")
         self.skips = learned(torch.full((len(self.blocks) // 2,), init), SCALE_LR)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        state: State = {}
+        state = {} if state is None else state
         n_layer = len(self.blocks)
         saved: list[torch.Tensor] = []
         for layer in range(n_layer):
@@ -164,14 +165,58 @@ class UNet(Topology):
         return x
 
 
+class Backout(Topology):
+    """The chain's x_L - b x_m, with x_m what block m = floor(L / 2), counted from 0, puts out and a learned
+    scalar b: what later layers needed from the first half need not count in the prediction.
+
+    Source: Jordan et al. 2024 (modded-nanogpt, pull request 140); m as in Karpathy 2025 (nanochat).
+
+    Args:
+        config: the model's shape.
+        blocks: the blocks, in order of depth.
+        init: what b starts at; nanochat's is 0.2, modded-nanogpt's 0.5, and 0 is the chain.
+    """
+
+    def __init__(self, config: TopologyConfig, blocks: Sequence[nn.Module], *, init: float = 0.0) -> None:
+        super().__init__(config, blocks)
+        if len(self.blocks) < 2:
+            raise UserError(f"model.n_layer is {len(self.blocks)}, but a layer in the middle needs 2 layers")
+        self.backout = learned(torch.full((1,), init), SCALE_LR)
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        state = {} if state is None else state
+        middle = x
+        for layer in range(len(self.blocks)):
+            x = self.run(layer, x, state)
+            if layer == len(self.blocks) // 2:
+                middle = x
+        return x - self.backout * middle
+
+
+class EmbeddingNorm(Chain):
+    """The chain from N(embedding), with the chosen norm N over the sum of token and position.
+
+    Source: Kim et al. 2025 (Peri-LN), arXiv:2502.02732, with `sandwich` blocks and RMSNorm.
+    """
+
+    def __init__(self, config: TopologyConfig, blocks: Sequence[nn.Module]) -> None:
+        super().__init__(config, blocks)
+        self.norm = config.norm(config.n_embd, bias=config.bias)
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return super().forward(self.norm(x), state)
+
+
 def is_residual(block: nn.Module) -> TypeGuard[ResidualBlock]:
     """Whether a block is x + F1, x + F2 and nothing else, so that a topology may take it apart."""
     return isinstance(block, ResidualBlock) and type(block).forward is ResidualBlock.forward
 
 
-def takes_state(block: nn.Module) -> bool:
-    """Whether a block is called as `block(x, state)`."""
-    return "state" in inspect.signature(block.forward).parameters
+def takes_state(module: nn.Module) -> bool:
+    """Whether a block or topology is called with the state too."""
+    return "state" in inspect.signature(module.forward).parameters
 
 
 TOPOLOGIES: dict[str, type[nn.Module]] = {
@@ -179,4 +224,6 @@ TOPOLOGIES: dict[str, type[nn.Module]] = {
     "x0": EmbeddingShortcut,
     "denseformer": DenseFormer,
     "unet": UNet,
+    "backout": Backout,
+    "embedding_norm": EmbeddingNorm,
 }

@@ -159,8 +159,13 @@ def hidden(model: GPT, idx: torch.Tensor, seed: int = SEED) -> torch.Tensor:
 def each_layer(blocks: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
     """Every block alone on the stream x (B, T, C); those that take a state share one, new each time."""
     seed_all()
-    state: State = {}
+    state = state_for(x)
     return [one_layer(block, x, state) for block in blocks]
+
+
+def state_for(x: torch.Tensor) -> State:
+    """A new state for blocks alone on the stream x (B, T, C): its tokens are all 0."""
+    return {"idx": torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)}
 
 
 def one_layer(block: nn.Module, x: torch.Tensor, state: State) -> torch.Tensor:

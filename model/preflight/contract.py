@@ -5,9 +5,9 @@ import copy
 import torch
 
 from ..plugin import in_words
-from ..topologies import State, takes_state
+from ..topologies import takes_state
 from . import independence
-from .candidate import Candidate, difference, each_layer, hidden, logits
+from .candidate import Candidate, difference, each_layer, hidden, logits, state_for
 from .independence import BATCH, LENGTH, tokens
 from .report import Doubtful, Refused, Report, raised_at
 
@@ -111,7 +111,7 @@ def _input(candidate: Candidate) -> str:
     if not candidate.alone:
         raise Doubtful("not checked: the blocks do not run one by one")
     model, x = candidate.model(), candidate.stream(BATCH, candidate.length(LENGTH))
-    state: State = {}
+    state = state_for(x)
     with torch.no_grad():
         for layer, block in enumerate(model.blocks):
             given = x.clone()

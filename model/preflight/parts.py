@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from ..topologies import State
-from .candidate import CAUTION, Candidate, difference, largest, one_layer, redraw, seed_all
+from .candidate import CAUTION, Candidate, difference, largest, one_layer, redraw, seed_all, state_for
 from .perturb import ADVICE, WINDOW, changed_streams, first_change, tail_mask
 from .report import Doubtful, Refused
 from .widths import full_width_blocks
@@ -64,7 +63,7 @@ def full_width(candidate: Candidate) -> str:
     at = sorted({0, max(length // 2 - 1, 0)}) if candidate.apart else [0]
     tail = tail_mask(at, length)
     x = candidate.stream(1, length, candidate.config.n_embd, torch.float32).expand(len(at), -1, -1)
-    states: list[State] = [{}, {}]
+    states = [state_for(x), state_for(x)]
     with torch.no_grad():
         for layer, block in enumerate(full_width_blocks(candidate)):
             outputs = []

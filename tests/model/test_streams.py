@@ -1,135 +1,33 @@
-"""Topologies over branches against the packages hyper-connections and attn-res, or formulas written here."""
-
-import itertools
+"""ResiDual and Attention Residuals against formulas written here and the package attn-res, and what holds for
+all topologies over branches."""
 
 import pytest
 import torch
 from attn_res import AttnResOperator
-from hyper_connections import HyperConnections as TheirConnection
 
-from model import GPT, GPTConfig
 from model.errors import UserError
-from model.norms import RMSNorm
+from model.hyper_connections import HYPER_CONNECTIONS
 from model.streams import STREAMS
+from tests.model.stream_models import gpt_of, randomised
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
-from tests.tiny import TINIEST
 from training.engine.build import parameter_groups
 
 DESIGNS = {
     "residual": ("residual", {}),
     "static": ("hyper_connections", {}),
     "dynamic": ("hyper_connections", {"dynamic": True}),
+    "identity": ("identity_connections", {}),
+    "mhc": ("mhc", {}),
     "mhc_lite": ("mhc_lite", {}),
     "attention_residuals": ("attention_residuals", {"group": 2}),
 }
 """Name in these tests -> topology and its options."""
 
 
-def gpt_of(topology: str, block: str | None = None, n_layer: int = 3, **options) -> GPT:
-    torch.manual_seed(0)
-    block = block or ("bare" if topology == "residual" else "pre")
-    return GPT(
-        GPTConfig(**TINIEST | {"n_layer": n_layer}, block=block, topology=topology, topology_options=options)
-    )
-
-
-def randomised(topology: str, **options):
-    """A topology with random weights in fp64, and its branches as functions; its RMSNorms have no eps."""
-    gpt = gpt_of(topology, **options).double()
-    for parameter in gpt.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    topology = gpt.transformer["topology"]
-    for module in topology.modules():
-        if isinstance(module, RMSNorm):
-            module.eps = 0.0
-    branches = [f for block in gpt.blocks for f in (block.attention_branch, block.mlp_branch)]
-    return topology, branches
-
-
 @pytest.fixture
 def x() -> torch.Tensor:
     torch.manual_seed(1)
     return torch.randn(2, 8, 16, dtype=torch.double)
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("streams", [1, 2, 4])
-def test_hyper_connections_equal_the_package(x: torch.Tensor, streams: int, dynamic: bool) -> None:
-    topology, branches = randomised("hyper_connections", streams=streams, dynamic=dynamic)
-    expand, reduce = TheirConnection.get_expand_reduce_stream_functions(streams)
-    residuals = expand(x)
-    for k, (ours, branch) in enumerate(zip(topology.connections, branches, strict=True)):
-        theirs = TheirConnection(streams, dim=16, layer_index=k, branch=branch).double()
-        with torch.no_grad():
-            theirs.static_alpha.copy_(ours.width)
-            theirs.static_beta.copy_(ours.depth)
-            if dynamic:
-                theirs.dynamic_alpha_fn.copy_(ours.projection[:, :-1])
-                theirs.dynamic_beta_fn.copy_(ours.projection[:, -1])
-                theirs.dynamic_alpha_scale.copy_(ours.scale_width[0])
-                theirs.dynamic_beta_scale.copy_(ours.scale_depth[0])
-        residuals = theirs(residuals)
-    torch.testing.assert_close(streams * topology(x), reduce(residuals), atol=1e-9, rtol=1e-9)
-
-
-def test_hyper_connections_start_as_the_packages() -> None:
-    topology = gpt_of("hyper_connections", dynamic=True).transformer["topology"]
-    for k, ours in enumerate(topology.connections):
-        theirs = TheirConnection(4, dim=16, layer_index=k)
-        assert torch.equal(ours.width, theirs.static_alpha) and torch.equal(ours.depth, theirs.static_beta)
-        assert (
-            ours.scale_width == theirs.dynamic_alpha_scale and ours.scale_depth == theirs.dynamic_beta_scale
-        )
-        assert not ours.projection.any()
-
-
-def test_mhc_lite_equals_its_formula(x: torch.Tensor) -> None:
-    topology, branches = randomised("mhc_lite", streams=3)
-    H = torch.stack([x] * 3, dim=2)
-    for connection, branch in zip(topology.connections, branches, strict=True):
-        flat = H.reshape(2, 8, 48)
-        flat = flat / flat.square().mean(-1, keepdim=True).sqrt()
-        moved = flat @ connection.projection
-        g, c = connection.gates, connection.constant
-        pre = torch.sigmoid(g[0] * moved[..., :3] + c[:3])
-        post = 2 * torch.sigmoid(g[1] * moved[..., 3:6] + c[3:6])
-        shares = torch.softmax(g[2] * moved[..., 6:] + c[6:], dim=-1)
-        u = sum(pre[..., i, None] * H[:, :, i] for i in range(3))
-        mixed = torch.zeros_like(H)
-        for share, order in zip(shares.unbind(-1), itertools.permutations(range(3)), strict=True):
-            mixed = mixed + share[..., None, None] * H[:, :, list(order)]
-        H = mixed + post[..., None] * branch(u)[:, :, None]
-    torch.testing.assert_close(topology(x), sum(H.unbind(2)) / 3, atol=1e-9, rtol=1e-9)
-
-
-@pytest.mark.parametrize("std", [0.1, 10.0])
-def test_mhc_lite_mixes_with_doubly_stochastic_matrices(std: float) -> None:
-    connection = gpt_of("mhc_lite").transformer["topology"].connections[1]
-    for parameter in connection.parameters():
-        torch.nn.init.normal_(parameter, std=std)
-    _, _, A = connection.coefficients(torch.randn(2, 8, 4, 16))
-    assert (A >= 0).all()
-    for dim in (-1, -2):
-        torch.testing.assert_close(A.sum(dim), torch.ones(2, 8, 4), atol=1e-5, rtol=0)
-
-
-def test_mhc_lite_starts_near_the_identity() -> None:
-    for k, connection in enumerate(gpt_of("mhc_lite").transformer["topology"].connections):
-        pre, post, A = connection.coefficients(torch.randn(2, 8, 4, 16))
-        assert (A.diagonal(dim1=-2, dim2=-1) > 0.99).all()
-        torch.testing.assert_close(pre.sum(-1), torch.ones(2, 8))
-        assert (pre.argmax(-1) == k % 4).all() and (post == 1).all()
-
-
-@pytest.mark.parametrize("streams", [2, 4])
-def test_the_streams_of_mhc_lite_part(streams: int) -> None:
-    """Streams that start alike must not have equal gradients, or they would stay alike."""
-    gpt = gpt_of("mhc_lite", streams=streams)
-    idx = torch.randint(0, 32, (2, 9))
-    gpt(idx[:, :-1], idx[:, 1:])[1].backward()
-    first = gpt.transformer["topology"].connections[0]
-    post = first.constant.grad[streams : 2 * streams]
-    assert (post[0] - post[1]).abs() > 1e-3 * post.abs().max()
 
 
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
@@ -178,21 +76,6 @@ def test_residual_equals_its_formula(x: torch.Tensor) -> None:
     assert isinstance(gpt_of("residual").transformer["ln_f"], torch.nn.Identity)
 
 
-@pytest.mark.parametrize("design", ["static", "dynamic", "mhc_lite"])
-def test_starts_as_the_chain(design: str) -> None:
-    topology, options = DESIGNS[design]
-    idx = torch.randint(0, 32, (2, 8))
-    for block in ("pre", "value_residual"):
-        torch.testing.assert_close(
-            gpt_of(topology, block, **options)(idx)[0], gpt_of("chain", block)(idx)[0], atol=1e-5, rtol=1e-5
-        )
-
-
-def test_a_block_of_another_kind_is_one_branch() -> None:
-    topology = gpt_of("hyper_connections", "post").transformer["topology"]
-    assert len(topology.connections) == 3
-
-
 def test_learning_rates_and_decay() -> None:
     """Only the matrices that make coefficients from the stream decay."""
     for topology, options in DESIGNS.values():
@@ -205,17 +88,9 @@ def test_learning_rates_and_decay() -> None:
                     assert group["lr_mult"] == (10.0 if name == "constant" else 1.0), name
 
 
-@pytest.mark.parametrize(
-    ("topology", "options", "sentence"),
-    [
-        ("hyper_connections", {"streams": 0}, "at least 1"),
-        ("mhc_lite", {"streams": 1}, "from 2 to 5"),
-        ("attention_residuals", {"group": 0}, "at least 1"),
-    ],
-)
-def test_an_impossible_option_gets_a_sentence(topology: str, options: dict, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        gpt_of(topology, **options)
+def test_an_impossible_group_gets_a_sentence() -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        gpt_of("attention_residuals", group=0)
 
 
 @pytest.mark.parametrize("block", [None, "value_residual"])
@@ -250,4 +125,4 @@ def test_bf16_runs_near_fp32(design: str) -> None:
 
 
 def test_all_designs_are_tested() -> None:
-    assert {topology for topology, _ in DESIGNS.values()} == set(STREAMS)
+    assert {topology for topology, _ in DESIGNS.values()} == set(STREAMS | HYPER_CONNECTIONS)

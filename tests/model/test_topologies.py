@@ -1,9 +1,13 @@
 """Topologies over whole blocks against formulas written here."""
 
+import re
+
 import pytest
 import torch
 
 from model import GPT, GPTConfig
+from model.catalogue.residuals import RESIDUAL_VARIANTS
+from model.catalogue.streams import STREAM_VARIANTS
 from model.errors import UserError
 from model.topologies import TOPOLOGIES
 from tests.model.wholeness import assert_every_parameter_learns_and_no_forward_leaks
@@ -65,7 +69,35 @@ def test_unet_equals_its_formula(x: torch.Tensor, n_layer: int, skips: dict[int,
     torch.testing.assert_close(topology(x), expected, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(("n_layer", "middle"), [(2, 1), (4, 2), (5, 2)])
+def test_backout_equals_its_formula(x: torch.Tensor, n_layer: int, middle: int) -> None:
+    topology, blocks = randomised("backout", n_layer)
+    outputs, expected = [], x
+    for block in blocks:
+        expected = block(expected)
+        outputs.append(expected)
+    expected = expected - topology.backout * outputs[middle]
+    torch.testing.assert_close(topology(x), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_embedding_norm_equals_its_formula(x: torch.Tensor) -> None:
+    topology, blocks = randomised("embedding_norm", 2)
+    centred = x - x.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = expected * topology.norm.weight + topology.norm.bias
+    for block in blocks:
+        expected = block(expected)
+    torch.testing.assert_close(topology(x), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_embedding_norm_makes_the_first_stream_of_size_1() -> None:
+    gpt, streams = gpt_of("embedding_norm"), []
+    gpt.blocks[0].register_forward_pre_hook(lambda module, given: streams.append(given[0]))
+    gpt(torch.randint(0, 32, (2, 8)))
+    torch.testing.assert_close(streams[0].square().mean(-1), torch.ones(2, 8), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name != "embedding_norm"])
 def test_starts_as_the_chain(name: str) -> None:
     idx = torch.randint(0, 32, (2, 8))
     gpt, chain = gpt_of(name), gpt_of("chain")
@@ -78,12 +110,19 @@ def test_options_set_the_start() -> None:
     assert torch.allclose(topology.stream, torch.full((4,), 1.1))
     assert torch.allclose(topology.embedding, torch.full((4,), 0.2))
     assert (gpt_of("unet", init=1.0).transformer["topology"].skips == 1).all()
-    with pytest.raises(UserError, match="a skip needs 2 layers"):
-        gpt_of("unet", n_layer=1)
+    assert gpt_of("backout", init=0.5).transformer["topology"].backout.item() == 0.5
+    for name in ("unet", "backout"):
+        with pytest.raises(UserError, match="needs 2 layers"):
+            gpt_of(name, n_layer=1)
 
 
 def test_learning_rates_and_decay() -> None:
-    for name, fast in (("x0", {"embedding"}), ("denseformer", set()), ("unet", {"skips"})):
+    for name, fast in (
+        ("x0", {"embedding"}),
+        ("denseformer", set()),
+        ("unet", {"skips"}),
+        ("backout", {"backout"}),
+    ):
         gpt = gpt_of(name)
         own = {id(p): n for n, p in gpt.transformer["topology"].named_parameters()}
         for group in parameter_groups(gpt, 0.1):
@@ -109,3 +148,8 @@ def test_compiled_as_one_graph_equals_eager(name: str) -> None:
     idx = torch.randint(0, 32, (2, 8))
     compiled = torch.compile(gpt, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(idx)[0], gpt(idx)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_catalogue_dates_its_evidence() -> None:
+    for name, variant in (RESIDUAL_VARIANTS | STREAM_VARIANTS).items():
+        assert re.match(r"20\d\d-\d\d: ", variant.evidence), name

@@ -64,6 +64,7 @@ def test_a_variants_flops_are_nearly_those_that_torch_counts(name: str) -> None:
     many_streams = name in (
         "hyper_connections",
         "hyper_connections_dynamic",
+        "mhc",
         "mhc_lite",
         "attention_residuals",
     )

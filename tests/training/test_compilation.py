@@ -88,7 +88,10 @@ def both(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("wrap", [compiled, checkpointed, checkpointed_on_cpu, both])
-@pytest.mark.parametrize("variant", ["vanilla", "value_residual", "hyper_connections", "stochastic_depth"])
+@pytest.mark.parametrize(
+    "variant",
+    ["vanilla", "value_residual", "value_embeddings", "hyper_connections", "mudd", "stochastic_depth"],
+)
 def test_loss_and_gradients_stay_the_same(variant: str, wrap: Callable[[GPT], None]) -> None:
     plain, wrapped = gpt(**VARIANTS[variant].design), gpt(**VARIANTS[variant].design)
     names = list(wrapped.state_dict())

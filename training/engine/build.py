@@ -46,7 +46,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def muon_groups(model: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`parameter_groups` split for Muon, whose half is the matrices of the blocks; the rest is Adam's.
+    """`parameter_groups` split for Muon, whose half is the blocks' matrices but for embeddings; the rest is
+    Adam's.
 
     Args:
         model: has its blocks in `model.blocks`.
@@ -54,6 +55,7 @@ def muon_groups(model: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
             schedule, in their half.
     """
     matrices = {id(p) for block in model.blocks for p in block.parameters() if p.dim() == 2}
+    matrices -= {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups = []
     for group in parameter_groups(model, params.get("weight_decay", 0.0)):
         for muon in (True, False):
