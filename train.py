@@ -114,7 +114,7 @@ def train(
     feed.fetch()
     stop, diverged = ranks.any(stop_request.asked() or feed.error is not None), False
     while state.step < recipe.train.steps and not stop:
-        # The rate is a pure function of the step: a resumed run cannot drift from an uninterrupted one.
+        # Rate and designs follow from the step alone: a resumed run cannot drift from an uninterrupted one.
         lr = training.learning_rate(state.step, ds.peak_lr, recipe.schedule)
         training.begin_step(engine, state.step, lr)
         last = state.step + 1 == recipe.train.steps

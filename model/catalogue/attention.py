@@ -28,9 +28,9 @@ ATTENTION_VARIANTS = {
         "Qiu et al. 2025, arXiv:2505.06708",
         "n_embd n_head parameters per layer",
         "a gate per head, sigmoid(W x), starts near 1/2; the paper raises the rate, which gates bear",
-        evidence="2026-11: the gates of modded-nanogpt saved 55 of 1750 steps (pull request 117) and were "
-        "removed again beside exclusive attention (317); in marin's mixture of experts a model without "
-        "gates is worse (issue 4038); 0.0005 bits per byte in parameter-golf (2005)",
+        evidence="2026-11: a gate per head saved modded-nanogpt some 50 of 1750 steps (pull request 117) and "
+        "was removed again beside exclusive attention (317); in marin's mixture of experts a model without "
+        "is worse (issue 4038); 0.0005 bits per byte in parameter-golf (pull request 2005)",
         block="gated_attention",
     ),
     "gated_attention_element": Variant(
@@ -47,7 +47,7 @@ ATTENTION_VARIANTS = {
         "the first token's attention puts out 0; built from the abstract and from marin's formula",
         evidence="2026-11: better at 0.7B to 2.7B in the paper, more so in longer contexts; removing it is "
         "worse at both sizes in marin (issue 4772); with a learned share per head 0.0045 nats in "
-        "modded-nanogpt (pull request 264); no significant gain in slowrun (36)",
+        "modded-nanogpt (pull request 264); no significant gain in slowrun (pull request 36)",
         block="exclusive",
     ),
     "residual_warmup": Variant(
@@ -68,8 +68,7 @@ ATTENTION_VARIANTS = {
         "a convolution crosses documents, so that data.document_mask is refused; the weights start uniform "
         "within 1/2, not at 0",
         evidence="2026-11: 1.226 against 1.301 nats on TinyStories at 4M in forgather, which is 1.3 times "
-        "as slow; the paper's evidence is synthetic tasks and 1B to 8B models; proposed for nanochat "
-        "(issue 430) without a result",
+        "as slow; the paper argues from synthetic tasks; proposed for nanochat (issue 430) without a result",
         block="canon",
     ),
 }
