@@ -120,9 +120,9 @@ def train(
     feed.fetch()
     stop, diverged = ranks.any(stop_request.asked() or feed.error is not None), False
     while state.step < recipe.train.steps and not stop:
-        # The rate is a pure function of the step: a resumed run cannot drift from an uninterrupted one.
+        # Rate and designs follow from the step alone: a resumed run cannot drift from an uninterrupted one.
         lr = training.learning_rate(state.step, ds.peak_lr, recipe.schedule)
-        training.set_learning_rate(engine, lr)
+        training.begin_step(engine, state.step, lr)
         last = state.step + 1 == recipe.train.steps
         with report.profiled_step():
             result = training.train_step(
@@ -142,7 +142,7 @@ def train(
         # Neither a score nor a checkpoint of a model that diverged: the one before it stays the newest.
         if not diverged and (last or state.step % recipe.train.val_every == 0):
             with report.phase("validation"):
-                losses = training.validate(engine, validation, recipe, ds, ranks.device)
+                losses = training.validate(engine, state.step, validation, recipe, ds, ranks.device)
                 state.note_validation(float(losses.mean()), training.bits_per_byte(losses, validation))
                 report.validation(state, losses, validation)
         if not diverged and (last or stop or state.step % recipe.train.checkpoint_every == 0):

@@ -8,6 +8,8 @@ from .errors import UserError
 if TYPE_CHECKING:  # what only describes a model is read without torch
     from torch import nn
 
+    from .training_step import TrainingStep
+
 IGNORED_TARGET = -1
 """A target that is not learnt and not scored."""
 
@@ -79,6 +81,12 @@ class GPTConfig:
             raise UserError(f"model.dropout is {self.dropout}: it must be at least 0 and below 1")
 
 
+def _step_0() -> "TrainingStep":
+    from .training_step import TrainingStep
+
+    return TrainingStep()
+
+
 @dataclass(frozen=True, kw_only=True)
 class TopologyConfig:
     """What a `Topology(config, blocks)` is given: GPTConfig's fields, and the norm's class."""
@@ -94,6 +102,8 @@ class TopologyConfig:
     mlp: MLPKind = "gelu_tanh"
     norm: "type[nn.Module]"
     """Builds the chosen norm, its options set: `config.norm(config.n_embd, bias=config.bias)`."""
+    training_step: "TrainingStep" = field(default_factory=_step_0)
+    """Called, it gives the step that the model is at; a model's blocks and topology share it."""
 
 
 @dataclass(frozen=True, kw_only=True)

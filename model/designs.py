@@ -5,13 +5,16 @@ import importlib
 import inspect
 import types
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from .attention import ATTENTION_BLOCKS
 from .blocks import BLOCKS
+from .canon import CANON_BLOCKS
 from .config import BlockConfig, GPTConfig, TopologyConfig
+from .dynamic_norms import DYNAMIC_NORMS
 from .errors import UserError, did_you_mean
 from .hyper_connections import HYPER_CONNECTIONS
 from .layers import MLP, CausalSelfAttention
@@ -25,10 +28,19 @@ from .residuals import RESIDUALS
 from .sphere import SPHERE_BLOCKS, SPHERE_TOPOLOGIES
 from .streams import STREAMS
 from .topologies import TOPOLOGIES
+from .training_step import TrainingStep
+from .warmup import WARMUP_BLOCKS
 
 REGISTERED: dict[PlugPoint, Mapping[str, type[nn.Module]]] = {
-    "norm": NORMS,
-    "block": BLOCKS | PLACEMENTS | RESIDUALS | SPHERE_BLOCKS | MUDD_BLOCKS,
+    "norm": NORMS | DYNAMIC_NORMS,
+    "block": BLOCKS
+    | PLACEMENTS
+    | RESIDUALS
+    | SPHERE_BLOCKS
+    | MUDD_BLOCKS
+    | ATTENTION_BLOCKS
+    | CANON_BLOCKS
+    | WARMUP_BLOCKS,
     "topology": TOPOLOGIES | STREAMS | HYPER_CONNECTIONS | SPHERE_TOPOLOGIES | MUDD_TOPOLOGIES,
 }
 _GIVEN = {"norm": 2, "block": 1, "topology": 2}  # (ndim, bias), (config), (config, blocks)
@@ -43,6 +55,8 @@ class Designs:
     topology: type[nn.Module]
     config_defaults: Mapping[str, Any]
     """Fields that a block's file adds to nanoGPT's config, with their defaults."""
+    training_step: TrainingStep = field(default_factory=TrainingStep)
+    """What blocks and topology are given."""
 
     def blocks(self, config: GPTConfig) -> list[nn.Module]:
         """The `n_layer` blocks. Raises UserError where the design's own code fails."""
@@ -68,8 +82,9 @@ class Designs:
         return _build("norm", config, self.norm, config.n_embd, bias=config.bias)
 
     def _shape(self, config: GPTConfig) -> dict[str, Any]:
-        names = [field.name for field in dataclasses.fields(TopologyConfig) if field.name != "norm"]
-        return {name: getattr(config, name) for name in names} | {"norm": self.norm}
+        ours = {"norm": self.norm, "training_step": self.training_step}
+        names = [given.name for given in dataclasses.fields(TopologyConfig) if given.name not in ours]
+        return {name: getattr(config, name) for name in names} | ours
 
 
 def find_designs(config: GPTConfig) -> Designs:

@@ -33,6 +33,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         designs = find_designs(config)
+        # In a tuple, because it is a part of the model only where a design keeps it.
+        self._training_step = (designs.training_step,)
         wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = designs.blocks(config)
         self._check_fixed_parts()
@@ -123,9 +125,16 @@ class GPT(nn.Module):
             attention.document_mask = mask
 
     def check_document_mask(self) -> None:
-        """Raises UserError where a block's attention is not `model.layers.CausalSelfAttention`."""
+        """Raises UserError where a block's attention is not `model.layers.CausalSelfAttention`, or where a
+        module of it says `crosses_documents = True`."""
         package = __name__.partition(".")[0]
         for i, block in enumerate(self.blocks):
+            crossing = [module for module in block.modules() if getattr(module, "crosses_documents", False)]
+            if crossing:
+                raise UserError(
+                    f"data.document_mask is true, but block {i} of model.block '{self.config.block}' mixes "
+                    f"tokens in {type(crossing[0]).__name__} too, which does not keep documents apart"
+                )
             kinds = {type(module) for module in block.modules() if isinstance(module, CausalSelfAttention)}
             # A user's subclass need not look at the mask.
             if not kinds or any(kind.__module__.partition(".")[0] != package for kind in kinds):
@@ -145,6 +154,15 @@ class GPT(nn.Module):
                     f"model.mlp is '{self.config.mlp}', but {place} has an MLP of its own: only "
                     f"model.layers.MLP follows that option, so leave it {GPTConfig.mlp}"
                 )
+
+    @property
+    def training_step(self) -> int:
+        """The optimizer step that the model is at: 0 for a new one, its checkpoint's for a loaded one."""
+        return int(self._training_step[0].step)
+
+    def set_training_step(self, step: int) -> None:
+        """Say at which optimizer step the model is, for designs that read `config.training_step`."""
+        self._training_step[0].set(step)
 
     def repeated_methods(self) -> list[tuple[nn.Module, str]]:
         """What repeats over depth, as (block, name of its method): `forward`, or both branches of a block

@@ -107,6 +107,7 @@ def to_hf(gpt: GPT, folder: str | Path, eot: int | None = 50256) -> Path:
 
         theirs = NormLabConfig(
             **asdict(write_code(config, folder)),
+            training_step=gpt.training_step,
             architectures=["NormLabForCausalLM"],
             auto_map={
                 "AutoConfig": "modeling_normlab.NormLabConfig",
@@ -228,6 +229,7 @@ def _from_normlab(values: dict[str, Any], weights: dict[str, torch.Tensor], fold
         if module.startswith(_OWN_DESIGN):
             shape[plug] = f"{folder / module[1:]}.py:{name}"
     gpt = GPT(GPTConfig(**shape))
+    gpt.set_training_step(values.get("training_step", 0))
     state = {name.removeprefix("gpt."): t for name, t in weights.items()}
     for name, first in tied(gpt).items():
         if first in state:

@@ -49,13 +49,17 @@ class CausalSelfAttention(nn.Module):
 
     def qkv(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, T, C) -> queries, keys and values, each (B, n_head, T, head size)."""
-        q, k, v = self.c_attn(x).split(self.n_embd, dim=2)
+        q, k, v = self.project(x).split(self.n_embd, dim=2)
         if self.qk_norm == "joint":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = self.heads(q), self.heads(k), self.heads(v)
         if self.qk_norm in ("head", "head_no_gain"):
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> queries, keys and values side by side, (B, T, 3C)."""
+        return self.c_attn(x)
 
     def mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Three (B, n_head, T, head size) -> the heads' values side by side, (B, T, C)."""

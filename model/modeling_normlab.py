@@ -15,7 +15,11 @@ from .config import GPTConfig
 
 
 class NormLabConfig(PreTrainedConfig):
-    """`GPTConfig`'s fields as a Hugging Face config. A design named `.module:Class` lies beside this file."""
+    """`GPTConfig`'s fields as a Hugging Face config. A design named `.module:Class` lies beside this file.
+
+    Attributes:
+        training_step: the optimizer step of the weights, for designs that read it.
+    """
 
     model_type = "normlab"
     attribute_map = {  # noqa: RUF012
@@ -29,6 +33,7 @@ class NormLabConfig(PreTrainedConfig):
         for field in fields(GPTConfig):
             default = field.default if field.default_factory is MISSING else field.default_factory()
             setattr(self, field.name, values.pop(field.name, default))
+        self.training_step: int = values.pop("training_step", 0)
         super().__init__(**{"tie_word_embeddings": True, "use_cache": False} | values)
 
     def gpt_config(self) -> GPTConfig:
@@ -51,6 +56,7 @@ class NormLabForCausalLM(PreTrainedModel, GenerationMixin):
 
         with torch.device("cpu"):  # transformers asks for the meta device, where designs' constants are lost
             self.gpt = GPT(config.gpt_config())
+        self.gpt.set_training_step(config.training_step)
         saved = self.gpt.state_dict().keys()
         self._constants = {n: b.clone() for n, b in self.gpt.named_buffers() if n not in saved}
         self._tied_weights_keys = {f"gpt.{name}": f"gpt.{first}" for name, first in tied(self.gpt).items()}

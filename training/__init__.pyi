@@ -5,7 +5,6 @@ from .config import ineffective_keys as ineffective_keys
 from .config import read_command as read_command
 from .engine.build import build_engine as build_engine
 from .engine.build import check_with_deepspeed as check_with_deepspeed
-from .engine.build import set_learning_rate as set_learning_rate
 from .engine.checkpoint import load_checkpoint as load_checkpoint
 from .engine.checkpoint import newest_checkpoint as newest_checkpoint
 from .engine.checkpoint import read_state as read_state
@@ -27,6 +26,7 @@ from .run.profiling import StartUp as StartUp
 from .run.reporter import Reporter as Reporter
 from .run.stop import StopRequest as StopRequest
 from .schedule import learning_rate as learning_rate
+from .step import begin_step as begin_step
 from .step import train_step as train_step
 from .validation import bits_per_byte as bits_per_byte
 from .validation import validate as validate

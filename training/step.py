@@ -10,7 +10,7 @@ import torch
 from data import document_ids, inputs_and_targets
 from model import IGNORED_TARGET
 
-from .engine.build import gradient_norm
+from .engine.build import gradient_norm, set_learning_rate
 from .feed import Feed
 
 
@@ -37,6 +37,15 @@ class StepResult(NamedTuple):
     """Documents left out since the run began, by reason."""
 
 
+def begin_step(engine: Any, step: int, rate: float) -> None:
+    """Give the optimizer its learning rate, and the model's designs the step, which is about to be taken.
+
+    Both follow from the step, so that a resumed run goes on as the uninterrupted one.
+    """
+    set_learning_rate(engine, rate)
+    engine.module.set_training_step(step)
+
+
 def train_step(
     engine: Any,
     feed: Feed,
@@ -51,7 +60,7 @@ def train_step(
     """Train on the global batch that `feed` has fetched. All ranks call it.
 
     Args:
-        engine: DeepSpeed's, its learning rate set.
+        engine: DeepSpeed's, after `begin_step`.
         feed: this rank's micro-batches, each (B, T + 1).
         device: this rank's.
         eot: the token that ends a document.

@@ -55,9 +55,18 @@ def token_losses(
 
 
 def validate(
-    engine: Any, validation: ValidationSet, recipe: "Recipe", ds: "DeepSpeedConfig", device: torch.device
+    engine: Any,
+    step: int,
+    validation: ValidationSet,
+    recipe: "Recipe",
+    ds: "DeepSpeedConfig",
+    device: torch.device,
 ) -> np.ndarray:
-    """`token_losses` of a run: in its blocks and micro-batches, with its document mask. All ranks call it."""
+    """`token_losses` of a run: in its blocks and micro-batches, with its document mask. All ranks call it.
+
+    The designs see `step`, the steps that were taken: the one under which a checkpoint would be written now.
+    """
+    engine.module.set_training_step(step)
     mask = recipe.data.document_mask
     return token_losses(engine, validation, recipe.model.block_size, ds.micro_batch, device, mask)
 

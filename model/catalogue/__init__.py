@@ -4,6 +4,7 @@
 """
 
 from ..config import GPTConfig
+from .attention import ATTENTION_VARIANTS
 from .norms import NORM_VARIANTS
 from .placements import PLACEMENT_VARIANTS
 from .residuals import RESIDUAL_VARIANTS
@@ -12,7 +13,9 @@ from .variant import DESIGN_KEYS, Variant, design_name
 
 __all__ = ["DESIGN_KEYS", "VARIANTS", "Variant", "design_name", "variant_name"]
 
-VARIANTS: dict[str, Variant] = NORM_VARIANTS | PLACEMENT_VARIANTS | RESIDUAL_VARIANTS | STREAM_VARIANTS
+VARIANTS: dict[str, Variant] = (
+    NORM_VARIANTS | PLACEMENT_VARIANTS | RESIDUAL_VARIANTS | STREAM_VARIANTS | ATTENTION_VARIANTS
+)
 """Every named design; `vanilla` is GPT-2 and the baseline."""
 
 

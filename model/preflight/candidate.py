@@ -13,9 +13,14 @@ from ..config import GPTConfig
 from ..designs import Designs, find_designs
 from ..gpt import GPT
 from ..topologies import State, takes_state
+from ..training_step import TrainingStep
 
 SEED = 1234
 HEAD_SIZE = 16
+STEADY_STEP = 10**7
+"""The training step of the checks: what warms up over a run has long arrived."""
+FIRST_STEPS = (0, 1, 1000)
+"""Training steps at which a design that reads them is looked at too."""
 Weights = Literal["initial", "random"]
 Caution = Literal["none", "positive", "near"]
 CAUTION: tuple[Caution, ...] = ("none", "positive", "near")
@@ -59,9 +64,11 @@ class Candidate:
         return cls(config, small, find_designs(config), numbers, thorough)
 
     def build(self, seed: int = SEED, **changes: Any) -> GPT:
-        """A new small model in fp32 with its initial weights."""
+        """A new small model in fp32 with its initial weights, at `STEADY_STEP`."""
         seed_all(seed)
-        return GPT(replace(self.small, **changes))
+        model = GPT(replace(self.small, **changes))
+        model.set_training_step(STEADY_STEP)
+        return model
 
     def model(self, weights: Weights = "random", dtype: torch.dtype | None = None, **changes: Any) -> GPT:
         """A small model in eval mode, the same one for the same arguments."""
@@ -96,6 +103,22 @@ class Candidate:
         generator = torch.Generator().manual_seed(SEED + length)
         shape = (batch, length, width or self.small.n_embd)
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype or self.exact)
+
+    def reads_step(self) -> bool:
+        """Whether a forward of the design reads the training step."""
+        found: list[nn.Module] = []
+
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(module, TrainingStep):
+                found.append(module)
+
+        handle = nn.modules.module.register_module_forward_hook(look)
+        try:
+            with torch.no_grad():
+                hidden(self.model(), self.tokens(1, self.length(8)))
+        finally:
+            handle.remove()
+        return bool(found)
 
     def length(self, wanted: int) -> int:
         """A length in tokens, at most the block size."""
@@ -171,6 +194,17 @@ def state_for(x: torch.Tensor) -> State:
 def one_layer(block: nn.Module, x: torch.Tensor, state: State) -> torch.Tensor:
     """One block on a copy of x (B, T, C)."""
     return block(x.clone(), state) if takes_state(block) else block(x.clone())
+
+
+@contextmanager
+def at_step(model: GPT, step: int) -> Iterator[None]:
+    """The model is at another training step."""
+    before = model.training_step
+    model.set_training_step(step)
+    try:
+        yield
+    finally:
+        model.set_training_step(before)
 
 
 @contextmanager

@@ -10,7 +10,20 @@ import torch
 from torch import nn
 
 from ..gpt import GPT
-from .candidate import SEED, Candidate, difference, each_layer, embeddings, hidden, largest, logits, seed_all
+from .candidate import (
+    FIRST_STEPS,
+    SEED,
+    STEADY_STEP,
+    Candidate,
+    at_step,
+    difference,
+    each_layer,
+    embeddings,
+    hidden,
+    largest,
+    logits,
+    seed_all,
+)
 from .parts import full_width, norm_alone
 from .perturb import ADVICE, SHORT, WINDOW, changed_streams, cuts, first_change, tail_mask
 from .report import Doubtful, Refused, Report
@@ -27,6 +40,8 @@ def check_causality(candidate: Candidate, report: Report) -> None:
         report.run("causality.memory", lambda: _memory(candidate))
     report.run("causality.targets", lambda: _targets(candidate))
     report.run("causality.width", lambda: full_width(candidate))
+    if candidate.reads_step():
+        report.run("causality.first_steps", lambda: _first_steps(candidate))
 
 
 def _compare(
@@ -259,3 +274,17 @@ def _targets(candidate: Candidate) -> str:
                 "it must predict"
             )
     return "targets do not reach the model's output"
+
+
+def _first_steps(candidate: Candidate) -> str:
+    """The model as a run begins, for a design that reads the training step."""
+    length = candidate.length(24)
+    if length < 2:
+        raise Doubtful("not checked: model.block_size is 1")
+    model = candidate.model()
+    for step in FIRST_STEPS:
+        with at_step(model, step):
+            at = (0, length // 2 - 1)
+            _compare_tokens(model, candidate, 2, length, at, True, f" at training step {step}")
+    steps = ", ".join(map(str, FIRST_STEPS))
+    return f"exact at training steps {steps} too; the other checks are made at step {STEADY_STEP:,}"

@@ -143,8 +143,8 @@ def documents(candidate: Candidate) -> str:
         model.check_document_mask()
     except UserError:
         raise Doubtful(
-            "data.document_mask cannot be used: not every block attends through "
-            "model.layers.CausalSelfAttention"
+            "data.document_mask cannot be used: not every block mixes tokens through "
+            "model.layers.CausalSelfAttention alone"
         ) from None
     cut = idx.shape[1] // 2
     if cut == 0:

@@ -10,7 +10,7 @@ from torch import nn
 from ..catalogue import VARIANTS
 from ..config import GPTConfig
 from ..gpt import GPT
-from .candidate import SEED, Candidate, seed_all
+from .candidate import SEED, STEADY_STEP, Candidate, seed_all
 from .report import Doubtful, Refused, Report
 
 LAYERS = 6
@@ -33,10 +33,12 @@ def check_learning(candidate: Candidate, report: Report, tokens: torch.Tensor | 
 def losses(config: GPTConfig, batches: Batches, steps: int, lr: float) -> list[float]:
     """AdamW's losses, in nats per token: warm-up over a fifth of the steps, gradients clipped at 1.
 
-    Parameters learn at `lr` times their `_lr_mult`, and without decay where they say `_no_weight_decay`.
+    Parameters learn at `lr` times their `_lr_mult`, and without decay where they say `_no_weight_decay`. A
+    design that reads the training step stays at `STEADY_STEP`.
     """
     seed_all()
     model = GPT(config).train()
+    model.set_training_step(STEADY_STEP)
     groups = [_group(p, lr) for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     found = []

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..catalogue import VARIANTS
-from .candidate import SEED, Candidate, each_layer, embeddings, logits, seed_all
+from .candidate import FIRST_STEPS, SEED, Candidate, at_step, each_layer, embeddings, logits, seed_all
 from .report import Doubtful, Refused, Report
 
 SCALES = (1e-3, 1.0, 1e3)
@@ -90,6 +90,8 @@ def check_numerics(candidate: Candidate, report: Report) -> None:
     report.run("numerics.float16", lambda: _float16(watch))
     report.run("numerics.error", lambda: _error(candidate))
     report.run("numerics.initial_loss", lambda: _initial_loss(candidate))
+    if candidate.reads_step():
+        report.run("numerics.first_steps", lambda: _first_steps(candidate))
 
 
 @contextmanager
@@ -204,3 +206,17 @@ def _initial_loss(candidate: Candidate) -> str:
     if abs(found - expected) > WARN_LOSS:
         raise Doubtful(f"{sentence}: logits are large from the start")
     return sentence
+
+
+def _first_steps(candidate: Candidate) -> str:
+    """bf16 as a run begins, for a design that reads the training step."""
+    model = candidate.model("initial", torch.bfloat16)
+    for step in FIRST_STEPS:
+        with at_step(model, step):
+            try:
+                if candidate.alone:
+                    _layers(candidate, Watch(), 1.0)
+                _model(candidate, Watch(), 1.0)
+            except Refused as refusal:
+                raise Refused(f"at training step {step}: {refusal}") from refusal
+    return f"finite outputs and gradients in bf16 at training steps {', '.join(map(str, FIRST_STEPS))} too"

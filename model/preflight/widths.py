@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .candidate import SEED, Candidate, seed_all
+from .candidate import SEED, STEADY_STEP, Candidate, seed_all
 
 _POOL = 1 << 20
 _LARGE = 1 << 16
@@ -22,6 +22,7 @@ def full_width_blocks(candidate: Candidate) -> Iterator[nn.Module]:
     gate no leak shows.
     """
     recorded: Any = replace(cast(Any, candidate.designs), block=_itself)
+    candidate.designs.training_step.set(STEADY_STEP)
     draws = _RepeatedDraws()
     for config in recorded.blocks(candidate.config):
         seed_all()

@@ -114,11 +114,11 @@ def test_the_guides_examples_run(tmp_path: Path) -> None:
         if path.name not in ("runs", "docs"):
             (tmp_path / path.name).symlink_to(path)
     files = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", guide, re.DOTALL)
-    assert [name for name, _ in files] == ["my_norm.py", "my_block.py", "my_topology.py"]
+    assert [name for name, _ in files] == ["my_norm.py", "my_block.py", "my_topology.py", "my_warmup.py"]
     for name, text in files:
         (tmp_path / name).write_text(text)
     commands = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
-    assert len(commands) == 4
+    assert len(commands) == 5
     printed = []
     for command in commands:
         done = typed(command, tmp_path, HF_HOME=str(tmp_path / "huggingface"))

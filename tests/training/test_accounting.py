@@ -59,7 +59,8 @@ def test_gpt2s_flops_are_those_that_torch_counts(shape: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variants_flops_are_nearly_those_that_torch_counts(name: str) -> None:
-    """What deviates, the convention leaves out: products of streams with each other, and of vectors."""
+    """What deviates, the convention leaves out: products of streams with each other, and of vectors. And a
+    convolution's weights multiply, but not in a matrix product, which alone torch counts."""
     config = replace(TINY, **VARIANTS[name].design)
     many_streams = name in (
         "hyper_connections",
@@ -68,7 +69,8 @@ def test_a_variants_flops_are_nearly_those_that_torch_counts(name: str) -> None:
         "mhc_lite",
         "attention_residuals",
     )
-    assert flops_per_token(GPT(config)) == pytest.approx(counted(config), rel=0.25 if many_streams else 0.02)
+    rel = 0.25 if many_streams else 0.05 if name == "canon" else 0.02
+    assert flops_per_token(GPT(config)) == pytest.approx(counted(config), rel=rel)
 
 
 def test_gpt2_mediums_flops() -> None:

@@ -9,8 +9,9 @@ from model import GPT, VARIANTS, GPTConfig
 from tests.distributed import run_on_ranks
 from tests.engines import load
 from tests.tiny import BF16, DS_CONFIG, TINY, zero
-from training.engine.build import build_engine, set_learning_rate
+from training.engine.build import build_engine
 from training.engine.cpu_bf16 import bf16_arithmetic
+from training.step import begin_step
 
 SHAPE = TINY | {"n_layer": 3, "block_size": 32}
 STEPS = 20
@@ -25,7 +26,7 @@ def train_variant(rank: int, name: str, folder: Path) -> None:
     engine = build_engine(gpt, load(folder, ds_config, ranks=1))
     losses = []
     for step in range(STEPS):
-        set_learning_rate(engine, 1e-2 * min(1, (step + 1) / 5))
+        begin_step(engine, step, 1e-2 * min(1, (step + 1) / 5))
         with bf16_arithmetic():
             _, loss = engine(tokens[:, :-1], tokens[:, 1:])
             engine.backward(loss)

@@ -102,7 +102,8 @@ def test_loss_and_gradients_stay_the_same(variant: str, wrap: Callable[[GPT], No
 
 
 @pytest.mark.parametrize(
-    ("variant", "graphs"), [("vanilla", 1), ("rmsnorm_parallel", 1), ("hyper_connections", 2)]
+    ("variant", "graphs"),
+    [("vanilla", 1), ("rmsnorm_parallel", 1), ("hyper_connections", 2), ("residual_warmup", 1)],
 )
 def test_one_graph_serves_all_layers(variant: str, graphs: int) -> None:
     """A topology over branches has two: attention and MLP."""
@@ -112,6 +113,20 @@ def test_one_graph_serves_all_layers(variant: str, graphs: int) -> None:
     assert counters["stats"]["unique_graphs"] == graphs
     gradients(model)
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_a_graph_serves_all_steps() -> None:
+    plain, model = (gpt(block="residual_warmup", block_options={"steps": 4}) for _ in range(2))
+    compiled(model)
+    found = []
+    for step in (0, 1, 2, 50):
+        for one in (plain, model):
+            one.set_training_step(step)
+        found.append(gradients(model))
+        for left, right in zip(gradients(plain), found[-1], strict=True):
+            torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert len({loss.item() for loss, *_ in found}) == 4
 
 
 def test_evaluation_runs_the_blocks_as_they_are() -> None:

@@ -31,6 +31,7 @@ def load_model(run_dir: str | Path, step: int | None = None) -> tuple[GPT, int]:
         shape[file.stem] = f"{file}:{shape[file.stem].rpartition(':')[2]}"
     gpt = GPT(GPTConfig(**shape))
     gpt.load_state_dict(fp32_weights(folder))
+    gpt.set_training_step(step)
     return gpt.eval(), step
 
 
