@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from model import GPT, GPTConfig
-from model.loss import CHUNK, dtype_of_products
+from model.loss import CHUNK, _MeanLoss, dtype_of_products
 
 from ..engine.compilation import checkpoint_blocks
 from ..engine.cpu_bf16 import bf16_arithmetic
@@ -166,6 +166,9 @@ def _loss(gpt: GPT, idx: torch.Tensor, device: Device) -> torch.Tensor:
         return gpt.lm_head(hidden, idx)
     with torch.autocast("cpu", enabled=False):
         hidden, rows = hidden.flatten(0, -2).to(products), gpt.lm_head.rows().to(products)
+        head = gpt.lm_head
+        if products == torch.float32 and (head.z_loss or head.softcap):  # not torch's own operator
+            return _MeanLoss.apply(hidden, rows, idx.flatten(), CHUNK[device], head.z_loss, head.softcap)
         rounds = device == "cpu" and products != torch.float32
         return HeadWithoutNumbers.apply(hidden, rows, CHUNK[device], rounds)
 
