@@ -99,10 +99,11 @@ class GPTConfig:
             )
 
     @property
-    def backbone(self) -> str:
-        """What of the fixed parts is not GPT-2's, in words: `swiglu rotary untied`; empty where all is."""
-        words = [getattr(self, name) for name in ("mlp", "positions")]
-        words = [word for word in words if word not in (GPTConfig.mlp, GPTConfig.positions)]
+    def size(self) -> str:
+        """The shape in words, with what of the fixed parts is not GPT-2's: `12L 12H 768d swiglu untied`."""
+        words = [f"{self.n_layer}L {self.n_head}H {self.n_embd}d"]
+        words += [self.mlp] if self.mlp != GPTConfig.mlp else []
+        words += [self.positions] if self.positions != GPTConfig.positions else []
         words += [] if self.tied else ["untied"]
         for name in ("z_loss", "logit_softcap"):
             words += [f"{name}={getattr(self, name):g}"] if getattr(self, name) else []

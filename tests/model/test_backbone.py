@@ -51,7 +51,7 @@ def test_the_defaults_are_what_gpt2_was_before_there_were_options() -> None:
     # Written down before the options were there.
     assert loss.item() == pytest.approx(3.4452176094055176, abs=1e-6)
     assert norm.item() == pytest.approx(2.116203897269424, abs=1e-5)
-    assert gpt.config.backbone == ""
+    assert gpt.config.size == "2L 2H 16d"
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -149,7 +149,7 @@ def test_an_untied_gpt2_comes_from_hugging_face_and_goes_back(tmp_path: Path) ->
         from_hf(theirs)
 
 
-def test_an_untied_head_has_its_own_weights_and_flops_are_those_of_a_tied_one() -> None:
+def test_an_untied_head_has_its_own_weights_and_a_tied_ones_flops() -> None:
     torch.manual_seed(0)
     shape: Any = {**TINIEST, "vocab_size": 4000, "n_embd": 64}
     gpt, tied = GPT(GPTConfig(**shape, tied=False)), GPT(GPTConfig(**shape))
@@ -183,6 +183,7 @@ def test_exported_logits_are_the_models_with_every_option(options: dict[str, Any
         logits = theirs(padded, attention_mask=mask).logits[:, 3:]
         torch.testing.assert_close(logits, ours(idx)[0], atol=1e-5, rtol=1e-5)
         assert from_hf(folder).config == ours.config
+        assert ours.config.size == "3L 4H 64d swiglu rotary untied z_loss=0.001 logit_softcap=5"
 
 
 def test_rotary_positions_need_attention_that_turns_queries_and_keys(tmp_path: Path) -> None:
