@@ -1,5 +1,6 @@
 """The shape of a GPT-2 and the names of the designs plugged into it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,20 +24,22 @@ PRESETS: dict[str, dict[str, int]] = {
 
 QKNorm = Literal["none", "head", "head_no_gain", "joint"]
 """What attention does to queries and keys: see `model.layers.CausalSelfAttention`."""
+Positions = Literal["learned", "rotary"]
+"""How a token's position enters: an embedding at the bottom, or a rotation of each query and key."""
 MLPKind = Literal["gelu_tanh", "gelu", "relu_squared", "swiglu"]
 """What the MLP computes: see `model.layers.MLP`."""
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The model: GPT-2's shape, and the norm, block and topology that are studied.
+    """The model: GPT-2's shape and fixed parts, and the norm, block and topology that are studied.
 
     Attributes:
         n_layer: number of transformer blocks
         n_head: attention heads; divides n_embd
         n_embd: width of the residual stream
         block_size: longest sequence, in tokens
-        vocab_size: rows of the tied embedding; GPT-2's 50257 padded to a multiple of 64. Left out of a
+        vocab_size: rows of embedding and head; GPT-2's 50257 padded to a multiple of 64. Left out of a
             recipe, it follows from data.tokenizer
         dropout: probability, in attention and after each sublayer
         bias: biases in the linear layers and LayerNorms, as GPT-2 has
@@ -44,6 +47,11 @@ class GPTConfig:
             heads together, as OLMo 2)
         mlp: the MLP's activation: gelu_tanh (GPT-2's), gelu (the exact one), relu_squared, or swiglu, which
             has a gate and as many parameters
+        positions: learned, as GPT-2's, or rotary: queries and keys are turned, half against half, base 10000
+        tied: whether the head's weight is the token embedding's
+        z_loss: the coefficient of mean(logsumexp(logits)^2), whose gradient training adds; every loss that is
+            reported stays the cross-entropy
+        logit_softcap: logits become cap * tanh(logits / cap), in training and afterwards; 0 leaves them
         norm: a registered name, package.module:Class, or path/to/file.py:Class
         norm_options: the norm's own options, e.g. --model.norm_options.eps 1e-6
         block: a registered name, package.module:Class, or path/to/file.py:Class
@@ -62,6 +70,10 @@ class GPTConfig:
     bias: bool = True
     qk_norm: QKNorm = "none"
     mlp: MLPKind = "gelu_tanh"
+    positions: Positions = "learned"
+    tied: bool = True
+    z_loss: float = 0.0
+    logit_softcap: float = 0.0
     norm: str = "layernorm"
     norm_options: dict[str, Any] = field(default_factory=dict)
     block: str = "pre"
@@ -79,6 +91,25 @@ class GPTConfig:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"model.dropout is {self.dropout}: it must be at least 0 and below 1")
+        for name in ("z_loss", "logit_softcap"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise UserError(f"model.{name} is {getattr(self, name)}: it must be 0 or a positive number")
+        if self.positions == "rotary" and (self.n_embd // self.n_head) % 2:
+            raise UserError(
+                f"model.positions is rotary, which turns pairs: model.n_embd / model.n_head is "
+                f"{self.n_embd // self.n_head}, and must be even"
+            )
+
+    @property
+    def size(self) -> str:
+        """The shape in words, with what of the fixed parts is not GPT-2's: `12L 12H 768d swiglu untied`."""
+        words = [f"{self.n_layer}L {self.n_head}H {self.n_embd}d"]
+        words += [self.mlp] if self.mlp != GPTConfig.mlp else []
+        words += [self.positions] if self.positions != GPTConfig.positions else []
+        words += [] if self.tied else ["untied"]
+        for name in ("z_loss", "logit_softcap"):
+            words += [f"{name}={getattr(self, name):g}"] if getattr(self, name) else []
+        return " ".join(words)
 
 
 def _step_0() -> "TrainingStep":
@@ -100,6 +131,7 @@ class TopologyConfig:
     bias: bool
     qk_norm: QKNorm
     mlp: MLPKind = "gelu_tanh"
+    positions: Positions = "learned"
     norm: "type[nn.Module]"
     """Builds the chosen norm, its options set: `config.norm(config.n_embd, bias=config.bias)`."""
     training_step: "TrainingStep" = field(default_factory=_step_0)

@@ -1,6 +1,7 @@
 """GPT-2 (Radford et al. 2019) as nanoGPT users know it, with norm, block and topology as plug points."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,13 +12,13 @@ from .document_mask import document_mask
 from .errors import UserError
 from .layers import MLP, CausalSelfAttention
 from .loss import Head, Reduction
-from .sphere import UnitHead
+from .sphere import UnitEmbedding, UnitHead
 from .streams import BranchTopology
 from .topologies import is_residual, takes_state
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer with learned positions and an output head tied to the token embedding.
+    """Decoder-only transformer: GPT-2's learned positions and tied head, or what the config has for them.
 
     Initialisation is GPT-2's: normal(0, 0.02) for linear and embedding weights, zero biases, and
     normal(0, 0.02 / sqrt(2 n_layer)) for the projections that write to the residual stream
@@ -35,13 +36,17 @@ class GPT(nn.Module):
         designs = find_designs(config)
         # In a tuple, because it is a part of the model only where a design keeps it.
         self._training_step = (designs.training_step,)
-        wte = nn.Embedding(config.vocab_size, config.n_embd)
+        on_sphere = getattr(designs.topology, "unit_embedding", False)
+        embedding = UnitEmbedding if on_sphere and not config.tied else nn.Embedding
+        wte = embedding(config.vocab_size, config.n_embd)
         self.blocks = designs.blocks(config)
         self._check_fixed_parts()
+        learned = config.positions == "learned"
+        positions = {"wpe": nn.Embedding(config.block_size, config.n_embd)} if learned else {}
         self.transformer = nn.ModuleDict(
             {
                 "wte": wte,
-                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                **positions,
                 "drop": nn.Dropout(config.dropout),
                 "h": nn.ModuleList(self.blocks),
                 "topology": designs.joined(config, self.blocks),
@@ -49,9 +54,10 @@ class GPT(nn.Module):
             }
         )
         self._shares_state = takes_state(self.transformer["topology"])
-        head = UnitHead if getattr(designs.topology, "unit_embedding", False) else Head
-        self.lm_head = head(config.n_embd, config.vocab_size)
-        wte.weight = self.lm_head.weight
+        head = UnitHead if on_sphere else Head
+        self.lm_head = head(config.n_embd, config.vocab_size, config.z_loss, config.logit_softcap)
+        if config.tied:
+            wte.weight = self.lm_head.weight
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -84,7 +90,8 @@ class GPT(nn.Module):
 
         Returns:
             `(logits, None)` without targets, logits (B, T, vocab_size). `(None, loss)` with them, the loss in
-            nats per token, fp32: the logits of a whole batch never exist.
+            nats per token, fp32: the logits of a whole batch never exist. It is the cross-entropy; the mean's
+            gradient has `config.z_loss`'s added.
 
         Raises ValueError for impossible shapes, UserError for documents that `check_document_mask` refuses.
         """
@@ -101,10 +108,11 @@ class GPT(nn.Module):
     def hidden(self, idx: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
         """What the head reads: (B, T) token ids, and their documents -> (B, T, C) after the final norm."""
         self._set_document_mask(idx, documents)
-        positions = torch.arange(idx.shape[1], device=idx.device)
-        x = self.transformer["drop"](self.transformer["wte"](idx) + self.transformer["wpe"](positions))
+        x = self.transformer["wte"](idx)
+        if "wpe" in self.transformer:
+            x = x + self.transformer["wpe"](torch.arange(idx.shape[1], device=idx.device))
         shared = ({"idx": idx},) if self._shares_state else ()
-        return self.transformer["ln_f"](self.transformer["topology"](x, *shared))
+        return self.transformer["ln_f"](self.transformer["topology"](self.transformer["drop"](x), *shared))
 
     def _set_document_mask(self, idx: torch.Tensor, documents: torch.Tensor | None) -> None:
         """Give every attention the mask of this call, or none.
@@ -127,7 +135,6 @@ class GPT(nn.Module):
     def check_document_mask(self) -> None:
         """Raises UserError where a block's attention is not `model.layers.CausalSelfAttention`, or where a
         module of it says `crosses_documents = True`."""
-        package = __name__.partition(".")[0]
         for i, block in enumerate(self.blocks):
             crossing = [module for module in block.modules() if getattr(module, "crosses_documents", False)]
             if crossing:
@@ -137,7 +144,7 @@ class GPT(nn.Module):
                 )
             kinds = {type(module) for module in block.modules() if isinstance(module, CausalSelfAttention)}
             # A user's subclass need not look at the mask.
-            if not kinds or any(kind.__module__.partition(".")[0] != package for kind in kinds):
+            if not kinds or not all(map(_is_ours, kinds)):
                 raise UserError(
                     f"data.document_mask is true, but block {i} of model.block '{self.config.block}' does "
                     "not attend through model.layers.CausalSelfAttention, which alone keeps documents apart"
@@ -145,14 +152,23 @@ class GPT(nn.Module):
 
     def _check_fixed_parts(self) -> None:
         """Raises UserError where a block has not the module that follows an option of the config."""
+        mlp, rotary = self.config.mlp, self.config.positions == "rotary"
         for i, block in enumerate(self.blocks):
             place = f"block {i} of model.block '{self.config.block}'"
             # A nanoGPT block brings its own MLP, whose GELU is its own business.
-            asked = self.config.mlp not in ("gelu_tanh", "gelu")
-            if asked and not any(isinstance(m, MLP) for m in block.modules()):
+            asked = mlp not in ("gelu_tanh", "gelu")
+            if asked and not any(isinstance(module, MLP) for module in block.modules()):
                 raise UserError(
-                    f"model.mlp is '{self.config.mlp}', but {place} has an MLP of its own: only "
+                    f"model.mlp is '{mlp}', but {place} has an MLP of its own: only "
                     f"model.layers.MLP follows that option, so leave it {GPTConfig.mlp}"
+                )
+            kinds = {type(module) for module in block.modules() if isinstance(module, CausalSelfAttention)}
+            # A user's subclass that makes queries and keys itself need not turn them.
+            turns = [_is_ours(kind.forward) and _is_ours(kind.qkv) for kind in kinds]
+            if rotary and not (turns and all(turns)):
+                raise UserError(
+                    f"model.positions is rotary, but {place} does not make its queries and keys in "
+                    "model.layers.CausalSelfAttention, which alone turns them: it would know no positions"
                 )
 
     @property
@@ -176,5 +192,10 @@ class GPT(nn.Module):
         return parts
 
     def num_parameters(self) -> int:
-        """Parameters, the tied embedding counted once."""
+        """Parameters, a tied embedding counted once."""
         return sum(p.numel() for p in self.parameters())
+
+
+def _is_ours(made: Any) -> bool:
+    """Whether a class or function is of this package."""
+    return made.__module__.partition(".")[0] == __name__.partition(".")[0]

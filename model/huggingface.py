@@ -60,8 +60,8 @@ def from_hf(source: nn.Module | str | Path) -> GPT:
 def to_hf(gpt: GPT, folder: str | Path, eot: int | None = 50256) -> Path:
     """Write `gpt` in Hugging Face's form, its weights as fp32.
 
-    `vanilla` with biases becomes a `GPT2LMHeadModel`: `config.json` and `model.safetensors`. Every other
-    variant brings its code, and needs transformers but not NormLab:
+    `vanilla` with biases, and what else `is_gpt2`, becomes a `GPT2LMHeadModel`: `config.json` and
+    `model.safetensors`. Every other variant brings its code, and needs transformers but not NormLab:
     `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 
     Args:
@@ -94,6 +94,7 @@ def to_hf(gpt: GPT, folder: str | Path, eot: int | None = 50256) -> Path:
             embd_pdrop=config.dropout,
             attn_pdrop=config.dropout,
             activation_function=_ACTIVATIONS[config.mlp],
+            tie_word_embeddings=config.tied,
             layer_norm_epsilon=config.norm_options.get("eps", EPS),
             architectures=["GPT2LMHeadModel"],
             dtype="float32",
@@ -127,11 +128,14 @@ def to_hf(gpt: GPT, folder: str | Path, eot: int | None = 50256) -> Path:
 
 
 def is_gpt2(config: GPTConfig) -> bool:
-    """Whether Hugging Face's GPT-2 can hold the model: vanilla with biases, whatever its eps."""
-    parts = (config.norm, config.block, config.topology, config.qk_norm)
+    """Whether Hugging Face's GPT-2 can hold the model: vanilla with biases, whatever its eps, GELU and head.
+
+    The gradient of `z_loss` is nothing that the model computes.
+    """
+    parts = (config.norm, config.block, config.topology, config.qk_norm, config.positions)
     options = config.norm_options.keys() - {"eps"} or config.block_options or config.topology_options
-    plain = parts == ("layernorm", "pre", "chain", "none") and config.mlp in _ACTIVATIONS
-    return plain and config.bias and not options
+    plain = parts == ("layernorm", "pre", "chain", "none", "learned") and config.mlp in _ACTIVATIONS
+    return plain and config.bias and not (options or config.logit_softcap)
 
 
 def _check_gpt2(theirs: dict[str, Any]) -> None:
@@ -184,6 +188,7 @@ def _from_gpt2(theirs: dict[str, Any], weights: dict[str, torch.Tensor]) -> GPT:
             dropout=theirs["resid_pdrop"],
             bias=True,
             mlp=_MLPS[theirs["activation_function"]],
+            tied=theirs.get("tie_word_embeddings", True),
             norm_options={} if eps == EPS else {"eps": eps},
         )
     )
@@ -194,11 +199,12 @@ def _from_gpt2(theirs: dict[str, Any], weights: dict[str, torch.Tensor]) -> GPT:
         if not _is_mask(name)
     }
     embedding = state.get("transformer.wte.weight")
-    if embedding is not None:
+    if embedding is not None and gpt.config.tied:
         head = state.setdefault("lm_head.weight", embedding)
         if not torch.equal(head, embedding):
             raise UserError(
-                "the Hugging Face model is not a plain GPT-2: its head is not tied to its embedding"
+                "the Hugging Face model is not a plain GPT-2: its head is not tied to its embedding, though "
+                "its tie_word_embeddings says so"
             )
     return _load(gpt, state)
 

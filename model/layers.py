@@ -18,7 +18,8 @@ class CausalSelfAttention(nn.Module):
 
     `config.qk_norm` puts an RMSNorm on queries and keys before their product: `head` over each head with one
     gain for all (Qwen 3), `head_no_gain` the same without (nanochat), `joint` over all heads together
-    (OLMo 2, arXiv:2501.00656). The scale stays 1 / sqrt(head size).
+    (OLMo 2, arXiv:2501.00656). The scale stays 1 / sqrt(head size). Where `config.positions` is `rotary`,
+    queries and keys are `rotated` after it.
 
     Source: Radford et al. 2019 (GPT-2), parameter names as in nanoGPT; Henry et al. 2020, arXiv:2010.04245
     (normalised queries and keys).
@@ -36,6 +37,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.qk_norm = config.qk_norm
+        self.rotary = config.positions == "rotary"
         if config.qk_norm != "none":
             size = config.n_embd if config.qk_norm == "joint" else config.n_embd // config.n_head
             gain: Gain = "none" if config.qk_norm == "head_no_gain" else "gain"
@@ -52,7 +54,13 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.project(x).split(self.n_embd, dim=2)
         if self.qk_norm == "joint":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = self.heads(q), self.heads(k), self.heads(v)
+        q, k, v = self.normed(self.heads(q), self.heads(k), self.heads(v))
+        return (rotated(q), rotated(k), v) if self.rotary else (q, k, v)
+
+    def normed(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is normed head by head: three (B, n_head, T, head size), before positions enter."""
         if self.qk_norm in ("head", "head_no_gain"):
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
@@ -69,6 +77,22 @@ class CausalSelfAttention(nn.Module):
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, n_head, T, head size)."""
         return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)
+
+
+def rotated(x: torch.Tensor) -> torch.Tensor:
+    """Each pair (i, i + D/2) of a head turned by t * 10000^(-2i/D) at position t: (..., T, D) -> (..., T, D).
+
+    The angles are computed in fp32 at each call: a buffer would be rounded with the weights in bf16 training.
+
+    Source: Su et al. 2021 (RoFormer), arXiv:2104.09864, in halves as in Llama.
+    """
+    T, D = x.shape[-2:]
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    powers = torch.arange(0, D, 2, device=x.device, dtype=wide.dtype) / D
+    angles = torch.arange(T, device=x.device, dtype=wide.dtype)[:, None] * 10000.0**-powers
+    cos, sin = angles.cos(), angles.sin()
+    a, b = wide.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
 class MLP(nn.Module):
@@ -168,9 +192,10 @@ class QKVNormAttention(CausalSelfAttention):
             config.norm(config.n_embd // config.n_head, bias=config.bias) for _ in range(3)
         )
 
-    def qkv(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, T, C) -> queries, keys and values, each (B, n_head, T, head size)."""
-        q, k, v = super().qkv(x)
+    def normed(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Three (B, n_head, T, head size), each normed by its own norm."""
         return self.ln_q(q), self.ln_k(k), self.ln_v(v)
 
 

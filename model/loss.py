@@ -25,10 +25,17 @@ class Head(nn.Linear):
     """Logits without targets; with them their loss, for which no more than a chunk of logits ever exists.
 
     It has no bias, and its weight may be tied.
+
+    Args:
+        n_embd: width of what it reads.
+        vocab_size: number of logits.
+        z_loss: see `linear_cross_entropy`.
+        softcap: logits are `softcapped` at it; 0 for as they are.
     """
 
-    def __init__(self, n_embd: int, vocab_size: int) -> None:
+    def __init__(self, n_embd: int, vocab_size: int, z_loss: float = 0.0, softcap: float = 0.0) -> None:
         super().__init__(n_embd, vocab_size, bias=False)
+        self.z_loss, self.softcap = z_loss, softcap
 
     def rows(self) -> torch.Tensor:
         """What the logits are products with: (vocab_size, C)."""
@@ -39,29 +46,46 @@ class Head(nn.Linear):
     ) -> torch.Tensor:
         """(..., C) -> logits (..., vocab_size), or what `linear_cross_entropy` makes of targets (...)."""
         if targets is None:
-            return F.linear(input, self.rows())
-        losses = linear_cross_entropy(input.flatten(0, -2), self.rows(), targets.flatten(), reduction)
+            logits = F.linear(input, self.rows())
+            return softcapped(_widened(logits), self.softcap).type_as(logits) if self.softcap else logits
+        losses = linear_cross_entropy(
+            input.flatten(0, -2), self.rows(), targets.flatten(), reduction, self.z_loss, self.softcap
+        )
         return losses if reduction == "mean" else losses.view_as(targets)
 
 
+def softcapped(logits: torch.Tensor, softcap: float) -> torch.Tensor:
+    """softcap * tanh(logits / softcap), of any shape: Gemma 2, arXiv:2408.00118."""
+    return softcap * torch.tanh(logits / softcap)
+
+
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: Reduction
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    reduction: Reduction,
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
 ) -> torch.Tensor:
     """The cross-entropy of hidden (N, C) times weight (V, C) with targets (N,), in nats, fp32.
 
     torch's own chunked operator takes it where the products are in fp32. For bf16 inputs that operator rounds
     the loss to bf16, in steps of 0.06 near 11, so where bf16 products are fast they are chunked here. So are
-    all where torch has no such operator, which came with torch 2.13.
+    all where torch has no such operator, which came with torch 2.13, or where it lacks what is asked for.
 
     Args:
         hidden: what the head reads.
         weight: the head's rows.
         targets: token ids, or `IGNORED_TARGET`.
         reduction: `mean` over the targets that count, or `none` for (N,) losses, 0 where ignored.
+        z_loss: `mean` has the gradient of the cross-entropy plus z_loss * mean(logsumexp(logits)^2) (PaLM,
+            arXiv:2204.02311). Its value is the cross-entropy alone, which is what runs are compared by.
+        softcap: the logits are `softcapped` at it; 0 for as they are.
     """
     products = dtype_of_products(hidden)
     chunk = CHUNK["cpu" if hidden.device.type == "cpu" else "cuda"]
-    if products in _WIDE and hasattr(F, "linear_cross_entropy"):
+    altered = bool(softcap) or (bool(z_loss) and reduction == "mean")
+    if products in _WIDE and not altered and hasattr(F, "linear_cross_entropy"):
         options = nn.LinearCrossEntropyOptions(
             acc_policy="compact", chunking_method=None, batch_chunk_size=chunk
         )
@@ -77,14 +101,13 @@ def linear_cross_entropy(
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, rows = hidden.to(products), weight.to(products)
         if reduction == "mean":
-            return _MeanLoss.apply(hidden, rows, targets, chunk)
-        parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-        return torch.cat(
-            [
-                F.cross_entropy(_widened(x @ rows.T), y, ignore_index=IGNORED_TARGET, reduction="none")
-                for x, y in parts
-            ]
-        )
+            return _MeanLoss.apply(hidden, rows, targets, chunk, *((z_loss, softcap) if altered else ()))
+        losses = []
+        for x, y in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+            logits = _widened(x @ rows.T)
+            logits = softcapped(logits, softcap) if softcap else logits
+            losses.append(F.cross_entropy(logits, y, ignore_index=IGNORED_TARGET, reduction="none"))
+        return torch.cat(losses)
 
 
 def dtype_of_products(hidden: torch.Tensor) -> torch.dtype:
@@ -104,6 +127,8 @@ def _widened(x: torch.Tensor) -> torch.Tensor:
 class _MeanLoss(torch.autograd.Function):
     """The mean loss of (N, C), (V, C), (N,), whose gradients are ready before backward asks for them.
 
+    `z_loss` is in the gradients and not in the value: see `linear_cross_entropy`.
+
     Logits and their gradient are in the inputs' dtype, as without chunks; all sums are in fp32, or in fp64
     where the inputs are. A factor of the loss that is no power of two rounds the hidden states' gradient once
     more.
@@ -111,12 +136,23 @@ class _MeanLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, chunk: int
+        ctx: Any,
+        hidden: torch.Tensor,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        chunk: int,
+        z_loss: float = 0.0,
+        softcap: float = 0.0,
     ) -> torch.Tensor:
         learn = any(ctx.needs_input_grad)
         count = (targets != IGNORED_TARGET).sum()
         wide = hidden.dtype if hidden.dtype in _WIDE else torch.float32
-        of_chunk = _of_chunk if hidden.dtype in _WIDE else _compiled_of_chunk()
+        of_chunk: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+        if z_loss or softcap:
+            altered = _of_altered_chunk if hidden.dtype in _WIDE else _compiled_of_altered_chunk()
+            of_chunk = functools.partial(altered, z_loss=z_loss, softcap=softcap)
+        else:
+            of_chunk = _of_chunk if hidden.dtype in _WIDE else _compiled_of_chunk()
         loss = hidden.new_zeros((), dtype=wide)
         grad_hidden = torch.empty_like(hidden) if learn else None
         grad_rows = torch.zeros_like(rows, dtype=wide) if learn else None
@@ -136,7 +172,8 @@ class _MeanLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_rows = ctx.saved_tensors
         (scale,) = grad_loss
-        return grad_hidden * scale.to(grad_hidden.dtype), (grad_rows * scale).to(ctx.dtype), None, None
+        grads = grad_hidden * scale.to(grad_hidden.dtype), (grad_rows * scale).to(ctx.dtype)
+        return *grads, None, None, None, None
 
 
 def _wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -160,7 +197,30 @@ def _of_chunk(
     return loss, gradient.to(logits.dtype)
 
 
+def _of_altered_chunk(
+    logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor, z_loss: float, softcap: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_of_chunk` of logits that are softcapped where `softcap` is not 0, with z_loss's gradient added."""
+    live = targets != IGNORED_TARGET
+    wide = _widened(logits)
+    capped = softcapped(wide, softcap) if softcap else wide
+    log_sum_exp = capped.logsumexp(dim=-1, keepdim=True)
+    index = targets.clamp(min=0)[:, None]
+    loss = torch.where(live, (log_sum_exp - capped.gather(1, index))[:, 0], 0.0).sum() / count
+    hit = torch.arange(logits.shape[1], device=logits.device) == index
+    gradient = (capped - log_sum_exp).exp() * (1 + 2 * z_loss * log_sum_exp) - hit.to(wide.dtype)
+    if softcap:
+        gradient = gradient * (1 - (capped / softcap).square())  # tanh' = 1 - tanh^2
+    return loss, (gradient * (live.to(wide.dtype) / count)[:, None]).to(logits.dtype)
+
+
 @functools.cache
 def _compiled_of_chunk() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """`_of_chunk` compiled: two or three passes over bf16 logits in place of eight over fp32 ones."""
     return torch.compile(_of_chunk, dynamic=True)
+
+
+@functools.cache
+def _compiled_of_altered_chunk() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """`_of_altered_chunk` compiled, apart, so that it changes nothing for models without those options."""
+    return torch.compile(_of_altered_chunk, dynamic=True)

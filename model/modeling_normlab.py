@@ -34,7 +34,7 @@ class NormLabConfig(PreTrainedConfig):
             default = field.default if field.default_factory is MISSING else field.default_factory()
             setattr(self, field.name, values.pop(field.name, default))
         self.training_step: int = values.pop("training_step", 0)
-        super().__init__(**{"tie_word_embeddings": True, "use_cache": False} | values)
+        super().__init__(**{"tie_word_embeddings": self.tied, "use_cache": False} | values)
 
     def gpt_config(self) -> GPTConfig:
         """The model's own config. Raises ValueError for an impossible shape."""
@@ -42,7 +42,7 @@ class NormLabConfig(PreTrainedConfig):
 
 
 class NormLabForCausalLM(PreTrainedModel, GenerationMixin):
-    """A NormLab GPT with its tied head. It has no key-value cache: `generate` reads the whole text each step.
+    """A NormLab GPT with its head. It has no key-value cache: `generate` reads the whole text each step.
 
     Attributes:
         gpt: the model.

@@ -50,8 +50,8 @@ class UnitLinear(nn.Linear):
 class UnitHead(Head):
     """The head with rows at length 1, whatever the stored weight's."""
 
-    def __init__(self, n_embd: int, vocab_size: int) -> None:
-        super().__init__(n_embd, vocab_size)
+    def __init__(self, n_embd: int, vocab_size: int, z_loss: float = 0.0, softcap: float = 0.0) -> None:
+        super().__init__(n_embd, vocab_size, z_loss, softcap)
         vars(self.weight).update(_no_weight_decay=True)
 
     def init_weights(self) -> None:
@@ -62,6 +62,19 @@ class UnitHead(Head):
     def rows(self) -> torch.Tensor:
         """What the logits are products with: (vocab_size, C)."""
         return unit(self.weight)
+
+
+class UnitEmbedding(nn.Embedding):
+    """The embedding of an untied model, from rows of length 1. `Sphere` norms what it gives."""
+
+    def __init__(self, vocab_size: int, n_embd: int) -> None:
+        super().__init__(vocab_size, n_embd)
+        vars(self.weight).update(_no_weight_decay=True)
+
+    def init_weights(self) -> None:
+        """Start at length 1, which the paper's learning rates assume."""
+        with torch.no_grad():
+            self.weight.copy_(unit(self.weight))
 
 
 class Scale(nn.Module):
@@ -78,7 +91,10 @@ class Scale(nn.Module):
 
 
 class SphereAttention(CausalSelfAttention):
-    """Attention with queries s * q / |q| and keys s * k / |k|, and sqrt(head size) as the softmax's scale."""
+    """Attention with queries s * q / |q| and keys s * k / |k|, and sqrt(head size) as the softmax's scale.
+
+    Rotary positions enter before s, as in the authors' code.
+    """
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__(config)

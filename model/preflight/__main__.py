@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
             Path(file).write_text(json.dumps(report.to_json(), indent=1) + "\n")
     except (UserError, OSError) as error:
         return print_error(error)
-    print(f"{report.design}, GPT-2 {config.n_layer}L {config.n_head}H {config.n_embd}d")
+    print(f"{report.design}, GPT-2 {config.size}")
     print(report.table())
     for name, value in overrides.items():
         print(f"a run of it has {name} {value:g} of the candidate's own ({STANDS_FOR[name]})")

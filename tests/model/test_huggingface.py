@@ -101,7 +101,6 @@ def test_gpt2_without_its_head(theirs) -> None:
         ({"add_cross_attention": True}, "add_cross_attention is True"),
         ({"n_inner": 100}, "n_inner is 100, not four times n_embd"),
         ({"attn_pdrop": 0.0}, "its three dropouts differ"),
-        ({"tie_word_embeddings": False}, "its head is not tied to its embedding"),
     ],
 )
 def test_what_is_no_plain_gpt2_is_refused(changes: dict[str, Any], sentence: str, tmp_path) -> None:

@@ -86,6 +86,14 @@ def test_every_block_takes_a_gated_mlp(block: str) -> None:
     assert_every_parameter_learns_and_no_forward_leaks(gpt)
 
 
+def test_a_gates_weights_begin_as_those_beside_it() -> None:
+    for block, gain in (("subln", math.sqrt(math.log(4))), ("deepnorm", 16**-0.25), ("pre", None)):
+        gpt = GPT(GPTConfig(**TINIEST | {"n_embd": 96}, block=block, mlp="swiglu"))
+        xavier = 0.02 if gain is None else gain * math.sqrt(2 / (96 + swiglu_width(96)))
+        for weight in (gpt.blocks[0].mlp.gate.weight, gpt.blocks[0].mlp.c_fc.weight):
+            assert weight.std().item() == pytest.approx(xavier, rel=0.03)
+
+
 def test_ngpt_has_its_papers_swiglu() -> None:
     torch.manual_seed(0)
     config = GPTConfig(**TINIEST, block="ngpt", topology="sphere", mlp="swiglu")

@@ -51,7 +51,10 @@ def counted(config: GPTConfig) -> float:
     return counter.get_total_flops() / config.block_size
 
 
-@pytest.mark.parametrize("shape", [{}, {"bias": False}, {"n_layer": 1, "block_size": 7}])
+MODERN = {"mlp": "swiglu", "positions": "rotary", "tied": False, "logit_softcap": 5.0, "z_loss": 1e-3}
+
+
+@pytest.mark.parametrize("shape", [{}, {"bias": False}, {"n_layer": 1, "block_size": 7}, MODERN])
 def test_gpt2s_flops_are_those_that_torch_counts(shape: dict[str, Any]) -> None:
     config = replace(TINY, **shape)
     assert flops_per_token(GPT(config)) == counted(config)
@@ -100,6 +103,10 @@ def load(folder: Path, config: dict[str, Any], ranks: int) -> DeepSpeedConfig:
 
 def test_memory_of_the_states_by_hand(tmp_path: Path) -> None:
     """BF16_Optimizer holds 2 + 2 + 4 bytes per parameter, and 12 shared by ranks; autocast 4 + 4 and 12."""
+    untied = replace(TINY, tied=False)
+    P = GPT(untied).num_parameters()
+    assert GPT(TINY).num_parameters() + 512 * 64 == P
+    assert MemoryModel(untied, load(tmp_path, BF16, 4)).of(4, 2, 2).states == 3 * P
     P = GPT(TINY).num_parameters()
     bf16 = MemoryModel(TINY, load(tmp_path, BF16, 4)).of(4, 2, 2)
     assert (bf16.weights, bf16.gradients, bf16.states) == (2 * P, 6 * P, 3 * P)

@@ -129,6 +129,15 @@ def test_a_graph_serves_all_steps() -> None:
     assert len({loss.item() for loss, *_ in found}) == 4
 
 
+def test_rotary_positions_and_a_gated_mlp_compile_to_one_graph() -> None:
+    modern = {"positions": "rotary", "qk_norm": "head", "mlp": "swiglu", "tied": False}
+    plain, wrapped = gpt(**modern), gpt(**modern)
+    both(wrapped)
+    for left, right in zip(gradients(plain), gradients(wrapped), strict=True):
+        torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def test_evaluation_runs_the_blocks_as_they_are() -> None:
     model = gpt().eval()
     compiled(model)

@@ -69,7 +69,9 @@ def _weights_without_zero(model: dict[str, Any]) -> Weights:
     groups = model["optimizer"]["optimizer_state_dict"]["param_groups"]
     for group, group_copies in zip(groups, copies, strict=True):
         weights |= {name: copy.detach() for name, copy in zip(group["names"], group_copies, strict=True)}
-    return weights | {"lm_head.weight": weights["transformer.wte.weight"]}
+    if not any("lm_head.weight" in group["names"] for group in groups):  # it is tied
+        weights |= {"lm_head.weight": weights["transformer.wte.weight"]}
+    return weights
 
 
 def _joined_partitions(model: dict[str, Any], optimizers: list[dict[str, Any]]) -> Weights:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from model import GPT, GPTConfig
-from model.loss import CHUNK, dtype_of_products
+from model.loss import CHUNK, _MeanLoss, dtype_of_products
 
 from ..engine.compilation import checkpoint_blocks
 from ..engine.cpu_bf16 import bf16_arithmetic
@@ -77,17 +77,27 @@ class HeadWithoutNumbers(torch.autograd.Function):
         rows: the head's weight, in the same.
         chunk: rows of logits that exist at once.
         rounds: whether a product is rounded to the inputs' dtype before it is summed in fp32, as on CPUs.
+        keeps_capped: whether softcapped logits are kept in fp32, because a CPU's compiler computes no tanh
+            twice.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, rows: torch.Tensor, chunk: int, rounds: bool) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        rows: torch.Tensor,
+        chunk: int,
+        rounds: bool,
+        keeps_capped: bool = False,
+    ) -> torch.Tensor:
         chunk = min(chunk, len(hidden))
         grad_hidden = torch.empty_like(hidden)
         grad_rows = torch.empty_like(rows, dtype=torch.float32)
         of_last_chunk = hidden.new_empty(chunk if len(hidden) > chunk else 0, len(rows))
         logits = hidden.new_empty(chunk, len(rows))
+        capped = torch.empty_like(logits, dtype=torch.float32) if keeps_capped else None
         grad_logits = torch.empty_like(logits)
-        del logits, of_last_chunk
+        del logits, of_last_chunk, capped
         rounded = torch.empty_like(rows) if rounds else None
         product = torch.empty_like(grad_rows)
         del grad_logits, rounded, product
@@ -98,7 +108,7 @@ class HeadWithoutNumbers(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_rows = ctx.saved_tensors
-        return torch.empty_like(grad_hidden), torch.empty_like(grad_rows).to(ctx.dtype), None, None
+        return torch.empty_like(grad_hidden), torch.empty_like(grad_rows).to(ctx.dtype), None, None, None
 
 
 def trace(
@@ -166,8 +176,11 @@ def _loss(gpt: GPT, idx: torch.Tensor, device: Device) -> torch.Tensor:
         return gpt.lm_head(hidden, idx)
     with torch.autocast("cpu", enabled=False):
         hidden, rows = hidden.flatten(0, -2).to(products), gpt.lm_head.rows().to(products)
+        head = gpt.lm_head
+        if products == torch.float32 and (head.z_loss or head.softcap):  # not torch's own operator
+            return _MeanLoss.apply(hidden, rows, idx.flatten(), CHUNK[device], head.z_loss, head.softcap)
         rounds = device == "cpu" and products != torch.float32
-        return HeadWithoutNumbers.apply(hidden, rows, CHUNK[device], rounds)
+        return HeadWithoutNumbers.apply(hidden, rows, CHUNK[device], rounds, rounds and head.softcap > 0)
 
 
 def _free_gradient(parameter: torch.Tensor) -> None:
