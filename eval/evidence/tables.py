@@ -16,7 +16,9 @@ NOTES = (
     "An interval over seeds holds seed-to-seed and evaluation noise. One over documents or items holds "
     "evaluation noise only: another seed may move the difference further than the interval is wide.",
     "Accuracy is lm-eval's acc (no length normalisation), ± its standard error over the items; WikiText-2 "
-    "and sample document perplexity is per word.",
+    "and sample document perplexity is per word. Windows ppl is per token, over windows of the whole text; "
+    "published val loss is over random windows of the validation set, ± its standard error over batches: "
+    "both as the benchmark publishes them.",
 )
 
 
@@ -159,8 +161,8 @@ def _format_score(score: pd.Series, metric: Metric) -> str:
         return "-"
     digits = 2 if metric.unit in ("perplexity", "percent") else 4
     text = f"{score['value']:,.{digits}f}"
-    has_error = metric.unit == "percent" and pd.notna(score["standard_error"])
-    return f"{text} ± {score['standard_error']:.2f}" if has_error else text
+    has_error = metric.unit != "perplexity" and pd.notna(score["standard_error"])
+    return f"{text} ± {score['standard_error']:.{digits}f}" if has_error else text
 
 
 def _format_differences(scores: pd.DataFrame, digits: int) -> pd.Series:
