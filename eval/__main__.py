@@ -30,7 +30,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "python -m eval",
         "Score a run's checkpoint on lm-eval tasks, with its fp32 weights. Results go to "
         "RUN_DIR/eval/step_*/results.json; a task there, of the same data and limit, is not scored again.",
-        "Tasks: " + ", ".join(KNOWN_TASKS) + ". The sample_ tasks need neither hub nor --eval_data.",
+        "Tasks: " + ", ".join(KNOWN_TASKS) + ". The sample_ tasks and "
+        "published_validation need neither hub nor --eval_data.",
     )
     parser.add_argument(
         "--eval_data",
@@ -83,7 +84,7 @@ def score(run_dir: Path, step: int, names: tuple[str, ...], config: EvalConfig, 
     from .jobs import run_tasks
 
     console.say(f"reading {', '.join(names)} from {config.data_dir or 'the hub or the sample'}")
-    tasks = load_tasks(names, config.data_dir)
+    tasks = load_tasks(names, config.data_dir, run_dir)
     tokenizer = read_tokenizer(run_dir)
     gpt, step = load_model(run_dir, step)
     gpt.to("cuda" if torch.cuda.is_available() else "cpu")

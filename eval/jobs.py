@@ -20,6 +20,7 @@ from model.errors import UserError
 
 from .lm import NormLabLM
 from .result_files import merge_results
+from .windows import PublishedValidation, TextWindows, WindowTask, evaluate_windows
 
 BOOTSTRAP_ITERS = 1000
 """Resamples for the standard error of LAMBADA's perplexity; the other standard errors have closed forms."""
@@ -28,7 +29,7 @@ BOOTSTRAP_ITERS = 1000
 def run_tasks(
     gpt: GPT,
     tokenizer: Tokenizer,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Task | WindowTask],
     *,
     bar: Callable[..., tqdm],
     limit: int | None = None,
@@ -56,10 +57,9 @@ def run_tasks(
     for name, task in tasks.items():
         lm = NormLabLM(gpt, tokenizer, bar=partial(bar, f"{name:<16}", unit_scale=False))
         try:
-            task_results = evaluate(lm, {"tasks": {name: task}}, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS)
+            task_results = _evaluate(lm, name, task, limit)
         except UserError as error:
             raise UserError(f"task '{name}': {error}") from error
-        task_results["task_hashes"] = {name: _task_hash(task_results["samples"][name])}
         results = merge_results(results, task_results)
     tracker.log_end_time()
     parameter = next(gpt.parameters())
@@ -74,6 +74,13 @@ def run_tasks(
         "bootstrap_iters": BOOTSTRAP_ITERS,
     }
     return results | _environment() | asdict(tracker)
+
+
+def _evaluate(lm: NormLabLM, name: str, task: Task | WindowTask, limit: int | None) -> dict[str, Any]:
+    if isinstance(task, TextWindows | PublishedValidation):
+        return evaluate_windows(lm, task, limit)
+    results = evaluate(lm, {"tasks": {name: task}}, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS)
+    return results | {"task_hashes": {name: _task_hash(results["samples"][name])}}
 
 
 def _task_hash(samples: Iterable[Mapping[str, str]]) -> str:

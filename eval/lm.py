@@ -99,7 +99,7 @@ class NormLabLM(TemplateLM):
         with self.bar(total=len(pairs), unit=unit) as bar:
             for batch in self._batches(sequences):
                 lengths = [len(pairs[i][1]) for i in batch]
-                batch_scores = self._score_batch([sequences[i] for i in batch], lengths)
+                batch_scores = self.score_batch([sequences[i] for i in batch], lengths)
                 for i, score in zip(batch, batch_scores, strict=True):
                     scores[i] = score
                 bar.update(len(batch))
@@ -114,8 +114,17 @@ class NormLabLM(TemplateLM):
             yield order[start : start + size]
             start += size
 
-    def _score_batch(self, sequences: list[list[int]], lengths: list[int]) -> list[tuple[float, bool]]:
-        """Score the last `lengths[i]` tokens of each sequence in one forward pass."""
+    @torch.inference_mode()
+    def score_batch(self, sequences: list[list[int]], lengths: list[int]) -> list[tuple[float, bool]]:
+        """Score the last `lengths[i]` tokens of each sequence in one forward pass.
+
+        Args:
+            sequences: token ids, up to block_size + 1 of them.
+            lengths: how many at the end to score, less than the sequence has.
+
+        Returns:
+            For each sequence their log-likelihood in nats, and whether greedy decoding gives them.
+        """
         width = max(len(sequence) for sequence in sequences) - 1
         padded = [s[:-1] + [self.tokenizer.eot] * (width + 1 - len(s)) for s in sequences]
         inputs = torch.tensor(padded, device=self._device)

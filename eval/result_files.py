@@ -65,8 +65,9 @@ def write_results(run_dir: Path, step: int, results: dict[str, Any], *, eval_dat
     another limit they go, so that a file holds scores over one choice of items.
 
     per_item.parquet has one row for each item and metric: task, doc_id, metric, value and weight. An accuracy
-    is the mean of its values. For perplexities and bits_per_byte the value is the log-likelihood in nats per
-    unit of weight (words, bytes, or 1 for an item), and the metric comes from the weighted mean.
+    is the mean of its values. For perplexities, bits_per_byte and loss the value is the log-likelihood in
+    nats per unit of weight (words, bytes, a window's tokens, or 1 for an item), and the metric comes from the
+    weighted mean.
 
     Returns:
         The path of results.json.
@@ -109,6 +110,8 @@ def per_item(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> "pd.DataFram
 
 def format_table(results: Mapping[str, Any], tasks: Iterable[str]) -> str:
     """The tasks' scores as aligned lines: task, metric, value, standard error if any, items scored."""
+    tasks = tuple(tasks)
+    width = max([17, *(len(task) + 2 for task in tasks)])
     lines = []
     for task in tasks:
         for key, value in results["results"][task].items():
@@ -118,7 +121,7 @@ def format_table(results: Mapping[str, Any], tasks: Iterable[str]) -> str:
             stderr = results["results"][task].get(f"{metric}_stderr,none")
             interval = f"± {stderr:.4g}" if isinstance(stderr, float) else ""
             items = results["n-samples"][task]["effective"]
-            lines.append(f"{task:<17}{metric:<17}{value:>12.6g} {interval:<12}{items:>7} items")
+            lines.append(f"{task:<{width}}{metric:<17}{value:>12.6g} {interval:<12}{items:>7} items")
     return "\n".join(lines)
 
 

@@ -14,18 +14,22 @@ data set, plain or gzipped (`.gz`):
 
 Two more need neither hub nor folder; they read the held-out documents of the embedded sample (`data.sample`):
 `sample_documents` is their perplexity, `sample_lastword` the last word of a passage, as in LAMBADA.
+
+The tasks of `eval.windows` read the data of `wikitext` and `lambada_openai`, or the run's validation set.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model.errors import UserError
-from training.config.evaluation import check_names
+from training.config.evaluation import PUBLISHED_VALIDATION, check_names
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+
+    from .windows import WindowTask
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,37 @@ TASK_SETS = {
     ),
     "arc_challenge": TaskSet("arc/arc_challenge.yaml", "arc_challenge/test.jsonl", "test"),
 }
+
+
+class TextSet(NamedTuple):
+    """What a task of text windows reads."""
+
+    task: str
+    """The public task whose data it is."""
+    column: str
+    between: str
+    """What joins the documents."""
+
+
+TEXT_SETS = {
+    "wikitext2_windows": TextSet("wikitext", "page", between=""),
+    "lambada_windows": TextSet("lambada_openai", "text", between="\n"),
+}
 # What the scorecard shows of them, in its order. Accuracy is lm-eval's `acc` throughout: the one that all
 # tasks have (WinoGrande has no acc_norm).
 TASK_METRICS = (
+    Metric("published_val_loss", "published val loss", "nats/token", PUBLISHED_VALIDATION, "loss"),
     Metric("wikitext_ppl", "WikiText-2 ppl", "perplexity", "wikitext", "word_perplexity"),
     Metric("wikitext_bits", "WikiText-2 bits/byte", "bits/byte", "wikitext", "bits_per_byte"),
     Metric("lambada_ppl", "LAMBADA ppl", "perplexity", "lambada_openai", "perplexity"),
+    Metric(
+        "wikitext_windows_ppl",
+        "WikiText-2 windows ppl",
+        "perplexity",
+        "wikitext2_windows",
+        "token_perplexity",
+    ),
+    Metric("lambada_windows_ppl", "LAMBADA windows ppl", "perplexity", "lambada_windows", "token_perplexity"),
     Metric("arc_easy_acc", "ARC-Easy %", "percent", "arc_easy", "acc"),
     Metric("hellaswag_acc", "HellaSwag %", "percent", "hellaswag", "acc"),
     Metric("piqa_acc", "PIQA %", "percent", "piqa", "acc"),
@@ -102,7 +131,7 @@ def local_file(name: str, data_dir: str | Path) -> Path:
     """The file that a public task reads below `data_dir`. Raises UserError where it is missing."""
     if not Path(data_dir).is_dir():
         raise UserError(f"there is no folder {data_dir} to read evaluation sets from")
-    plain = Path(data_dir, TASK_SETS[name].file)
+    plain = Path(data_dir, TASK_SETS[_public_task(name)].file)
     for file in (plain, plain.with_name(plain.name + ".gz")):
         if file.is_file():
             return file.resolve()
@@ -117,12 +146,24 @@ def check_tasks(names: Iterable[str], data_dir: str | Path | None) -> None:
     names = tuple(names)
     check_names(names)
     for name in names:
-        if data_dir is not None and name in TASK_SETS:
+        if data_dir is not None and _public_task(name) in TASK_SETS:
             local_file(name, data_dir)
 
 
-def load_tasks(names: Iterable[str], data_dir: str | Path | None) -> "dict[str, Task]":
-    """lm-eval's task objects with their data read, in the order of `names`.
+def _public_task(name: str) -> str:
+    """The public task whose data a task reads: mostly itself."""
+    return TEXT_SETS[name].task if name in TEXT_SETS else name
+
+
+def load_tasks(
+    names: Iterable[str], data_dir: str | Path | None, run_dir: Path | None = None
+) -> "dict[str, Task | WindowTask]":
+    """lm-eval's task objects, and those of `eval.windows`, with their data read, in the order of `names`.
+
+    Args:
+        names: of the tasks.
+        data_dir: local evaluation sets; None for the hub's.
+        run_dir: whose validation set `published_validation` scores.
 
     Raises UserError for an unknown name and for a file that is missing or cannot be read, ConnectionError
     where the hub is needed and cannot be reached.
@@ -134,12 +175,21 @@ def load_tasks(names: Iterable[str], data_dir: str | Path | None) -> "dict[str, 
     check_tasks(names := tuple(names), data_dir)
     # Without lm-eval's index of all its tasks, which takes seconds to build.
     manager = TaskManager(include_defaults=False)
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, Task | WindowTask] = {}
     for name in names:
-        config = _task_config(name, data_dir)
+        if name == PUBLISHED_VALIDATION:
+            from .windows import published_validation
+
+            assert run_dir is not None
+            tasks[name] = published_validation(name, run_dir)
+            continue
+        config = _task_config(_public_task(name), data_dir)
         files = config.get("dataset_kwargs", {}).get("data_files", {})
         try:
-            tasks |= manager.load([config])["tasks"]
+            if name in TEXT_SETS:
+                tasks[name] = _in_windows(name, config)
+            else:
+                tasks |= manager.load([config])["tasks"]
         except DatasetGenerationError as error:
             where = ", ".join(files.values()) or "the hub's data"
             raise UserError(f"task '{name}' cannot read {where}: {_first_line(error)}") from error
@@ -151,6 +201,27 @@ def load_tasks(names: Iterable[str], data_dir: str | Path | None) -> "dict[str, 
                 "--eval_data DIR reads local evaluation sets"
             ) from error
     return tasks
+
+
+def _in_windows(name: str, config: dict[str, Any]) -> "WindowTask":
+    """The task of `eval.windows` on the data of a public task's definition.
+
+    Raises UserError where a document lacks its text, and what `datasets` raises.
+    """
+    import datasets
+
+    from .windows import TextWindows
+
+    text_set = TEXT_SETS[name]
+    options = config.get("dataset_kwargs", {})
+    where = ", ".join(options.get("data_files", {}).values()) or config["dataset_path"]
+    split = config["test_split"]
+    documents = datasets.load_dataset(config["dataset_path"], config["dataset_name"], split=split, **options)
+    has_texts = text_set.column in documents.column_names
+    texts = list(documents[text_set.column]) if has_texts else []
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"task '{name}' cannot read {where}: each line needs a text {text_set.column!r}")
+    return TextWindows(name, text_set.between.join(texts), where)
 
 
 def _task_config(name: str, data_dir: str | Path | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ is that of their names, however the pattern says them.
 
 import glob
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -179,9 +180,9 @@ def _on_hub(
     """The URLs of the files that each name or pattern means, and the options of a file system for them.
 
     Names are asked for by the hundred; only for patterns a folder is listed. The hub's file system would list
-    the folder of every file that it opens: one that has nothing but these files to open is told of them.
+    the folder of every file that it opens: one of its own, for these files alone, is told of them.
     """
-    from .network import filesystem_of, with_retries
+    from .network import KNOWN_FILES, filesystem_of, with_retries
 
     exact = [name for name in names if not glob.has_magic(name)]
     found: dict[str, list[RepoFile]] = {name: [] for name in names}
@@ -191,18 +192,18 @@ def _on_hub(
     for name in names:
         if glob.has_magic(name):
             found[name] = list(_matching(repo, revision, name))
-    files = {file.path: file for one in found.values() for file in one}
     root = f"datasets/{repo}@{revision}"
-    which = hashlib.sha256("\n".join([root, *sorted(files)]).encode()).hexdigest()
-    options = {"hf": {"normlab_files": which}}  # no option that it knows: only what tells it from others
-    filesystem, location = filesystem_of("hf://" + root, options)
-    filesystem.dircache.clear()
-    for path, file in files.items():
-        place = f"{location}/{path}"
-        filesystem.dircache.setdefault(place.rpartition("/")[0], []).append(
+    known: dict[str, list[dict[str, Any]]] = {}
+    for file in {file.path: file for one in found.values() for file in one}.values():
+        place = f"{root}/{file.path}"
+        known.setdefault(place.rpartition("/")[0], []).append(
             {"name": place, "type": "file", "size": file.size, "blob_id": file.blob_id, "lfs": file.lfs}
             | {"xet_hash": file.xet_hash, "last_commit": None, "security": None}
         )
+    which = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
+    KNOWN_FILES[which] = known
+    options = {"hf": {"known_files": which}}
+    filesystem, location = filesystem_of("hf://" + root, options)
     # asks whether the data set is there, before many threads do
     with_retries(lambda: filesystem.info(location), "hf://" + root, opening=True)
     return {name: [f"hf://{root}/{file.path}" for file in one] for name, one in found.items()}, options

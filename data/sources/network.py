@@ -28,6 +28,9 @@ PASSING_STATUSES = frozenset({404, 408, 429})
 STALLED_SECONDS: float = 30
 """So long a server may send nothing before it is asked again."""
 
+KNOWN_FILES: dict[str, dict[str, list[dict[str, Any]]]] = {}
+"""What the hub's file system with this option `known_files` need not ask for: the files of each folder."""
+
 T = TypeVar("T")
 _log = logging.getLogger(__name__)  # without a handler a warning goes to stderr, which is the run's log
 
@@ -73,7 +76,12 @@ def filesystem_of(path: str, storage_options: dict[str, Any]) -> tuple[fsspec.Ab
     for protocol in ("http", "https"):
         if f"{protocol}://" in path and protocol not in options:
             options[protocol] = _http_options()
-    return fsspec.core.url_to_fs(path, **{key: options[key] for key in options if f"{key}://" in path})
+    of_path = {key: options[key] for key in options if f"{key}://" in path}
+    filesystem, location = fsspec.core.url_to_fs(path, **of_path)
+    known = KNOWN_FILES.get(of_path.get("hf", {}).get("known_files"))
+    if known and not filesystem.dircache:  # a new one: each thread and each forked process has its own
+        filesystem.dircache.update(known)
+    return filesystem, location
 
 
 def _http_options() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The scorecard as tables: markdown for a terminal, csv and json for programs, parts of the report page."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,9 @@ NOTES = (
     "An interval over seeds holds seed-to-seed and evaluation noise. One over documents or items holds "
     "evaluation noise only: another seed may move the difference further than the interval is wide.",
     "Accuracy is lm-eval's acc (no length normalisation), ± its standard error over the items; WikiText-2 "
-    "and sample document perplexity is per word.",
+    "and sample document perplexity is per word. Windows ppl is per token, over windows of the whole text; "
+    "published val loss is over random windows of the validation set, ± its standard error over batches: "
+    "both as the benchmark publishes them.",
 )
 
 
@@ -108,37 +111,52 @@ def to_markdown(card: Scorecard) -> str:
     parts = [card.headline]
     for title, table in tables.items():
         if len(table):
-            cells = table.map(lambda cell: cell.replace("|", "\\|").replace("\n", " "))
-            alignment = ["left", *["right"] * (table.shape[1] - 1)]
-            text = cells.to_markdown(index=False, disable_numparse=True, colalign=alignment)
-            parts.append(f"**{title}**\n\n{text}")
-    parts += [
-        f"**{title}**\n\n" + "\n".join(f"- {line}" for line in lines)
-        for title, lines in lists.items()
-        if lines
-    ]
+            parts.append(f"**{title}**\n\n{markdown_table(table)}")
+    parts += [f"**{title}**\n\n{markdown_list(lines)}" for title, lines in lists.items() if lines]
     return "\n\n".join(parts) + "\n"
 
 
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table of text, its first column to the left and the others to the right."""
+    cells = table.map(lambda cell: cell.replace("|", "\\|").replace("\n", " "))
+    alignment = ["left", *["right"] * (table.shape[1] - 1)]
+    return cells.to_markdown(index=False, disable_numparse=True, colalign=alignment)
+
+
+def markdown_list(lines: Iterable[str]) -> str:
+    """A line each."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def to_csv(card: Scorecard) -> str:
-    """Tidy: a line per variant and metric, in full precision; a variant without a score still has a line."""
+    """`tidy_table` as text."""
+    return tidy_table(card).to_csv(index=False)
+
+
+def tidy_table(card: Scorecard) -> pd.DataFrame:
+    """A line per variant and metric, in full precision; a variant without a score still has a line."""
     rows = card.rows.drop(columns=[VAL_LOSS.name, VAL_BITS.name]).rename(columns={"seeds": "finished_runs"})
     units = card.scores["metric"].map({metric.name: metric.unit for metric in METRICS})
     scores = card.scores.rename(columns={"seeds": "paired_seeds"}).assign(unit=units)
-    return rows.merge(scores, on="name", how="left").to_csv(index=False)
+    return rows.merge(scores, on="name", how="left")
 
 
 def to_json(card: Scorecard) -> str:
-    """Everything, nested: rows with their scores by metric, floors, headline, problems; null for unknown."""
+    """`content_of` as text."""
+    return json.dumps(content_of(card), indent=2, allow_nan=False) + "\n"
+
+
+def content_of(card: Scorecard) -> dict[str, Any]:
+    """Everything, nested: rows with their scores by metric, floors, headline, problems; None for unknown."""
     rows = card.rows.drop(columns=[VAL_LOSS.name, VAL_BITS.name]).rename(columns={"seeds": "finished_runs"})
-    records = _records(rows)
+    records = records_of(rows)
     for row in records:
         scores = card.scores[card.scores["name"] == row["name"]].drop(columns="name")
         row["scores"] = {
             record.pop("metric"): record
-            for record in _records(scores.rename(columns={"seeds": "paired_seeds"}))
+            for record in records_of(scores.rename(columns={"seeds": "paired_seeds"}))
         }
-    content = {
+    return {
         "headline": card.headline,
         "baseline": card.baseline,
         "yardstick": card.yardstick.name,
@@ -146,7 +164,6 @@ def to_json(card: Scorecard) -> str:
         "rows": records,
         "problems": card.problems,
     }
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def _metric_scores(card: Scorecard, metric: Metric) -> pd.DataFrame:
@@ -155,12 +172,16 @@ def _metric_scores(card: Scorecard, metric: Metric) -> pd.DataFrame:
 
 
 def _format_score(score: pd.Series, metric: Metric) -> str:
-    if pd.isna(score["value"]):
+    has_error = metric.unit != "perplexity" and pd.notna(score["standard_error"])
+    text = format_value(score["value"], metric)
+    return f"{text} ± {format_value(score['standard_error'], metric)}" if has_error else text
+
+
+def format_value(value: float, metric: Metric) -> str:
+    """A metric's value with the digits of its unit, "-" for an unknown one."""
+    if pd.isna(value):
         return "-"
-    digits = 2 if metric.unit in ("perplexity", "percent") else 4
-    text = f"{score['value']:,.{digits}f}"
-    has_error = metric.unit == "percent" and pd.notna(score["standard_error"])
-    return f"{text} ± {score['standard_error']:.2f}" if has_error else text
+    return f"{value:,.{2 if metric.unit in ('perplexity', 'percent') else 4}f}"
 
 
 def _format_differences(scores: pd.DataFrame, digits: int) -> pd.Series:
@@ -170,7 +191,8 @@ def _format_differences(scores: pd.DataFrame, digits: int) -> pd.Series:
     return difference + interval.where(scores["low"].notna(), "")
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def records_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows, None for what is unknown."""
     return [
         {str(key): None if pd.isna(value) else value for key, value in record.items()}
         for record in table.to_dict("records")

@@ -1,6 +1,7 @@
 """`data.files`: only what is named is opened, and what is not there is said."""
 
 import multiprocessing
+import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 from data import DataConfig, Source, open_data, open_source, open_tokenizer, refuse_missing
 from data.sources import ParquetSource, jsonl, network
 from data.stats import main as stats
+from data.tokenize_source import tokenize_source
 from model.errors import UserError
 from tests.data.servers import COMMIT, Server, hub, serving, texts
 from tests.data.token_files import llm_c_file
@@ -72,6 +74,10 @@ def read_from_hub() -> list[object]:
         lanes=1,
     )
     corpus, validation = open_data(config)
+    child = os.fork()  # as the processes that read ahead are
+    if child == 0:
+        os._exit(0 if len(texts(corpus.source)) == 120 else 1)  # type: ignore[arg-type]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     return [corpus.source.file_sizes, texts(corpus.source), int(validation.bytes.sum())]  # type: ignore[arg-type]
 
 
@@ -120,7 +126,7 @@ def test_of_a_hub_data_set_only_the_named_files_are_asked_for(
     assert not [path for path in paths if "/tree/" in path], "nothing is listed"
     assert sum("/paths-info/" in path for path in paths) == 2  # one for each of the two sources
     about = [path for path in paths if path.startswith("/api/datasets/org/name") and "paths-info" not in path]
-    assert len(about) <= 4  # for each source its commit, and whether it is there
+    assert len(about) <= 5  # for each source its commit, and whether it is there; this in each process
 
 
 def test_choices_of_a_hub_data_set(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +195,34 @@ def test_files_at_a_url(server: Server, folder: Path) -> None:
     message = refused(source=f"{server.url}/shards/", files="shard_{00011..00013}.parquet")
     assert "2 of the 3 files" in message and message.endswith("the first is shard_00012.parquet")
     assert "a web server does not list files" in refused(source=f"{server.url}/shards", files="*.parquet")
+
+
+def test_without_the_network_each_choice_has_its_own_note(
+    server: Server, folder: Path, tmp_path: Path
+) -> None:
+    for name in NAMES:
+        server.files[f"/shards/{name}"] = (folder / name).read_bytes()
+    config = DataConfig(
+        source=f"{server.url}/shards",
+        files="shard_{00003..00005}.parquet",
+        validation_source=str(folder / NAMES[0]),
+        tokenizer="bytes",
+        cache_dir=str(tmp_path / "tokens"),
+        lanes=1,
+    )
+    corpus, _ = open_data(config)
+    server.faults = ["drop"] * 1000
+    assert open_data(config)[0].fingerprint == corpus.fingerprint
+    with pytest.raises(ConnectionError):
+        open_data(replace(config, files="shard_{00003..00004}.parquet"))
+
+
+def test_token_shards_of_some_files_are_what_these_files_are(folder: Path, tmp_path: Path) -> None:
+    config = DataConfig(source=str(folder), files="shard_0000[0-3]*", tokenizer="bytes")
+    source, tokenizer = opened(source=config.source, files="shard_0000[0-3]*"), open_tokenizer("bytes")
+    made = tokenize_source(source, config, tokenizer, str(tmp_path / "tokens"), workers=1)
+    assert made["documents"] == 4 * 40 and made["files"] == config.files
+    assert opened(source=str(tmp_path / "tokens"), tokenizer="bytes").fingerprint == source.fingerprint
 
 
 def test_commands_take_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,11 @@ PUBLIC_TASKS = (*PROTOCOL_TASKS, "arc_challenge")
 """lm-eval's own, which read the hub or local files."""
 SAMPLE_TASKS = ("sample_documents", "sample_lastword")
 """On the held-out documents of the embedded sample."""
-KNOWN_TASKS = (*PUBLIC_TASKS, *SAMPLE_TASKS)
+TEXT_WINDOW_TASKS = ("wikitext2_windows", "lambada_windows")
+"""The same data as `wikitext` and `lambada_openai`, by the token, as the benchmark publishes it."""
+PUBLISHED_VALIDATION = "published_validation"
+"""Random windows of the run's own validation tokens."""
+KNOWN_TASKS = (*PUBLIC_TASKS, *SAMPLE_TASKS, *TEXT_WINDOW_TASKS, PUBLISHED_VALIDATION)
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -31,7 +35,8 @@ class EvalConfig:
     Attributes:
         tasks: names of the tasks, the protocol's six unless given
         data_dir: folder of local evaluation sets, laid out as eval/tasks.py says; null reads the hub's
-        limit: score only the first items of each task, this many; null scores all
+        limit: score only the first items of each task, this many (windows of the window tasks, batches of
+            `published_validation`); null scores all
     """
 
     tasks: tuple[str, ...] = PROTOCOL_TASKS
