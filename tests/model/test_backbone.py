@@ -107,11 +107,15 @@ def test_every_block_takes_rotary_positions_and_an_untied_head(block: str) -> No
     assert_every_parameter_learns_and_no_forward_leaks(gpt)
 
 
-@pytest.mark.parametrize("block", REGISTERED["block"])
+@pytest.mark.parametrize("block", [block for block in REGISTERED["block"] if block != "canon"])
 def test_every_block_sees_the_order_of_tokens_by_rotation_alone(block: str) -> None:
-    """One layer without positions gives the last token the same, however those before it are ordered."""
+    """One layer without positions gives the last token the same, however those before it are ordered.
+
+    Canon layers tell the order by themselves.
+    """
     topology = "sphere" if block == "ngpt" else "chain"
     gpt = our_gpt(**TINIEST | {"n_layer": 1}, block=block, topology=topology, positions="rotary").double()
+    gpt.set_training_step(10**7)  # all branches are open
     idx = torch.randperm(32)[None, :8]
 
     def effect() -> float:

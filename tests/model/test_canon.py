@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model import GPT, BlockConfig, GPTConfig
-from model.canon import CanonBlock, CanonLayer
+from model.canon import CanonBlock, CanonLayer, CanonMLP
 from model.errors import UserError
 from model.norms import LayerNorm
 from tests.model.documents import DOCUMENTS, gpt_of, tokens
@@ -56,8 +56,17 @@ def test_the_block_equals_its_formula() -> None:
     scores = (q @ k.transpose(2, 3) / 16**0.5).masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf)
     half = x + block.attn.c_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
     hidden = conv(block.mlp.c_fc(conv(block.ln_2(half), block.canon_c)), block.mlp.canon)
-    expected = half + block.mlp.c_proj(block.mlp.gelu(hidden))
+    expected = half + block.mlp.c_proj(block.mlp.activation(hidden))
     torch.testing.assert_close(block(x), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_a_gate_is_convolved_beside_what_it_multiplies() -> None:
+    torch.manual_seed(0)
+    mlp = CanonMLP(BlockConfig(**SHAPE, norm=LayerNorm, mlp="swiglu"), 4).double()
+    assert mlp.gate is not None
+    x = torch.randn(2, 8, 32, dtype=torch.double)
+    hidden, gate = conv(torch.cat([mlp.c_fc(x), mlp.gate(x)], -1), mlp.canon).chunk(2, -1)
+    torch.testing.assert_close(mlp(x), mlp.c_proj(gate * gate.sigmoid() * hidden), atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("positions", ["A", "B", "C", "D", "CA", "ABCD"])
