@@ -1,5 +1,6 @@
 """Norms and blocks against formulas written here, and the ways to name a design."""
 
+import re
 import sys
 
 import pytest
@@ -84,6 +85,11 @@ def test_every_variant_trains_downhill() -> None:
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < 0.9 * losses[0], name
+
+
+def test_every_variants_evidence_has_a_month() -> None:
+    undated = [n for n, v in VARIANTS.items() if not re.match(r"20\d\d-(0[1-9]|1[0-2]): \S", v.evidence)]
+    assert not undated
 
 
 def test_a_variants_name_comes_back_from_its_parts() -> None:
