@@ -191,7 +191,8 @@ class ValueResidualAttention(CausalSelfAttention):
         if self.mix_first is None:
             state["first_values"] = v
         else:
-            v = v + self.mix_first * (state["first_values"] - v)
+            # Under autocast a parameter is in fp32, and attention wants one precision.
+            v = (v + self.mix_first * (state["first_values"] - v)).type_as(v)
         return self.resid_dropout(self.c_proj(self.mix(q, k, v)))
 
 
@@ -240,7 +241,8 @@ class ValueEmbeddingAttention(CausalSelfAttention):
                 "model.block value_embedding needs the token ids: let the topology's forward take `state`, "
                 "and give it to the blocks"
             )
-        v = v + self.value_scale * self.heads(self.value_embedding(state["idx"]))
+        rows = self.heads(self.value_embedding(state["idx"]))
+        v = (v + self.value_scale * rows).type_as(v)
         return self.resid_dropout(self.c_proj(self.mix(q, k, v)))
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import GPT, GPTConfig, flops_per_token
+from model import GPT, GPTConfig, document_mask, flops_per_token
 from model.designs import REGISTERED
 from model.errors import UserError
 from tests.model.documents import DOCUMENTS, tokens
@@ -135,3 +135,17 @@ def test_it_keeps_documents_apart_and_sees_no_future() -> None:
     before, after = (gpt(ids, documents=DOCUMENTS)[0][0] for ids in (idx, changed))
     assert torch.equal(before[10:30], after[10:30])
     assert not torch.equal(before[30:35], after[30:35])
+
+
+@pytest.mark.parametrize("name", ["value_embedding", "value_residual"])
+def test_attention_gets_one_precision_under_autocast(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set()
+
+    def attend(*given):
+        found.update(x.dtype for x in given[:3])
+        return document_mask.attend(*given)
+
+    monkeypatch.setattr("model.layers.attend", attend)
+    with torch.autocast("cpu", torch.bfloat16):
+        GPT(GPTConfig(**TINIEST, block=name)).hidden(torch.randint(0, 32, (2, 8)))
+    assert found == {torch.bfloat16}
