@@ -25,8 +25,9 @@ def main(argv: list[str]) -> int:
     start_up = training.StartUp()
     try:
         # What reading files can refuse is refused before torch, DeepSpeed and W&B are imported,
-        recipe, ds, folder = training.read_command(argv)
-        if folder.is_finished(recipe.train.steps):
+        recipe, ds, folder, overrides = training.read_command(argv)
+        explain = "--explain" in argv
+        if folder.is_finished(recipe.train.steps) and not explain:
             if folder.rank == 0:
                 print(folder.finished_sentence(), file=sys.stderr)
             return 0
@@ -35,6 +36,10 @@ def main(argv: list[str]) -> int:
         training.load_libraries(recipe.train.compile)
         training.check_with_deepspeed(ds)
         training.check_design(recipe)
+        if explain:
+            if folder.rank == 0:
+                print(training.explanation(recipe, ds, overrides))
+            return 0
         start_up.mark("imports")
         console = training.Console(folder.log_file, silent=folder.rank > 0)
     except (model.UserError, OSError) as error:
@@ -43,7 +48,7 @@ def main(argv: list[str]) -> int:
         folder.claim()
         corpus, validation = data.open_data(recipe.data, console.say)
         data.check_lanes(recipe.data, corpus, training.world_size_from_environment())
-        for note in (*training.ineffective_keys(ds), *corpus.source.notes):
+        for note in (*overrides.sentences(), *training.ineffective_keys(ds), *corpus.source.notes):
             console.say(note)
         # A run goes on with the data and the code that it began with, or not at all.
         folder.record_fingerprints(
@@ -61,6 +66,7 @@ def main(argv: list[str]) -> int:
         return console.fail(problem)
     folder.write_configs(vars(recipe), ds.raw, argv)
     folder.copy_designs(model.design_files(recipe.model))
+    folder.update_summary(**overrides.facts())
     with training.failures_recorded(folder, ranks.world_size, console), training.bf16_arithmetic():
         return train(recipe, ds, folder, console, corpus, validation, ranks, start_up)
 

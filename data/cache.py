@@ -130,6 +130,7 @@ def open_or_remember(config: DataConfig, tokenizer: Tokenizer) -> Source:
     if config.cache_dir is None:
         return open_source(config, tokenizer)
     asked_for = [config.source, config.subset, config.revision, config.split, config.text_column]
+    asked_for += [config.files] if config.files is not None else []
     name = hashlib.sha256(json.dumps(asked_for).encode()).hexdigest()[:16]
     note = os.path.join(os.path.expanduser(config.cache_dir), f"source-{name}.json")
     try:

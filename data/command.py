@@ -15,7 +15,10 @@ from .config import DataConfig
 from .sources import Source, open_source, refuse_missing
 from .tokenizer import Tokenizer, open_tokenizer
 
-KEYS = ("tokenizer", "text_column", "split", "subset", "revision", "max_document_bytes", "on_bad_document")
+KEYS = (
+    "files", "tokenizer", "text_column", "split", "subset", "revision", "max_document_bytes",
+    "on_bad_document",
+)  # fmt: skip
 
 
 class SourceParser(argparse.ArgumentParser):

@@ -12,8 +12,12 @@ class DataConfig:
 
     Args:
         source: `sample` (English prose made from the installed packages, no download), a hub id such as
-            `HuggingFaceFW/fineweb`, or files: a file, folder, glob or URL of .parquet or .jsonl (also .gz,
-            .zst, .xz), or token shards (.bin: nanoGPT's, llm.c's, or a folder of scripts/tokenize_data.py).
+            `HuggingFaceFW/fineweb`, a file, folder, glob or URL of .parquet or .jsonl (also .gz, .zst, .xz),
+            or token shards (.bin: nanoGPT's, llm.c's, or a folder of scripts/tokenize_data.py).
+            `hf://datasets/OWNER/NAME/PATTERN`, with `@REVISION` behind the name, is a hub id with `files`.
+        files: Which files of the source are read, by their names below the hub's data set, the folder or the
+            URL that `source` is: `*`, `?`, `**`, and braces, `shard_{00000..00129}.parquet` for a range. No
+            other file is opened, and `split` does not count. All of the source when left out.
         subset: The hub's name for a part of the source, such as `sample-10BT`.
         revision: The hub's commit, branch or tag of the source; the newest when left out.
         split: The split to train on.
@@ -42,6 +46,7 @@ class DataConfig:
     """
 
     source: str = "sample"
+    files: str | None = None
     subset: str | None = None
     revision: str | None = None
     split: str = "train"

@@ -110,7 +110,7 @@ def _make_shards(
 
 
 def _describe(source: Source, config: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    asked_for = ("subset", "revision", "split", "text_column", "max_document_bytes")
+    asked_for = ("files", "subset", "revision", "split", "text_column", "max_document_bytes")
     return {
         "token_shards_format": SHARDS_FORMAT,
         "source": source.name,

@@ -144,7 +144,9 @@ class GPT(nn.Module):
         mlp, rotary = self.config.mlp, self.config.positions == "rotary"
         for i, block in enumerate(self.blocks):
             place = f"block {i} of model.block '{self.config.block}'"
-            if mlp != GPTConfig.mlp and not any(isinstance(module, MLP) for module in block.modules()):
+            # A nanoGPT block brings its own MLP, whose GELU is its own business.
+            asked = mlp not in ("gelu_tanh", "gelu")
+            if asked and not any(isinstance(module, MLP) for module in block.modules()):
                 raise UserError(
                     f"model.mlp is '{mlp}', but {place} has an MLP of its own: only "
                     f"model.layers.MLP follows that option, so leave it {GPTConfig.mlp}"

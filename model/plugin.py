@@ -120,6 +120,41 @@ def classes_in(path: Path) -> list[str]:
     return [s.name for s in _parse(path, _read(path)).body if isinstance(s, ast.ClassDef)]
 
 
+def module_literal(path: Path, name: str) -> Any:
+    """The value of a name that a file sets to a literal at its top level, read and not run; None without.
+
+    Raises UserError for anything else that sets or changes it, since only running the file would tell.
+    """
+    tree = _parse(path, _read(path))
+    values = [
+        s.value
+        for s in tree.body
+        if isinstance(s, ast.Assign | ast.AnnAssign) and name in _binds(s) and s.value is not None
+    ]
+    changes = [getattr(node, "lineno", 0) for node in ast.walk(tree) if _sets(node, name)]
+    try:
+        if len(values) == len(changes) <= 1:
+            return ast.literal_eval(values[0]) if values else None
+    except ValueError:
+        pass
+    raise UserError(
+        f"{path} line {changes[-1]}: {name} must be set once, to a literal such as "
+        "{'learning_rate': 3e-4}: it is read, and the file is not run"
+    )
+
+
+def _sets(node: ast.AST, name: str) -> bool:
+    """Whether a node sets a name, one of its items, or calls a method that changes it."""
+    match node:
+        case ast.Name(id=found, ctx=ast.Store()):
+            return found == name
+        case ast.Subscript(value=ast.Name(id=found), ctx=ast.Store() | ast.Del()):
+            return found == name
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=found), attr=method)):
+            return found == name and method in ("update", "setdefault", "pop", "popitem", "clear")
+    return False
+
+
 def in_words(error: BaseException) -> str:
     """An exception as a part of a sentence."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -17,6 +17,7 @@ from .engine.libraries import finish_loading as finish_loading
 from .engine.libraries import load_libraries as load_libraries
 from .engine.ranks import Ranks as Ranks
 from .engine.ranks import join_ranks as join_ranks
+from .explain import explanation as explanation
 from .feed import Feed as Feed
 from .run.console import Console as Console
 from .run.failures import failures_recorded as failures_recorded

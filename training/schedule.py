@@ -13,25 +13,31 @@ class ScheduleConfig:
 
     Attributes:
         shape: cosine, or wsd (warm-up, stable, decay; arXiv:2404.06395)
-        warmup_steps: steps of linear warm-up
+        warmup: length of the linear warm-up: steps, or below 1 a share of the schedule's steps
+        warmup_formula: a share (step + 1) / warmup of the peak, which the last warm-up step reaches, or
+            nanogpt's (step + 1) / (warmup + 1), which the step after it does; the first step is 0
         steps: length of the schedule, which may differ from train.steps; null takes train.steps
         decay_fraction: of wsd, the share of the schedule spent in the final linear decay
         floor: where the decay ends, as a share of the peak
     """
 
     shape: Literal["cosine", "wsd"] = "cosine"
-    warmup_steps: int = 20
+    warmup: int | float = 20
+    warmup_formula: Literal["normlab", "nanogpt"] = "normlab"
     steps: int | None = None
     decay_fraction: float = 0.2
     floor: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise UserError(f"schedule.warmup_steps is {self.warmup_steps}: it must be at least 0")
+        if not (0 <= self.warmup < 1 or (self.warmup > 0 and self.warmup == int(self.warmup))):
+            raise UserError(
+                f"schedule.warmup is {self.warmup}: it must be whole steps, or a share of the schedule that "
+                "is at least 0 and below 1"
+            )
         if self.steps is not None and self.steps <= self.warmup_steps:
             raise UserError(
-                f"schedule.steps is {self.steps}: it must be more than schedule.warmup_steps, "
-                f"which is {self.warmup_steps}"
+                f"schedule.steps is {self.steps}: it must be more than schedule.warmup, "
+                f"which is {self.warmup_steps} steps"
             )
         if not 0.0 < self.decay_fraction <= 1.0:
             raise UserError(
@@ -40,21 +46,28 @@ class ScheduleConfig:
         if not 0.0 <= self.floor <= 1.0:
             raise UserError(f"schedule.floor is {self.floor}: it must be from 0 to 1")
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up; a share of them is rounded."""
+        if self.warmup >= 1 or self.warmup == 0:
+            return int(self.warmup)
+        assert self.steps is not None, "the recipe's schedule.steps is filled in when it is resolved"
+        return round(self.warmup * self.steps)
+
 
 def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
-    """The learning rate of optimizer step `step` (the first is 0); the warm-up ends at `peak`.
+    """The learning rate of optimizer step `step` (the first is 0); after the warm-up it is `peak`.
 
     Past the end of the schedule it stays at the floor.
     """
     assert schedule.steps is not None, "the recipe's schedule.steps is filled in when it is resolved"
-    if step < schedule.warmup_steps:
-        return peak * (step + 1) / schedule.warmup_steps
+    warmup = schedule.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / (warmup + (schedule.warmup_formula == "nanogpt"))
     floor = peak * schedule.floor
     if schedule.shape == "cosine":
-        progress = (step - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
+        progress = (step - warmup) / (schedule.steps - warmup)
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    decay_steps = max(
-        1, min(round(schedule.steps * schedule.decay_fraction), schedule.steps - schedule.warmup_steps)
-    )
+    decay_steps = max(1, min(round(schedule.steps * schedule.decay_fraction), schedule.steps - warmup))
     remaining = (schedule.steps - step) / decay_steps
     return floor + (peak - floor) * min(max(remaining, 0.0), 1.0)

@@ -133,7 +133,7 @@ def _resolve(
         # the folder only names the builder: the pattern is absolute
         arguments = {"path": str(_existing_parent(local)), "data_files": {splits[0]: [str(local.absolute())]}}
     else:
-        revision = _hub_commit(config, key)
+        revision = hub_commit(config, key)
         arguments = {"path": source, "name": config.subset, "revision": revision}
         options = ("subset", "revision")
     refuse_options(config, key, options)
@@ -149,7 +149,7 @@ def _resolve(
     return builder, split_of(key, source, splits, available), revision
 
 
-def _hub_commit(config: DataConfig, key: str) -> str | None:
+def hub_commit(config: DataConfig, key: str) -> str | None:
     """The commit of a data set on the hub, which the run then stays with.
 
     Asked once: `datasets` would spend half a minute on retries when there is no network. Whatever the hub

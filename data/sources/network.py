@@ -108,10 +108,20 @@ def _is_network_failure(error: Exception) -> bool:
     return isinstance(error, OSError) or closed or not libraries.isdisjoint(NETWORK_LIBRARIES)
 
 
+def is_not_there(error: BaseException | None) -> bool:
+    """Whether a server has answered that there is no such file: the error, or what caused it."""
+    return error is not None and (_status(error) == 404 or is_not_there(error.__cause__))
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of an error."""
+    response = getattr(error, "response", None)
+    return getattr(error, "status", None) or getattr(response, "status_code", None)
+
+
 def _is_final(error: Exception, opening: bool) -> bool:
     """Whether the server answered, and would answer the same again."""
-    response = getattr(error, "response", None)
-    status = getattr(error, "status", None) or getattr(response, "status_code", None)
+    status = _status(error)
     if status == 404 and opening:
         return True
     return isinstance(status, int) and 400 <= status < 500 and status not in PASSING_STATUSES

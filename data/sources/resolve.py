@@ -4,7 +4,6 @@ Whatever can be refused is refused before pyarrow and `datasets` are imported.
 """
 
 import glob
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +13,11 @@ from ..config import DataConfig
 from ..tokenizer import Tokenizer
 from .choices import LOCAL_CHOICES, refuse_options, split_of
 from .documents import Source
-from .places import is_remote, nearest_path
+from .named_files import hub_files, open_named_files, refuse_names
+from .places import FILE_FORMATS, file_format, is_hub_id, is_remote, nearest_path
 from .token_shards import is_token_source, open_token_source
 
 _SAMPLE_SPLITS = ("train", "validation")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
-_FILE_FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".ndjson": "json"}
 
 
 def open_source(config: DataConfig, tokenizer: Tokenizer) -> Source:
@@ -41,11 +38,7 @@ def open_validation_source(config: DataConfig, tokenizer: Tokenizer) -> Source:
     Raises:
         UserError, OSError: as `open_source`.
     """
-    assert config.validation_source is not None
-    held_out = replace(
-        config, source=config.validation_source, subset=None, revision=None, split="validation"
-    )
-    return _open(held_out, tokenizer, "data.validation_source", ("validation", "test", "train"))
+    return _open(_held_out(config), tokenizer, "data.validation_source", ("validation", "test", "train"))
 
 
 def refuse_missing(config: DataConfig) -> None:
@@ -54,21 +47,24 @@ def refuse_missing(config: DataConfig) -> None:
     Opening one refuses it too, but only after a tokenizer was loaded.
 
     Raises:
-        UserError: there is no such file or folder.
+        UserError: there is no such file or folder, or `data.files` cannot be a choice of its files.
     """
-    _refuse_missing("data.source", config.source)
+    _refuse_missing("data.source", config)
     if config.validation_source is not None:
-        _refuse_missing("data.validation_source", config.validation_source)
+        _refuse_missing("data.validation_source", _held_out(config))
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether a source that is no file or folder here can be a data set of the Hugging Face hub."""
-    suffix = Path(source).expanduser().suffix
-    return bool(_HUB_ID.fullmatch(source)) and suffix not in (*_FILE_FORMATS, *_COMPRESSED, ".bin")
+def _held_out(config: DataConfig) -> DataConfig:
+    assert config.validation_source is not None
+    source = config.validation_source
+    return replace(config, source=source, subset=None, revision=None, files=None, split="validation")
 
 
 def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str, ...]) -> Source:
-    _refuse_missing(key, config.source)
+    _refuse_missing(key, config)
+    config = hub_files(config, key)
+    if config.files is not None:
+        return open_named_files(config, tokenizer, key)
     if is_token_source(config.source):
         refuse_options(config, key)
         return open_token_source(config, tokenizer)
@@ -83,11 +79,13 @@ def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str,
     return open_dataset_files(config, key, splits)
 
 
-def _refuse_missing(key: str, source: str) -> None:
+def _refuse_missing(key: str, config: DataConfig) -> None:
+    source = config.source
     path = Path(source).expanduser()
     is_here = source == "sample" or path.is_dir() or path.is_file() or glob.has_magic(source)
     if not (is_here or is_token_source(source) or is_remote(source) or is_hub_id(source)):
         raise UserError(f"{key}: {source} does not exist{nearest_path(path)}; it may be {LOCAL_CHOICES}")
+    refuse_names(hub_files(config, key), key)
 
 
 def _open_sample(config: DataConfig, split: str) -> Source:
@@ -99,7 +97,12 @@ def _open_sample(config: DataConfig, split: str) -> Source:
 
 
 def _open_url(config: DataConfig, key: str) -> Source:
-    kind = _format(key, config.source)
+    kind = file_format(config.source)
+    if kind is None:
+        raise UserError(
+            f"{key} is {config.source}: a URL must end in {', '.join(FILE_FORMATS)}, or one of them "
+            "compressed"
+        )
     if kind == "json":
         from .jsonl import JsonlSource
 
@@ -120,16 +123,3 @@ def _matching(key: str, url: str) -> list[str]:
     if not found:
         raise FileNotFoundError(f"{key}: {url} matches no file")  # as the server says
     return [filesystem.unstrip_protocol(path) for path in sorted(found)]
-
-
-def _format(key: str, url: str) -> str:
-    """The reader of `datasets` for a URL."""
-    name = url.partition("?")[0]
-    for suffix in _COMPRESSED:
-        name = name.removesuffix(suffix)
-    for suffix, reader in _FILE_FORMATS.items():
-        if name.endswith(suffix):
-            return reader
-    raise UserError(
-        f"{key} is {url}: a URL must end in {', '.join(_FILE_FORMATS)}, or one of them compressed"
-    )

@@ -30,13 +30,16 @@ PAIR_KEYS = {
     "tokens": "number of trained tokens",
     "steps": "number of steps",
     "source_fingerprint": "training data",
+    "backbone": "fixed parts of the model",
 }
 SAME_TOKENS = {"val_fingerprint": "validation set"}  # for losses in nats per token
 SAME_TEXT = {"val_text": "validation text"}  # for losses in bits per byte
+# What may be a candidate's own, and so is said where it differs, not refused.
+RATE_SETTINGS = ("learning_rate", "weight_decay", "gradient_clipping", "schedule")
 ROW_FACTS = ["variant", "tokenizer", "precision", "model", "parameters", "steps", "tokens", "baseline"]
 FACTS = (
     "variant", "design_fingerprint", *PAIR_KEYS, "packing", "val_fingerprint", "val_text_fingerprint",
-    "parameters", "world_size", "step", "skipped_steps", "status",
+    "parameters", "world_size", "step", "skipped_steps", "status", *RATE_SETTINGS,
 )  # fmt: skip
 SCORE_COLUMNS = (
     "name", "metric", "value", "seed_sd", "standard_error",
@@ -115,8 +118,8 @@ def build_scorecard(records: Sequence[RunRecord], baseline: str | None = None) -
 
 def tabulate_runs(records: Sequence[RunRecord]) -> pd.DataFrame:
     """One row per run: its facts, the `name` of the row it belongs to, and whether its final loss counts."""
-    facts = [{key: record.summary.get(key) for key in FACTS} for record in records]
-    table = pd.DataFrame(facts, columns=list(FACTS)).assign(
+    facts = [record.summary | record.settings for record in records]
+    table = pd.DataFrame([{key: of_run.get(key) for key in FACTS} for of_run in facts]).assign(
         record=list(records), folder=[str(record.folder) for record in records]
     )
     table["skipped_steps"] = pd.to_numeric(table["skipped_steps"]).fillna(0).astype(int)
@@ -133,10 +136,14 @@ def tabulate_runs(records: Sequence[RunRecord]) -> pd.DataFrame:
     edited = code.groupby(table["name"]).transform("nunique") > 1
     table.loc[edited, "name"] += " " + code.str[:8]
     table["packing"] = table["packing"].fillna("concat")
-    for setting in ("precision", "model", "tokenizer", "packing"):
+    for setting in ("precision", "model", "tokenizer", "packing", "backbone"):
         table[setting] = table[setting].fillna("unknown")
         if table[setting].nunique() > 1:
             table["name"] += " " + table[setting]
+    for setting in RATE_SETTINGS:
+        text = table[setting].map("{}".format).where(table[setting].notna(), "unknown")
+        several = text.groupby(table["name"]).transform("nunique") > 1
+        table.loc[several, "name"] += f" {setting.replace('_', ' ')} " + text
     # The same variant with the same seeds twice is no second seed: such runs get a row each.
     repeated = table["name"].isin(table.loc[table.duplicated(["name", "init_seed", "data_seed"]), "name"])
     table.loc[repeated, "name"] += " [" + table["folder"] + "]"

@@ -230,6 +230,7 @@ def fact_table(card: Scorecard) -> pd.DataFrame:
             "bits/byte": None if math.isnan(run.val_bits_per_byte) else f"{run.val_bits_per_byte:.4f}",
             "tokenizer": run.tokenizer,
             "mode": summary.get("precision"),
+            **{key.replace("_", " "): _setting(value) for key, value in run.record.settings.items()},
             "init seed": str(summary.get("init_seed", "-")),
             "data seed": str(summary.get("data_seed", "-")),
             "step": summary.get("step"),
@@ -254,6 +255,11 @@ def _text(value: float | str | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if isinstance(value, int | float) else value
+
+
+def _setting(value: float | str | None) -> str | None:
+    """A rate or a schedule as text: rates are too small for `_text`."""
+    return f"{value:g}" if isinstance(value, int | float) else value
 
 
 def _duration(seconds: float | None) -> str | None:

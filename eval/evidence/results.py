@@ -7,19 +7,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model import DESIGN_KEYS, GPTConfig, variant_name
 from model.errors import UserError
 from training.run.reader import (
     evaluation_folder,
     last_evaluated_step,
+    read_json,
     read_metrics,
+    read_recipe,
     read_results,
     read_summary,
 )
+from training.schedule import ScheduleConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REQUIRED_KEYS = ("status", "variant")
+SHAPE_KEYS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,30 @@ class RunRecord:
 
     folder: Path
     summary: dict[str, Any]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """How it was trained, beside its design, from its resolved configs: `learning_rate` (the peak),
+        `weight_decay`, `gradient_clipping`, `schedule` and `backbone` in words; empty without configs."""
+        if not all((self.folder / name).is_file() for name in ("recipe.yaml", "ds_config.json")):
+            return {}
+        recipe, engine = read_recipe(self.folder), read_json(self.folder / "ds_config.json")
+        optimizer = engine.get("optimizer", {}).get("params", {})
+        schedule = ScheduleConfig(**recipe.get("schedule") or {})
+        defaults, model = vars(GPTConfig()), recipe.get("model") or {}
+        of_own = {
+            key: model[key]
+            for key, default in defaults.items()
+            if key not in (*SHAPE_KEYS, *DESIGN_KEYS) and model.get(key, default) != default
+        }
+        return {
+            "learning_rate": optimizer.get("lr"),
+            "weight_decay": optimizer.get("weight_decay", 0.0),
+            "gradient_clipping": engine.get("gradient_clipping", 0.0),
+            "schedule": f"{schedule.shape}, warm-up of {schedule.warmup_steps} steps by the "
+            f"{schedule.warmup_formula} formula, to {schedule.floor:g} of the peak",
+            "backbone": ", ".join(f"{key}={v}".lower() for key, v in of_own.items()) or "GPT-2's parts",
+        }
 
     @property
     def val_loss(self) -> float:
@@ -128,9 +157,17 @@ class RunRecord:
 
 
 def read_run(run_dir: str | Path) -> RunRecord:
-    """The record of a run folder. Raises UserError where it is none, or its summary says too little."""
+    """The record of a run folder. Raises UserError where it is none, or its summary says too little.
+
+    The variant is what its recipe.yaml holds, by the names of today: a name may have meant another design
+    when the run was trained.
+    """
     folder = Path(run_dir)
     summary = read_summary(folder)
+    if (folder / "recipe.yaml").is_file():
+        model = read_recipe(folder).get("model") or {}
+        design = {key: model[key] for key in DESIGN_KEYS if key in model}
+        summary["variant"] = variant_name(GPTConfig(**design))
     missing = [key for key in REQUIRED_KEYS if not isinstance(summary.get(key), str)]
     if missing:
         raise UserError(f"{folder / 'summary.json'} is no run's summary: it lacks {' and '.join(missing)}")

@@ -1,5 +1,8 @@
 """What a comparison means, in words: verdicts, headline, and what to know before believing either."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from .intervals import holm
@@ -17,6 +20,11 @@ SETTINGS = {
         "the same; as many tokens are not as much text",
     ),
     "val_text": ("validation set", "losses on them cannot be compared"),
+    "learning_rate": ("learning rate", "a difference between them is not the design's alone"),
+    "weight_decay": ("weight decay", "a difference between them is not the design's alone"),
+    "gradient_clipping": ("gradient clipping", "a difference between them is not the design's alone"),
+    "schedule": ("schedule", "a difference between them is not the design's alone"),
+    "backbone": ("fixed parts of the model", "a difference between them is not the design's alone"),
     "world_size": ("number of processes", "sums are rounded in another order, which adds a little noise"),
 }
 
@@ -136,6 +144,8 @@ def _run_problems(run: RunRecord) -> list[str]:
         problems.append(f"skipped {run.summary['skipped_steps']} steps")
     if run.summary.get("preflight") == "skipped":
         problems.append("was trained without the pre-flight check (--skip_preflight)")
+    if (own := run.summary.get("candidate_overrides")) is not None:
+        problems.append(describe_overrides(own))
     if run.limit is not None:
         problems.append(f"had its tasks scored with a limit of {run.limit:g}, not on all items")
     if run.evaluated_step is not None and run.evaluated_step != run.summary.get("step"):
@@ -143,8 +153,25 @@ def _run_problems(run: RunRecord) -> list[str]:
     return problems
 
 
+def describe_overrides(overrides: Mapping[str, Any]) -> str:
+    """What a run did with its candidate's CONFIG_OVERRIDES, as summary.json says it."""
+    given, applied, instead = (overrides[key] for key in ("given", "applied", "instead_of"))
+    parts = []
+    if applied:
+        before = {key: "none" if value is None else f"{value:g}" for key, value in instead.items()}
+        listed = ", ".join(f"{key} {value:g} for {before[key]}" for key, value in applied.items())
+        parts.append(f"was trained with settings of its candidate's own: {listed}")
+    if ignored := {key: value for key, value in given.items() if key not in applied}:
+        listed = ", ".join(f"{key} {value:g}" for key, value in ignored.items())
+        parts.append(f"was trained without its candidate's own {listed}")
+    return "; ".join(parts)
+
+
 def _short(value: object) -> str:
-    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)[:20]
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+    text = str(value)
+    return text if " " in text else text[:20]  # a fingerprint needs no more
 
 
 def format_interval(score: pd.Series, digits: int) -> str:

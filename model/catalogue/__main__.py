@@ -8,25 +8,25 @@ from . import VARIANTS, Variant, design_name
 
 
 def table(variants: Mapping[str, Variant], width: int) -> str:
-    """Name, design, source, cost, caveats and evidence of each variant, wrapped to `width` characters."""
-    titles = ("variant", "norm+block+topology", "source", "cost beside vanilla", "caveats; evidence")
+    """Name, design, source, cost and caveats of each variant, and its evidence below, `width` characters."""
+    titles = ("variant", "norm+block+topology", "source", "cost beside vanilla", "caveats")
     first = max(map(len, variants)) + 2
     second = (
         max(len(design_name(variant)) for variant in variants.values() if not variant.topology_options) + 2
     )
     rest = (width - first - second) // 3
     widths = (first, second, rest, rest, rest)
-    rows = [
-        (name, design_name(v), v.source, v.cost, "; ".join(filter(None, (v.caveats, v.evidence))))
-        for name, v in variants.items()
-    ]
+    rows = [(name, design_name(v), v.source, v.cost, v.caveats) for name, v in variants.items()]
+    evidence = ["", *(v.evidence for v in variants.values())]
     lines = []
-    for row in (titles, *rows):
+    for row, below in zip((titles, *rows), evidence, strict=True):
         cells = [textwrap.wrap(text, size - 2) or [""] for text, size in zip(row, widths, strict=True)]
         for i in range(max(map(len, cells))):
             parts = [cell[i] if i < len(cell) else "" for cell in cells]
             joined = "".join(part.ljust(size) for part, size in zip(parts, widths, strict=True))
             lines.append(joined.rstrip())
+        indent = " " * first
+        lines += textwrap.wrap(below, width, initial_indent=indent, subsequent_indent=indent)
         lines.append("")
     return "\n".join(lines)
 

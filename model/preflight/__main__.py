@@ -14,12 +14,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.config.candidate import STANDS_FOR, read_overrides
 from training.config.command_line import CommandLine, Option
 from training.config.commands import SHORTHANDS
 
 from ..catalogue import VARIANTS
 from ..config import GPTConfig
 from ..errors import UserError, print_error
+from ..plug_points import design_files
 from . import preflight
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def main(argv: list[str]) -> int:
         given = COMMAND.read(argv)
         sections, _ = COMMAND.build_sections(DEFAULTS, given.keys)
         config, quick = sections["model"], "quick" in given.options
+        overrides = read_overrides(design_files(config).values())
         report = preflight(config, tokens=None if quick else sample_tokens(), thorough=not quick)
         if file := given.options.get("json"):
             Path(file).write_text(json.dumps(report.to_json(), indent=1) + "\n")
@@ -58,6 +61,8 @@ def main(argv: list[str]) -> int:
         return print_error(error)
     print(f"{report.design}, GPT-2 {config.size}")
     print(report.table())
+    for name, value in overrides.items():
+        print(f"a run of it has {name} {value:g} of the candidate's own ({STANDS_FOR[name]})")
     return 0 if report.passed else 1
 
 

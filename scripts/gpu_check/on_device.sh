@@ -51,7 +51,7 @@ train() { # NAME PRESET MICRO_BATCH STEPS [OPTION...]: one run, and what it says
         --run_dir "$runs/$1" --model.preset "$2" --model.block_size 1024 \
         --data.validation_tokens 65536 --data.workers 2 --data.lanes 8 \
         --ds.train_micro_batch_size_per_gpu "$3" --ds.train_batch_size $(($3 * accumulation)) \
-        --train.steps "$4" --train.val_every "$4" --train.checkpoint_every 100000 --schedule.warmup_steps 2 \
+        --train.steps "$4" --train.val_every "$4" --train.checkpoint_every 100000 --schedule.warmup 2 \
         "${extra[@]}" "${@:5}"
     grep -aE "pre-flight|torch.compile|has no effect|rror" "$logs/$1.log" | cut -c 1-300 | head -n 8
     python3 scripts/gpu_check/facts.py run "$runs/$1"

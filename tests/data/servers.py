@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +41,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
+        self.path_infos: dict[str, dict[str, Any]] = {}  # what a POST that asks for some of them gets
         self.faults: list[int | str] = []
         self.requests: list[Request] = []
         self.ranges = True
@@ -58,6 +61,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_POST(self) -> None:
+        asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
+        known = self.server.path_infos.get(self.path, {})
+        self.send(200, json.dumps([known[path] for path in asked if path in known]).encode())
 
     def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range")
@@ -119,6 +127,40 @@ def serving() -> Iterator[Server]:
     yield server
     server.shutdown()
     server.server_close()
+
+
+def hub(server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, str]) -> None:
+    """A data set in the hub's own URLs; `subsets` are patterns by name."""
+    card = {
+        "configs": [
+            {"config_name": name, "data_files": [{"split": "train", "path": path}]}
+            for name, path in subsets.items()
+        ]
+    }
+    files = {"README.md": f"---\n{json.dumps(card)}\n---\n".encode(), **files}
+    siblings = [{"rfilename": name} for name in files]
+    api = f"/api/datasets/{repo}"
+    for revision in "", "/revision/v1", f"/revision/{COMMIT}":
+        about = {"id": repo, "sha": COMMIT, "siblings": siblings}
+        server.files[api + revision] = json.dumps(about).encode()
+    for name, content in files.items():
+        path = f"/datasets/{repo}/resolve/{COMMIT}/{name}"
+        if name == "README.md":
+            server.files[path] = content
+        else:
+            server.files[f"/storage/{name}"] = content
+            server.redirects[path] = f"{server.url}/storage/{name}?Signature=secret"
+    folders = {str(folder) for name in files for folder in Path(name).parents} - {"."}
+    tree = [{"type": "file", "oid": "0" * 40, "size": len(files[name]), "path": name} for name in files] + [
+        {"type": "directory", "oid": "0" * 40, "size": 0, "path": name} for name in folders
+    ]
+    server.path_infos[f"{api}/paths-info/{COMMIT}"] = {str(entry["path"]): entry for entry in tree}
+    for folder in ("", *folders):
+        place = f"{api}/tree/{COMMIT}{'/' if folder else ''}{folder.replace('/', '%2F')}"
+        below = [entry for entry in tree if Path(folder) in Path(str(entry["path"])).parents]
+        children = [entry for entry in below if Path(str(entry["path"])).parent == Path(folder)]
+        server.files[f"{place}?recursive=true&expand=false"] = json.dumps(below).encode()
+        server.files[f"{place}?recursive=false&expand=false"] = json.dumps(children).encode()
 
 
 ROWS = [f"Text {row} " + "words and more " * 20 for row in range(6000)]

@@ -1,7 +1,6 @@
 """A data set on the hub, read through every fault of the network."""
 
 import gzip
-import json
 import multiprocessing
 import os
 import time
@@ -14,7 +13,7 @@ import pytest
 
 from data import DataConfig, open_source, open_tokenizer
 from data.sources import ParquetSource, jsonl, network
-from tests.data.servers import COMMIT, ROWS, Server, json_lines, parquet_bytes, serving, texts
+from tests.data.servers import COMMIT, ROWS, Server, hub, json_lines, parquet_bytes, serving, texts
 
 
 @pytest.fixture
@@ -27,39 +26,6 @@ def server() -> Iterator[Server]:
 def patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(network, "RETRY_SECONDS", (0, 0, 0))
     monkeypatch.setattr(jsonl, "JSONL_DIR", tmp_path / "cache")
-
-
-def hub(server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, str]) -> None:
-    """A data set in the hub's own URLs; `subsets` are patterns by name."""
-    card = {
-        "configs": [
-            {"config_name": name, "data_files": [{"split": "train", "path": path}]}
-            for name, path in subsets.items()
-        ]
-    }
-    files = {"README.md": f"---\n{json.dumps(card)}\n---\n".encode(), **files}
-    siblings = [{"rfilename": name} for name in files]
-    api = f"/api/datasets/{repo}"
-    for revision in "", "/revision/v1", f"/revision/{COMMIT}":
-        about = {"id": repo, "sha": COMMIT, "siblings": siblings}
-        server.files[api + revision] = json.dumps(about).encode()
-    for name, content in files.items():
-        path = f"/datasets/{repo}/resolve/{COMMIT}/{name}"
-        if name == "README.md":
-            server.files[path] = content
-        else:
-            server.files[f"/storage/{name}"] = content
-            server.redirects[path] = f"{server.url}/storage/{name}?Signature=secret"
-    folders = {str(folder) for name in files for folder in Path(name).parents} - {"."}
-    tree = [{"type": "file", "oid": "0" * 40, "size": len(files[name]), "path": name} for name in files] + [
-        {"type": "directory", "oid": "0" * 40, "size": 0, "path": name} for name in folders
-    ]
-    for folder in ("", *folders):
-        place = f"{api}/tree/{COMMIT}{'/' if folder else ''}{folder.replace('/', '%2F')}"
-        below = [entry for entry in tree if Path(folder) in Path(str(entry["path"])).parents]
-        children = [entry for entry in below if Path(str(entry["path"])).parent == Path(folder)]
-        server.files[f"{place}?recursive=true&expand=false"] = json.dumps(below).encode()
-        server.files[f"{place}?recursive=false&expand=false"] = json.dumps(children).encode()
 
 
 def read_from_hub(url: str) -> None:

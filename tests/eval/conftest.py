@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 BITS_PER_NAT = 0.32
 """Bits per byte for every nat per token: the made-up validation set has 4.5 bytes per token."""
@@ -15,7 +16,7 @@ BITS_PER_NAT = 0.32
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """make_run(variant, init_seed, val_loss=…, tasks=…, documents=…, items=…, **summary) -> its folder."""
+    """make_run(variant, init_seed, val_loss=…, tasks=…, …, recipe=…, engine=…, **summary) -> its folder."""
 
     def build(
         variant: str = "vanilla",
@@ -27,6 +28,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         limit: int | None = None,
         documents: pd.DataFrame | None = None,
         items: pd.DataFrame | None = None,
+        recipe: dict[str, Any] | None = None,
+        engine: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Path:
         run = tmp_path / (folder or f"{variant.replace('/', '_')}_s{init_seed}")
@@ -67,6 +70,9 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             (evaluation / "results.json").write_text(json.dumps(results))
         if documents is not None:
             documents.to_parquet(evaluation / "validation.parquet")
+        if recipe is not None:
+            (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+            (run / "ds_config.json").write_text(json.dumps(engine or {}))
         if items is not None:
             items.to_parquet(evaluation / "per_item.parquet")
         return run

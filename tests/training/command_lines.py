@@ -9,7 +9,7 @@ from training.config import DeepSpeedConfig, Recipe, check_design, read_command
 from training.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = "train: {steps: 120}\nschedule: {warmup_steps: 10}\n"
+RECIPE = "train: {steps: 120}\nschedule: {warmup: 10}\n"
 DS_CONFIG = ROOT / "ds_configs" / "zero1_bf16.json"
 
 
@@ -23,7 +23,7 @@ def recipe_folder(folder: Path, patch: pytest.MonkeyPatch) -> Path:
 
 def resolve(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder]:
     """What train.py makes of a command line before it joins the other ranks."""
-    recipe, deepspeed, run = read_command(argv)
+    recipe, deepspeed, run, _ = read_command(argv)
     check_design(recipe)
     return recipe, deepspeed, run
 

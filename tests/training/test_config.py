@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def recipe_of(folder: Path, text: str, *options: str) -> Recipe:
     (folder / "recipe.yaml").write_text(
-        f"{text}\n" if "schedule" in text else f"{text}\nschedule: {{warmup_steps: 1}}"
+        f"{text}\n" if "schedule" in text else f"{text}\nschedule: {{warmup: 1}}"
     )
     return resolve(command(folder, *options))[0]
 
@@ -66,11 +66,11 @@ def test_the_last_of_two_equal_options_wins(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "norm_and_block"),
     [
-        ("variant: rmsnorm_post", [], ("rmsnorm", "post")),
-        ("norm: layernorm, variant: rmsnorm_post", [], ("layernorm", "post")),
+        ("variant: rmsnorm_post", [], ("rmsnorm", "sandwich")),
+        ("norm: layernorm, variant: rmsnorm_post", [], ("layernorm", "sandwich")),
         ("norm: rmsnorm, block: post", ["--model.variant", "vanilla"], ("layernorm", "pre")),
         ("variant: rmsnorm, norm: layernorm", ["--model.variant=rmsnorm_parallel"], ("rmsnorm", "parallel")),
-        ("variant: rmsnorm_post", ["--model.norm", "layernorm"], ("layernorm", "post")),
+        ("variant: rmsnorm_post", ["--model.norm", "layernorm"], ("layernorm", "sandwich")),
         ("block: post", ["--model.variant", "rmsnorm", "--model.norm", "layernorm"], ("layernorm", "pre")),
         ("block: post", ["--model.norm", "layernorm", "--model.variant", "rmsnorm"], ("layernorm", "pre")),
     ],
@@ -136,11 +136,9 @@ def test_a_preset_stands_for_its_shape_at_the_level_where_it_is_given(
 def test_the_schedule_is_as_long_as_the_run_unless_its_length_is_given(folder: Path) -> None:
     assert recipe_of(folder, "train: {steps: 70}").schedule.steps == 70
     assert recipe_of(folder, "train: {steps: 70}", "--train.steps", "90").schedule.steps == 90
-    recipe = recipe_of(
-        folder, "train: {steps: 70}\nschedule: {steps: 300, warmup_steps: 5}", "--train.steps=90"
-    )
+    recipe = recipe_of(folder, "train: {steps: 70}\nschedule: {steps: 300, warmup: 5}", "--train.steps=90")
     assert (recipe.train.steps, recipe.schedule.steps) == (90, 300)
-    text = "train: {steps: 70}\nschedule: {steps: 300, warmup_steps: 5}"
+    text = "train: {steps: 70}\nschedule: {steps: 300, warmup: 5}"
     assert recipe_of(folder, text, "--schedule.steps", "null").schedule.steps == 70
 
 
@@ -165,8 +163,8 @@ def test_a_value_is_the_same_in_the_recipe_and_on_the_command_line(
     folder: Path, section: str, key: str, text: str, value: Any
 ) -> None:
     in_yaml = f'"{text}"' if ": " in text else text
-    schedule = "" if section == "schedule" else "schedule: {warmup_steps: 1}"
-    extra = ", warmup_steps: 1" if section == "schedule" else ""
+    schedule = "" if section == "schedule" else "schedule: {warmup: 1}"
+    extra = ", warmup: 1" if section == "schedule" else ""
     (folder / "recipe.yaml").write_text(f"{section}: {{{key}: {in_yaml}{extra}}}\n{schedule}")
     from_recipe = getattr(vars(resolve(command(folder))[0])[section], key)
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -182,41 +180,21 @@ def test_every_recipe_resolves_on_two_ranks_with_its_published_shape(
     monkeypatch.setenv("WORLD_SIZE", "2")
     files = ["--config", str(recipe_file), "--deepspeed_config", str(DS_CONFIG)]
     recipe, ds_config, run = resolve([*files, "--run_dir", str(tmp_path / "run")])
-    assert recipe.variant == "vanilla" and recipe.schedule.steps == recipe.train.steps
+    assert recipe.variant == "vanilla" and recipe.schedule.steps
+    assert recipe.train.steps - recipe.schedule.steps == ("climbmix" in recipe_file.stem)
     assert ds_config.train_batch_size == 576
     assert not run.path.exists()
     if recipe_file.stem.startswith("gpt2_"):
         model = recipe.model
         preset = recipe_file.stem.removesuffix("_fineweb")
         assert (model.n_layer, model.n_head, model.n_embd) == PUBLISHED_SHAPES[preset]
-        assert (model.block_size, model.vocab_size, model.bias, model.dropout) == (1024, 50304, True, 0.0)
+        assert (model.block_size, model.vocab_size, model.bias, model.dropout) == (1024, 50304, False, 0.0)
 
 
 def test_there_is_a_recipe_for_each_of_gpt2s_sizes() -> None:
     fineweb = {f"{name}_fineweb" for name in PUBLISHED_SHAPES}
-    assert {path.stem for path in RECIPES} == fineweb | {"sample", "proxy_bytes_deep"}
-
-
-def test_the_medium_recipe_is_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    recipe_file = ROOT / "recipes" / "gpt2_medium_fineweb.yaml"
-    files = ["--config", str(recipe_file), "--deepspeed_config", str(DS_CONFIG)]
-    recipe, ds_config, _ = resolve([*files, "--run_dir", str(tmp_path / "run")])
-    assert recipe.train.steps == 12030
-    assert recipe.train.steps * ds_config.train_batch_size * recipe.model.block_size == 12030 * 576 * 1024
-    sequences = ds_config.micro_batch * ds_config.accumulation * 2
-    assert sequences == 576
-    schedule = recipe.schedule
-    assert (schedule.shape, schedule.floor) == ("cosine", 0.1) and schedule.warmup_steps > 0
-    assert set(recipe.eval.tasks) == {
-        "wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande"
-    }  # fmt: skip
-    assert recipe.eval.limit is None
-    assert (recipe.data.source, recipe.data.subset) == ("HuggingFaceFW/fineweb", "sample-10BT")
-    assert ds_config.precision == "bf16" and ds_config.stage == 1
-    assert ds_config.raw["gradient_clipping"] == 1.0
-    params = ds_config.optimizer_params
-    assert (params["betas"], params["weight_decay"]) == ([0.9, 0.95], 0.1)
+    others = {"sample", "proxy_bytes_deep", "protocol_climbmix", "sibling_residual_climbmix"}
+    assert {path.stem for path in RECIPES} == fineweb | others
 
 
 @pytest.mark.parametrize("world_size", ["1", "4"])

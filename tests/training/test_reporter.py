@@ -63,7 +63,7 @@ def recipe(folder: Path, **train: Any) -> Recipe:
         model=GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=16, vocab_size=320),
         data=data,
         train=TrainConfig(**({"steps": 3} | train)),
-        schedule=ScheduleConfig(steps=3, warmup_steps=1),
+        schedule=ScheduleConfig(steps=3, warmup=1),
         eval=EvalConfig(),
         tracking=TrackingConfig(),
     )

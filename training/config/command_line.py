@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from model.errors import UserError, did_you_mean, nearest_name
 from model.options import describe_type
 
+from ..run.reader import RENAMED_KEYS
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
@@ -106,6 +108,7 @@ class CommandLine:
                     f"'{word}' on the command line belongs to no option: options are written --key value"
                 )
             key, equals, value = word.removeprefix("--").partition("=")
+            key = RENAMED_KEYS.get(key, key)
             below_deepspeed = self.takes_deepspeed and key.startswith("ds.")
             if not below_deepspeed and key not in known and key.rpartition(".")[0] not in design_options:
                 raise unknown_key(key, known, "the command line")
@@ -165,21 +168,19 @@ class CommandLine:
         except yaml.YAMLError as error:
             raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(recipe, dict):
-            raise UserError(
-                f"{path} holds no sections: a recipe is a mapping such as 'model: {{n_layer: 12}}'"
-            )
+            raise UserError(f"{path} holds no sections: it must be a mapping: 'model: {{n_layer: 12}}'")
         known, flat = self._types(), {}
         for section, values in recipe.items():
             if section not in self.sections:
                 raise unknown_key(str(section), self.sections, str(path))
             if not isinstance(values, dict):
-                raise UserError(
-                    f"{path}: section '{section}' is {values!r}, but it must be a mapping of keys"
-                )
+                raise UserError(f"{path}: section '{section}' is {values!r}, but it must be a mapping")
             for name, value in values.items():
-                key = f"{section}.{name}"
+                key = RENAMED_KEYS.get(f"{section}.{name}", f"{section}.{name}")
                 if key not in known:
                     raise unknown_key(key, known, str(path))
+                if key in flat:
+                    raise UserError(f"{path} sets {key} twice, once as {section}.{name}, its older name")
                 # YAML reads 2026-01-31 as a date, which JSON does not know.
                 is_text = isinstance(value, (str, datetime.date))
                 flat[key] = str(value) if is_text else json.dumps(value, default=str)

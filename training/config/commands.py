@@ -12,6 +12,7 @@ from model.errors import UserError
 
 from ..engine.environment import rank_from_environment, world_size_from_environment
 from ..run.folder import RunFolder
+from .candidate import Overrides, with_overrides
 from .command_line import CommandLine, Option, Shorthand, existing_file
 from .deepspeed import DeepSpeedConfig, read_deepspeed_config
 from .recipe import FREE_TO_CHANGE, SECTIONS, Recipe
@@ -52,6 +53,7 @@ TRAIN = CommandLine(
         "run_dir": Option(
             "the run folder; a run that stopped there is resumed (default: under runs/)", "DIR"
         ),
+        "explain": Option("print the whole run as it is resolved; nothing is trained, no data opened", None),
         "local_rank": Option("set by the launcher", "N"),
     },
     switches={
@@ -70,6 +72,7 @@ class Request:
         recipe_file: of --config
         sections: the recipe's sections, overrides and shorthands applied
         keys: those that the recipe file or the command line sets
+        command_line: those that the command line sets, `ds.` before those of the JSON
         deepspeed_file: of --deepspeed_config
         deepspeed_overrides: dotted path in it -> value as typed
         options: the command's own, by name
@@ -78,6 +81,7 @@ class Request:
     recipe_file: Path
     sections: Mapping[str, Any]
     keys: frozenset[str]
+    command_line: frozenset[str]
     deepspeed_file: Path
     deepspeed_overrides: Mapping[str, str]
     options: Mapping[str, str]
@@ -114,11 +118,14 @@ def read_request(command: CommandLine, argv: list[str]) -> Request:
             )
     recipe_file, deepspeed_file = (existing_file(name, given.options[name]) for name in FILES)
     sections, keys = command.build_sections(command.read_recipe(recipe_file), given.keys)
-    return Request(recipe_file, sections, keys, deepspeed_file, given.deepspeed, given.options)
+    command_line = frozenset({*given.keys, *(f"ds.{key}" for key in given.deepspeed)})
+    return Request(recipe_file, sections, keys, command_line, deepspeed_file, given.deepspeed, given.options)
 
 
-def read_command(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder]:
-    """train.py's command line: the recipe, the engine and the run folder. Nothing is built or written.
+def read_command(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder, Overrides]:
+    """train.py's command line: the recipe, the engine, the run folder, and what a candidate changed in them.
+
+    Nothing is built or written.
 
     Neither torch nor DeepSpeed is imported, and what costs least is checked first. What they alone can check
     remains: `check_design` builds the design, `check_with_deepspeed` asks DeepSpeed's own classes.
@@ -131,9 +138,9 @@ def read_command(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder]:
     deepspeed = read_deepspeed_config(
         request.deepspeed_file, request.deepspeed_overrides, world_size_from_environment()
     )
-    recipe = request.recipe()
+    recipe, deepspeed, overrides = with_overrides(request.recipe(), deepspeed, request.command_line)
     name = f"{request.recipe_file.stem}_{recipe.variant}_seed{recipe.train.init_seed}"
     path = request.options.get("run_dir") or Path("runs", re.sub(r"[^\w.+-]", "-", name))
     run = RunFolder(Path(path), rank_from_environment())
     run.check_same_run(vars(recipe), deepspeed.raw, FREE_TO_CHANGE)
-    return recipe, deepspeed, run
+    return recipe, deepspeed, run, overrides

@@ -1,7 +1,7 @@
 """The recipe: everything about a run but its engine, which `DeepSpeedConfig` describes."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from data import DataConfig, open_tokenizer
 from model import GPTConfig, variant_name
@@ -27,6 +27,8 @@ class TrainConfig:
         preflight: whether the design is checked before the run begins; --skip_preflight sets it to false
         compile: whether torch.compile compiles the blocks; it changes numbers by rounding only
         profile_steps: steps to profile, counted from this start; --profile sets it to 3, 4 and 5
+        candidate_overrides: what is done with the CONFIG_OVERRIDES of a candidate's file: apply (the command
+            line is stronger, recipe and JSON are weaker), ignore, or refuse to train it
     """
 
     steps: int = 200
@@ -38,6 +40,7 @@ class TrainConfig:
     preflight: bool = True
     compile: bool = True
     profile_steps: tuple[int, ...] = ()
+    candidate_overrides: Literal["apply", "ignore", "refuse"] = "apply"
 
     def __post_init__(self) -> None:
         for name in ("steps", "val_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
@@ -77,7 +80,7 @@ class Recipe:
         return {
             "variant": self.variant,
             "precision": deepspeed.precision,
-            "model": shape.size,
+            "model": f"{shape.n_layer}L {shape.n_head}H {shape.n_embd}d",
             "block_size": shape.block_size,
             "init_seed": self.train.init_seed,
             "data_seed": data.seed,
@@ -104,6 +107,7 @@ FREE_TO_CHANGE = {
     "train.max_skipped_steps",
     "train.preflight",
     "train.profile_steps",
+    "train.candidate_overrides",  # what they set is not free
     "data.workers",
     "data.prefetch",
     "data.cache_dir",

@@ -98,13 +98,15 @@ class RunFolder:
     def check_same_run(self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], free: set[str]) -> None:
         """Refuse to continue a run under another recipe or DeepSpeed config.
 
-        Keys in `free` ("section.key" or "section") may differ: they do not change the numbers of the steps.
+        Keys in `free` ("section.key" or "section") may differ: they do not change the numbers of the steps. A
+        key that the run does not know yet was at its default, which is what NormLab did before there was one.
         Raises UserError naming the first key that differs.
         """
         stored_ds_config = self.path / "ds_config.json"
         if not ((self.path / "recipe.yaml").is_file() and stored_ds_config.is_file()):
             return
-        before = _flat(read_recipe(self.path)) | _flat({"ds": read_json(stored_ds_config)})
+        defaults = _flat(recipe_as_dict({name: type(section)() for name, section in recipe.items()}))
+        before = defaults | _flat(read_recipe(self.path)) | _flat({"ds": read_json(stored_ds_config)})
         now = _flat(recipe_as_dict(recipe)) | _flat({"ds": dict(ds_config)})
         for key in sorted(before.keys() | now.keys()):
             if key in free or key.partition(".")[0] in free:

@@ -17,6 +17,9 @@ from model.errors import UserError
 if TYPE_CHECKING:
     from data import Tokenizer
 
+RENAMED_KEYS = {"schedule.warmup_steps": "schedule.warmup"}
+"""A recipe's keys that had other names, by these: recipes and run folders from before still mean the same."""
+
 
 def checkpoint_name(step: int) -> str:
     """The name of what a run keeps of `step`: a checkpoint's folder, and that of its evaluation."""
@@ -83,7 +86,10 @@ def file_sha256(file: Path) -> str:
 
 
 def read_recipe(run_dir: Path) -> dict[str, Any]:
-    """RUN/recipe.yaml by section. Raises UserError where the folder or the file is missing or no mapping."""
+    """RUN/recipe.yaml by section, keys by the names that they have now.
+
+    Raises UserError where the folder or the file is missing or no mapping.
+    """
     check_run_folder(run_dir, "recipe.yaml")
     try:
         recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
@@ -91,6 +97,10 @@ def read_recipe(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"{run_dir / 'recipe.yaml'} is not valid YAML") from None
     if not isinstance(recipe, dict):
         raise UserError(f"{run_dir / 'recipe.yaml'} does not hold a recipe")
+    for old, new in RENAMED_KEYS.items():
+        section, _, key = old.partition(".")
+        if key in (values := recipe.get(section) or {}):
+            values[new.rpartition(".")[2]] = values.pop(key)
     return recipe
 
 

@@ -1,0 +1,282 @@
+"""`data.files`: the files of a source by name, so that no other is opened, nor listed where names are enough.
+
+A pattern has `*`, `?`, `[..]`, `**` and bash's braces, `shard_{00000..00129}.parquet`. The order of the files
+is that of their names, however the pattern says them.
+"""
+
+import glob
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from braceexpand import braceexpand
+
+from model.errors import UserError
+
+from ..config import DataConfig
+from ..tokenizer import Tokenizer
+from .choices import refuse_options
+from .documents import Source
+from .places import FILE_FORMATS, file_format, is_hub_id, is_remote
+from .token_shards import manifest_of
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+LARGEST_RANGE = 100_000
+"""More names than this are a slip of the pen."""
+NAMES_PER_REQUEST = 500
+_HUB_URL = re.compile(
+    r"hf://datasets/(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<files>.*))?"
+)
+
+
+def hub_files(config: DataConfig, key: str) -> DataConfig:
+    """The config with `hf://datasets/OWNER/NAME@REVISION/PATTERN` taken apart; any other as it is.
+
+    Raises UserError for an `hf://` URL of anything else, and for a revision or files that are named twice.
+    """
+    if not config.source.startswith("hf://"):
+        return config
+    parts = _HUB_URL.fullmatch(config.source)
+    if parts is None or not is_hub_id(parts["id"]):
+        raise UserError(f"{key} is {config.source}, but it must look like hf://datasets/OWNER/NAME/PATTERN")
+    revision = unquote(parts["revision"]) if parts["revision"] else None
+    files = parts["files"] or None
+    for option, found in {"revision": revision, "files": files}.items():
+        given = getattr(config, option)
+        if found is not None and given is not None:
+            raise UserError(f"data.{option} is {given!r}, but {key} {config.source} has {found!r} itself")
+    return replace(
+        config, source=parts["id"], revision=revision or config.revision, files=files or config.files
+    )
+
+
+def refuse_names(config: DataConfig, key: str) -> None:
+    """Raise UserError for `data.files` that cannot be a choice of the source's files, wherever it lies."""
+    if config.files is None:
+        return
+    place, source = Path(config.source).expanduser(), config.source
+    if (
+        source == "sample"
+        or not (place.is_dir() or is_remote(source) or is_hub_id(source))
+        or place.is_file()
+    ):
+        raise UserError(f"data.files chooses from a folder, a hub id or a URL, but {key} is {source}")
+    if place.is_dir() and manifest_of(place) is not None:
+        raise UserError(f"data.files cannot choose from the token shards in {source}: leave it out")
+    if config.subset is not None:
+        raise UserError(f"data.files and data.subset both choose files of {source}: leave one of them out")
+    if config.split != DataConfig.split and key == "data.source":
+        raise UserError(f"data.split is {config.split!r}, but data.files says which files are read")
+    names = _names(config.files, _label(key))
+    if source.startswith(("http://", "https://")) and any(map(glob.has_magic, names)):
+        raise UserError(f"data.files is {config.files}, but a web server does not list files: name each")
+
+
+def open_named_files(config: DataConfig, tokenizer: Tokenizer, key: str) -> Source:
+    """The documents of the files that `data.files` names.
+
+    Args:
+        config: The source, and which of its files.
+        tokenizer: For .bin files, which hold tokens.
+        key: The option that names the source, for messages.
+
+    Raises:
+        UserError: a file that is named is not there, a pattern matches none, or they are no documents.
+        OSError: the hub or a server cannot be reached, or does not give it.
+    """
+    assert config.files is not None
+    label = _label(key)
+    names = _names(config.files, label)
+    folder = Path(config.source).expanduser()
+    storage_options: dict[str, Any] = {}
+    revision = None
+    if folder.is_dir():
+        refuse_options(config, key)
+        found = {name: _in_folder(folder, name) for name in names}
+    elif is_remote(config.source):
+        refuse_options(config, key)
+        found = _at_url(config.source.rstrip("/"), names)
+    else:
+        from .dataset_files import hub_commit
+
+        revision = hub_commit(config, key)
+        found, storage_options = _on_hub(config.source, revision, names)
+    missing = [name for name in names if not found[name]]
+    if missing and len(names) == 1:
+        raise UserError(f"{label}: {config.source} has no file {missing[0]}")
+    if missing:
+        raise UserError(
+            f"{label}: {len(missing):,} of the {len(names):,} files that {config.files} names are not in "
+            f"{config.source}, the first is {missing[0]}"
+        )
+    paths = sorted({path for one in found.values() for path in one})
+    return _read(config, tokenizer, paths, storage_options, revision)
+
+
+def _label(key: str) -> str:
+    """The option that says the names: the source of validation has its own in its URL."""
+    return "data.files" if key == "data.source" else key
+
+
+def _names(pattern: str, label: str) -> list[str]:
+    """What a pattern says once its braces are gone, each name once. Raises UserError."""
+    try:
+        names = list(dict.fromkeys(islice(braceexpand(pattern, escape=False), LARGEST_RANGE + 1)))
+    except ValueError as error:
+        raise UserError(f"{label}: {pattern} lacks a brace") from error
+    if len(names) > LARGEST_RANGE:
+        raise UserError(f"{label}: {pattern} names more than {LARGEST_RANGE:,} files")
+    for name in names:
+        if not name or name.startswith("/") or "://" in name or ".." in PurePosixPath(name).parts:
+            raise UserError(f"{label}: {pattern} must name files below the source, and no {name!r}")
+    return names
+
+
+def _in_folder(folder: Path, name: str) -> list[str]:
+    """The paths of the files of a folder that a name or pattern means."""
+    pattern = str(folder.absolute() / name)
+    if not glob.has_magic(name):
+        return [pattern] if Path(pattern).is_file() else []
+    pattern = str(Path(glob.escape(str(folder.absolute())), name))
+    return [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
+
+
+def _at_url(url: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """The URLs of the files that each name or pattern means; a web server is asked for each of them."""
+    from .network import filesystem_of, is_not_there, with_retries
+
+    def urls(name: str) -> list[str]:
+        path = f"{url}/{name}"
+        filesystem, location = filesystem_of(path, {})
+        if glob.has_magic(name):
+            found = with_retries(lambda: filesystem.glob(location), path, opening=True)
+            return [filesystem.unstrip_protocol(one) for one in found]
+        if not url.startswith(("http://", "https://")):
+            return [path] if with_retries(lambda: filesystem.exists(location), path) else []
+        try:
+            with_retries(lambda: filesystem.info(location), path, opening=True)
+        except ConnectionError as error:
+            if is_not_there(error):
+                return []
+            raise
+        return [path]
+
+    with ThreadPoolExecutor(16) as pool:
+        return dict(zip(names, pool.map(urls, names), strict=True))
+
+
+def _on_hub(
+    repo: str, revision: str | None, names: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """The URLs of the files that each name or pattern means, and the options of a file system for them.
+
+    Names are asked for by the hundred; only for patterns a folder is listed. The hub's file system would list
+    the folder of every file that it opens: one that has nothing but these files to open is told of them.
+    """
+    from .network import filesystem_of, with_retries
+
+    exact = [name for name in names if not glob.has_magic(name)]
+    found: dict[str, list[RepoFile]] = {name: [] for name in names}
+    for start in range(0, len(exact), NAMES_PER_REQUEST):
+        for file in _infos(repo, revision, exact[start : start + NAMES_PER_REQUEST]):
+            found.setdefault(file.path, []).append(file)
+    for name in names:
+        if glob.has_magic(name):
+            found[name] = list(_matching(repo, revision, name))
+    files = {file.path: file for one in found.values() for file in one}
+    root = f"datasets/{repo}@{revision}"
+    which = hashlib.sha256("\n".join([root, *sorted(files)]).encode()).hexdigest()
+    options = {"hf": {"normlab_files": which}}  # no option that it knows: only what tells it from others
+    filesystem, location = filesystem_of("hf://" + root, options)
+    filesystem.dircache.clear()
+    for path, file in files.items():
+        place = f"{location}/{path}"
+        filesystem.dircache.setdefault(place.rpartition("/")[0], []).append(
+            {"name": place, "type": "file", "size": file.size, "blob_id": file.blob_id, "lfs": file.lfs}
+            | {"xet_hash": file.xet_hash, "last_commit": None, "security": None}
+        )
+    # asks whether the data set is there, before many threads do
+    with_retries(lambda: filesystem.info(location), "hf://" + root, opening=True)
+    return {name: [f"hf://{root}/{file.path}" for file in one] for name, one in found.items()}, options
+
+
+def _infos(repo: str, revision: str | None, names: list[str]) -> "list[RepoFile]":
+    """What the hub says of the files that there are of these names."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    from .network import with_retries
+
+    infos = with_retries(
+        lambda: HfApi().get_paths_info(repo, names, revision=revision, repo_type="dataset"),
+        f"hf://datasets/{repo}",
+        opening=True,
+    )
+    return [info for info in infos if isinstance(info, RepoFile)]
+
+
+def _matching(repo: str, revision: str | None, pattern: str) -> "Iterator[RepoFile]":
+    """The files that match a pattern, of the folder that all of them must be in."""
+    from fsspec.utils import glob_translate
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    from .network import with_retries
+
+    parts = pattern.split("/")
+    plain = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    folder, is_deep = "/".join(parts[:plain]), plain < len(parts) - 1
+
+    def listed() -> list[Any]:
+        try:
+            tree = HfApi().list_repo_tree(
+                repo, folder or None, recursive=is_deep, revision=revision, repo_type="dataset"
+            )
+            return list(tree)
+        except EntryNotFoundError:
+            return []
+
+    matches = re.compile(glob_translate(pattern)).match
+    for info in with_retries(listed, f"hf://datasets/{repo}", opening=True):
+        if isinstance(info, RepoFile) and matches(info.path):
+            yield info
+
+
+def _read(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    paths: list[str],
+    storage_options: dict[str, Any],
+    revision: str | None,
+) -> Source:
+    formats = {_format(path) for path in paths}
+    if len(formats) > 1 or None in formats:
+        ends = ", ".join(sorted({PurePosixPath(path).suffix or "no suffix" for path in paths}))
+        raise UserError(
+            f"data.files: {config.files} must name files of one format, {', '.join(FILE_FORMATS)} (perhaps "
+            f"compressed) or local .bin, but their names end in {ends}"
+        )
+    if formats == {"bin"}:
+        from .bin_files import BinFiles
+
+        return BinFiles(config, tokenizer, paths)
+    if formats == {"json"}:
+        from .jsonl import JsonlSource
+
+        return JsonlSource(config, paths, storage_options, revision)
+    from .parquet import ParquetSource
+
+    return ParquetSource(config, paths, storage_options, revision)
+
+
+def _format(path: str) -> str | None:
+    return "bin" if path.endswith(".bin") and not is_remote(path) else file_format(path)
