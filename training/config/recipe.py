@@ -80,7 +80,7 @@ class Recipe:
         return {
             "variant": self.variant,
             "precision": deepspeed.precision,
-            "model": shape.size,
+            "model": f"{shape.n_layer}L {shape.n_head}H {shape.n_embd}d",
             "block_size": shape.block_size,
             "init_seed": self.train.init_seed,
             "data_seed": data.seed,

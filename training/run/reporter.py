@@ -238,7 +238,7 @@ class Reporter:
         say, ds = self.console.say, self.ds
         ranks, tokens, floors = summary["world_size"], summary["tokens_per_step"], summary["floors"]
         say(
-            f"{self.folder.path}: {summary['variant']}, GPT-2 {summary['model']}, "
+            f"{self.folder.path}: {summary['variant']}, GPT-2 {self.recipe.model.size}, "
             f"{summary['parameters']:,} parameters, {ds.precision}, ZeRO-{ds.stage}, {ranks} rank(s)"
         )
         say(
