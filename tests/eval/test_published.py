@@ -40,24 +40,23 @@ def table_below(title: str, text: str) -> list[list[str]]:
     return [rows[0], *rows[2:]]
 
 
-def trained_on(run: Path, **data: str) -> Path:
-    (run / "recipe.yaml").write_text(yaml.safe_dump({"data": data}))
+def trained_on(run: Path, norm: str, **data: str) -> Path:
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"model": {"norm": norm}, "data": data}))
     return run
 
 
 @pytest.fixture
 def runs(make_run: MakeRun) -> list[Path]:
     """Two seeds of two variants on FineWeb, and one run on ClimbMix of another model."""
+    fineweb = {"source": "HuggingFaceFW/fineweb", "subset": "sample-10BT"}
     folders = [
-        make_run(variant, seed, val_loss=loss + seed / 1000, tasks=OWN_TASKS)
-        for variant, loss in (("vanilla", 3.1), ("rmsnorm", 3.0))
+        trained_on(make_run(variant, seed, val_loss=loss + seed / 1000, tasks=OWN_TASKS), norm, **fineweb)
+        for variant, norm, loss in (("vanilla", "layernorm", 3.1), ("rmsnorm", "rmsnorm", 3.0))
         for seed in (1, 2)
     ]
-    for folder in folders:
-        trained_on(folder, source="HuggingFaceFW/fineweb", subset="sample-10BT")
-    climbmix = make_run("post", val_loss=2.25, model="24L 16H 1024d", tasks=OWN_TASKS, wall_time_s=20001.4)
-    files = "shard_{00000..00129}.parquet"
-    return [*folders, trained_on(climbmix, source="karpathy/climbmix-400b-shuffle", files=files)]
+    large = make_run("prmsnorm", val_loss=2.25, model="24L 16H 1024d", tasks=OWN_TASKS, wall_time_s=20001.4)
+    climbmix = {"source": "karpathy/climbmix-400b-shuffle", "files": "shard_{00000..00129}.parquet"}
+    return [*folders, trained_on(large, "prmsnorm", **climbmix)]
 
 
 def test_alone_the_table_is_printed_with_its_warning(capsys: pytest.CaptureFixture[str]) -> None:

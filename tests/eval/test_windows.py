@@ -21,7 +21,7 @@ from eval.evidence.intervals import paired_interval
 from eval.jobs import run_tasks
 from eval.tasks import check_tasks, load_tasks
 from eval.windows import PublishedValidation, TextWindows
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, variant_name
 from model.errors import UserError
 from tests.eval.cards import card_of, score_of
 from training.config.evaluation import EvalConfig
@@ -43,10 +43,10 @@ def local_sets(tmp_path: Path) -> Path:
     return tmp_path / "sets"
 
 
-def make_gpt(name: str, seed: int = 0) -> GPT:
-    torch.manual_seed(seed)
-    vocab_size = {"gpt2": 50304, "bytes": 257}[name]
-    gpt = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=BLOCK_SIZE, vocab_size=vocab_size))
+def make_gpt(name: str, norm: str = "layernorm") -> GPT:
+    torch.manual_seed(0)
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": BLOCK_SIZE, "norm": norm}
+    gpt = GPT(GPTConfig(vocab_size={"gpt2": 50304, "bytes": 257}[name], **shape))
     with torch.no_grad():
         for parameter in gpt.parameters():  # away from the start, where all tokens are about as likely
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -188,8 +188,8 @@ def test_the_last_window_can_be_drawn_and_a_shorter_set_is_refused():
 
 
 # ---- on a run ----
-def make_run(folder: Path, seed: int = 0, variant: str = "vanilla") -> Path:
-    gpt = make_gpt("bytes", seed)
+def make_run(folder: Path, norm: str = "layernorm") -> Path:
+    gpt = make_gpt("bytes", norm)
     checkpoint = folder / "checkpoints" / "step_00000001"
     checkpoint.mkdir(parents=True)
     torch.save({"module": gpt.state_dict()}, checkpoint / "mp_rank_00_model_states.pt")
@@ -200,7 +200,7 @@ def make_run(folder: Path, seed: int = 0, variant: str = "vanilla") -> Path:
     data = {"source": str(folder / "train.jsonl"), "validation_source": str(folder / "held_out.jsonl")}
     recipe = {"model": asdict(gpt.config), "data": data | {"tokenizer": "bytes", "lanes": 1}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    summary = {"status": "finished", "variant": variant, "step": 1, "val_loss": 5.0}
+    summary = {"status": "finished", "variant": variant_name(gpt.config), "step": 1, "val_loss": 5.0}
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -220,7 +220,7 @@ def evaluate(run: Path, *arguments: str) -> list[str]:
 
 
 def test_the_command_scores_windows_and_the_scorecard_shows_them(local_sets, tmp_path, own_cache):
-    runs = [make_run(tmp_path / "one", 0), make_run(tmp_path / "two", 1, "rmsnorm")]
+    runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", "rmsnorm")]
     names = "wikitext2_windows,lambada_windows,published_validation"
     options = ["--eval_data", str(local_sets), "--tasks", names, "--limit", "2"]
     said = [evaluate(run, *options) for run in runs]
