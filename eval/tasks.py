@@ -82,13 +82,11 @@ class TextSet(NamedTuple):
     task: str
     """The public task whose data it is."""
     column: str
-    between: str
-    """What joins the documents."""
 
 
 TEXT_SETS = {
-    "wikitext2_windows": TextSet("wikitext", "page", between=""),
-    "lambada_windows": TextSet("lambada_openai", "text", between="\n"),
+    "wikitext2_windows": TextSet("wikitext", "page"),
+    "lambada_windows": TextSet("lambada_openai", "text"),
 }
 # What the scorecard shows of them, in its order. Accuracy is lm-eval's `acc` throughout: the one that all
 # tasks have (WinoGrande has no acc_norm).
@@ -221,7 +219,7 @@ def _in_windows(name: str, config: dict[str, Any]) -> "WindowTask":
     texts = list(documents[text_set.column]) if has_texts else []
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"task '{name}' cannot read {where}: each line needs a text {text_set.column!r}")
-    return TextWindows(name, text_set.between.join(texts), where)
+    return TextWindows(name, "\n".join(texts), where)
 
 
 def _task_config(name: str, data_dir: str | Path | None) -> dict[str, Any]:

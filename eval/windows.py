@@ -6,8 +6,8 @@ of a window has one token of context, the last has all of them, and every token 
 predicted once. The last window is shorter. Unlike lm-eval's, these perplexities are per token, and LAMBADA's
 is not that of the last words.
 
-How the documents are joined is not published. Here WikiText-2's pages stand one behind the other as they are,
-which is the raw file but for the newline before each page, and LAMBADA's passages are joined by a newline.
+How the documents are joined is not published. Here a newline joins them, which makes WikiText-2's raw file of
+its pages.
 
 `published_validation` is the validation loss as it was published: 200 batches of 96 windows drawn with
 replacement, documents cut anywhere, no document mask. They are drawn from the run's own validation tokens,
