@@ -73,7 +73,7 @@ def test_the_schedule_reaches_the_training(job: Path, uninterrupted: Path) -> No
 
 @pytest.mark.parametrize("step", [3, 6])
 def test_a_checkpoint_scores_as_it_did_in_training(job: Path, uninterrupted: Path, step: int) -> None:
-    recipe, _, _ = read_command(arguments(job, uninterrupted, *OPTIONS))
+    recipe, *_ = read_command(arguments(job, uninterrupted, *OPTIONS))
     _, validation = open_data(recipe.data, lambda sentence: None)
     gpt, found = load_model(uninterrupted, step)
     assert found == gpt.training_step == step

@@ -58,8 +58,8 @@ def explanation(recipe: Recipe, ds: DeepSpeedConfig, overrides: Overrides) -> st
         "learning rate": _schedule(recipe.schedule, ds.peak_lr, recipe.train.steps),
         "batch and length": _length(recipe, ds),
         "numerics": [
-            f"{PRECISIONS[ds.precision]}; gradients summed in {ds.accumulation_dtype}, sent in "
-            f"{ds.communication_dtype}; ZeRO-{ds.stage}",
+            f"{PRECISIONS[ds.precision]}; gradients summed in {ds.accumulation_dtype}, sent in {_sent(ds)}; "
+            f"ZeRO-{ds.stage}",
             f"torch.compile of the blocks: {'yes' if recipe.train.compile else 'no'}",
         ],
         "data": _data(recipe),
@@ -140,6 +140,13 @@ def _optimizer(ds: DeepSpeedConfig) -> list[str]:
     clipping = ds.raw.get("gradient_clipping") or 0
     clipped = f"gradients clipped to a norm of {clipping:g}" if clipping else "gradients not clipped"
     return [f"{ds.section('optimizer')['type']}: {shown}", clipped]
+
+
+def _sent(ds: DeepSpeedConfig) -> str:
+    if not ds.reduces_linear_layers_in_half:
+        return ds.communication_dtype
+    half = ds.precision.removeprefix("autocast_")
+    return f"{half} for linear layers and fp32 for the rest"
 
 
 def _schedule(schedule: ScheduleConfig, peak: float, steps: int) -> list[str]:

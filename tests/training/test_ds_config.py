@@ -23,6 +23,10 @@ def test_there_are_files_to_test() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_our_files_load_on_one_to_eight_ranks(path: Path, world_size: int) -> None:
+    if path.stem == "protocol" and world_size > 2:  # its micro-batch of 96 is the published one
+        with pytest.raises(module.IndivisibleBatch, match="576, train_micro_batch_size_per_gpu 96 on"):
+            read_deepspeed_config(path, {}, world_size)
+        return
     written, config = json.loads(path.read_text()), read_deepspeed_config(path, {}, world_size)
     assert config.train_batch_size == config.micro_batch * config.accumulation * world_size
     assert {key: config.raw[key] for key in written} == written  # what is written is kept

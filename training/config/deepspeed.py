@@ -93,6 +93,15 @@ class DeepSpeedConfig:
         """In which gradients travel between ranks: fp32, bf16 or fp16."""
         return self.raw.get("communication_data_type") or self.model_dtype
 
+    @property
+    def reduces_linear_layers_in_half(self) -> bool:
+        """Whether ZeRO reduces the gradients of linear layers in autocast's dtype, and all others in fp32.
+
+        With an empty `torch_autocast.lower_precision_safe_modules` it reduces all in fp32.
+        """
+        modules = self.section("torch_autocast").get("lower_precision_safe_modules")
+        return self.precision.startswith("autocast") and self.stage > 0 and modules != []
+
     def dtype_of(self, section: str, key: str) -> str | None:
         """A dtype that the JSON names, as fp32, bf16 or fp16."""
         dtype = self.section(section).get(key)

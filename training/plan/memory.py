@@ -248,7 +248,7 @@ class MemoryModel:
     def sizes_by_reduction(self) -> dict[int, list[int]]:
         """Bytes per element on the network -> sizes of the parameters whose gradients travel so, in order."""
         sizes = [size for group in self.shape.groups for size in group]
-        if not self.deepspeed.precision.startswith("autocast"):
+        if not self.deepspeed.reduces_linear_layers_in_half:
             return {self.communicate: sizes}
         return {2: [self.shape.linear], 4: [self.shape.parameters - self.shape.linear]}
 
