@@ -1,8 +1,7 @@
 """Blocks at the target's own width, built one after another, so that memory holds one of them at a time."""
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,13 +20,12 @@ def full_width_blocks(candidate: Candidate) -> Iterator[nn.Module]:
     Their weights are drawn anew, so that none stays 0, as a gate's initial weight may be: behind a closed
     gate no leak shows.
     """
-    recorded: Any = replace(cast(Any, candidate.designs), block=_itself)
     candidate.designs.training_step.set(STEADY_STEP)
     draws = _RepeatedDraws()
-    for config in recorded.blocks(candidate.config):
+    for given in candidate.designs.block_configs(candidate.config):
         seed_all()
         with draws:
-            block = candidate.designs.block(config)
+            block = candidate.designs.one_block(candidate.config, given)
             with torch.no_grad():
                 for parameter in block.parameters():
                     if parameter.ndim >= 2:
@@ -35,10 +33,6 @@ def full_width_blocks(candidate: Candidate) -> Iterator[nn.Module]:
                     else:  # away from 0, and what was positive stays positive
                         parameter.add_(torch.randn(parameter.shape).abs() / 2)
         yield block.eval()
-
-
-def _itself(config: Any) -> Any:
-    return config
 
 
 class _RepeatedDraws(TorchFunctionMode):
