@@ -21,6 +21,7 @@ _CALLS: dict[PlugPoint, tuple[str, tuple[str, ...], str]] = {
     "topology": ("(config, blocks)", (), "let it take the config and the list of blocks"),
 }
 _POSITIONAL: dict[PlugPoint, int] = {"norm": 1, "block": 1, "topology": 2}
+_filled: "dict[tuple[type[nn.Module], int, frozenset[str]], type[nn.Module]]" = {}
 _building: ContextVar[TopologyConfig | None] = ContextVar("_building", default=None)
 
 
@@ -34,23 +35,26 @@ def built_for(config: TopologyConfig) -> Iterator[None]:
         _building.reset(token)
 
 
-@functools.cache
 def from_config(
     design: "type[nn.Module]", given: int, more: frozenset[str] = frozenset()
 ) -> "type[nn.Module]":
     """The design as a class whose constructor's parameters that the config has are filled in.
 
-    That is `layer_idx` and `n_layer`, and every other field of `BlockConfig`, in `Block(config, layer_idx)` as
-    in `LayerNorm(ndim, bias, layer_idx)`, wherever it is built. What the caller gives is stronger. A default is
-    replaced where it is None or a number of the same type: any other is the design's own option, under a name
-    that the config has too. Outside the blocks there is no layer: the final norm and a topology's norms keep
-    the default of `layer_idx`, or where it has none get n_layer, one more than the last layer's.
+    That is `layer_idx` and `n_layer`, and every other field of `BlockConfig`, in `Block(config, layer_idx)`
+    as in `LayerNorm(ndim, bias, layer_idx)`, wherever it is built. What the caller gives is stronger. A
+    default is replaced where it is None or a number of the same type: any other is the design's own option,
+    under a name that the config has too. Outside the blocks there is no layer: the final norm and a
+    topology's norms keep the default of `layer_idx`, or where it has none get n_layer, one more than the
+    last layer's.
 
     Args:
         design: a class; it is returned as it is where it names nothing of the config.
         given: how many arguments the contract gives: 2 for `Norm(ndim, bias)`.
         more: fields that a block's file adds to the config.
     """
+    # One class for the same design: what a file is loaded with decides whether it is loaded again.
+    if (made := _filled.get((design, given, more))) is not None:
+        return made
     parameters = list(inspect.signature(design).parameters.values())[given:]
     fields = {name for kind in BlockConfig.__mro__[:-1] for name in inspect.get_annotations(kind)}
     named = [p for p in parameters if p.name in fields | more and not isinstance(p.default, str)]
@@ -66,7 +70,8 @@ def from_config(
                 kwargs |= _of_config(parameter)
         plain(self, *args, **kwargs)
 
-    return type(design.__name__, (design,), {"__init__": filled, "__module__": design.__module__})
+    made = type(design.__name__, (design,), {"__init__": filled, "__module__": design.__module__})
+    return _filled.setdefault((design, given, more), made)
 
 
 def _of_config(parameter: inspect.Parameter) -> dict[str, Any]:

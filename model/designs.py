@@ -149,7 +149,7 @@ def _load(
     defaults: Mapping[str, Any] = {}
     if where.endswith(".py"):
         path = existing_file(f"{key} is '{name}'", where)
-        classes = classes_in(path)
+        classes = list(classes_in(path))
         if class_name not in classes:
             raise UserError(
                 f"{key} is '{name}', but {where} has no class named '{class_name}'"

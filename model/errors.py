@@ -47,7 +47,7 @@ def print_error(sentence: object) -> int:
 
 
 def raised_at(error: BaseException) -> str:
-    """Where in a design's code an exception arose: ` (candidate.py line 12)`, its own file before NormLab's."""
+    """Where in a design's code an exception arose: ` (candidate.py line 12)`, the user's before NormLab's."""
     if error.__cause__ is not None and (found := raised_at(error.__cause__)):
         return found
     ours, torch = Path(__file__).parent, Path(str(getattr(find_spec("torch"), "origin", ""))).parent

@@ -161,8 +161,8 @@ def _self_contained(part: Extract, modules: Mapping[Path, str], package: str, ou
             text = text[:begin] + changed.encode() + text[end:]
             continue
         relative = isinstance(node, ast.ImportFrom) and node.level > 0
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-        tops = {module.partition(".")[0] for module in modules}
+        asked = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        tops = {module.partition(".")[0] for module in asked}
         if relative or _PACKAGE in tops or package in tops or not (tops <= installed or id(node) in optional):
             raise UserError(f"is not self-contained: '{ast.unparse(node)}' finds nothing on another machine")
     return text.decode()

@@ -81,7 +81,7 @@ def files_to_keep(config: GPTConfig) -> dict[str, Path]:
 
 
 def kept_design(folder: Path, plug: PlugPoint, name: str) -> str:
-    """A design's name with the file that a run's `folder` keeps in place of its own: `folder/norm.py:Class`."""
+    """A design's name with the file that a run's `folder` keeps for its own: `folder/norm.py:Class`."""
     where, class_name = split_name(name) or ("", "")
     if where.endswith(".py"):
         for file in (folder / f"{plug}.py", folder / plug / Path(where).name):

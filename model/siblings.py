@@ -195,7 +195,7 @@ def _is_tried(node: Import, part: Extract) -> bool:
 
 
 def _defined(node: Import, part: Extract, file: Path, names: Sequence[str]) -> list[str]:
-    """What is taken of a file beside, all of it for `*`. Raises UserError for a name that it does not define."""
+    """What is taken of a file beside, all of it for `*`. Raises UserError for a name that it lacks."""
     defined = names_in(file)
     if _WHOLE in names:
         return sorted(defined - {_WHOLE})
