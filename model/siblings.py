@@ -19,6 +19,7 @@ _MODEL = Path(__file__).parent
 _NEVER_BESIDE = sys.stdlib_module_names | {"torch", _MODEL.name}
 """Whatever lies beside a file: `from model import MLP` is NormLab's, as nanoGPT's scripts mean it."""
 _WHOLE = "*"
+_PREFIX = "normlab_plugin_"
 _said: set[str] = set()
 
 
@@ -60,7 +61,7 @@ def load(parts: Sequence[Extract], names: Mapping[str, type]) -> types.ModuleTyp
         for part in parts
     ]
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-    modules = {part.path: f"normlab_plugin_{part.path.stem}_{digest}" for part in parts}
+    modules = {part.path: f"{_PREFIX}{part.path.stem}_{digest}" for part in parts}
     first = modules[parts[0].path]
     if first in sys.modules:
         return sys.modules[first]
@@ -97,6 +98,18 @@ def load(parts: Sequence[Extract], names: Mapping[str, type]) -> types.ModuleTyp
         _said.add(text)
         print(f"{parts[0].path} prints as it is loaded: {text[:200]}", file=sys.stderr)
     return sys.modules[first]
+
+
+@contextlib.contextmanager
+def loaded_afresh() -> Iterator[None]:
+    """What is loaded inside begins anew, without what earlier calls have left in its modules."""
+    before = {name: module for name, module in sys.modules.items() if name.startswith(_PREFIX)}
+    for name in before:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(before)
 
 
 def renamed(node: Import, part: Extract, modules: Mapping[Path, str]) -> str | None:

@@ -10,8 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
 from ..gpt import GPT
+from ..siblings import loaded_afresh
 from .candidate import SEED, Candidate, difference, embeddings, hidden, largest, logits, seed_all
-from .perturb import Change, beyond_rounding, change, first_change, tail_mask
+from .perturb import WINDOW, Change, beyond_rounding, change, first_change, tail_mask
 from .report import Doubtful, Refused
 
 BATCH, LENGTH = 3, 40
@@ -211,6 +212,7 @@ def memory(candidate: Candidate) -> str:
     cut = length // 2 - 1
     if cut < 0:
         raise Doubtful("not checked: model.block_size is 1")
+    _check_first_calls(candidate)
     tail = tail_mask([cut] * 2, length)
 
     def find() -> Change | None:
@@ -244,6 +246,33 @@ def memory(candidate: Candidate) -> str:
                 "call"
             )
     return "no call remembers another's future, and a beginning alone computes the same"
+
+
+def _check_first_calls(candidate: Candidate) -> None:
+    """Raises Refused where a future reaches the first call that a new model gets, of which a design may keep
+    a table: every later call of that shape would look innocent."""
+    length = candidate.length(WINDOW)
+    tail = tail_mask([length // 2 - 1] * 2, length)
+    idx = candidate.tokens(2, length)
+    inputs = (idx, torch.where(tail, candidate.tokens(2, length, SEED + 1), idx))
+    weights = candidate.model().state_dict()
+    for training, dtype in ((False, candidate.exact), (True, candidate.exact), (False, torch.bfloat16)):
+
+        def find(training: bool = training, dtype: torch.dtype = dtype) -> Change | None:
+            outputs = []
+            for given in inputs:
+                with loaded_afresh():
+                    model = candidate.build().to(dtype)
+                model.load_state_dict(weights)
+                outputs.append(hidden(model.train(training), given))
+            return first_change(outputs[0], outputs[1], tail)
+
+        with torch.no_grad():
+            if found := beyond_rounding(candidate, find):
+                raise Refused(
+                    f"in the first call of a new model {found}: what it makes of it and keeps holds the future; "
+                    "keep nothing that follows from values"
+                )
 
 
 def targets(candidate: Candidate) -> str:
