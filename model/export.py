@@ -150,8 +150,6 @@ def _self_contained(part: Extract, modules: Mapping[Path, str], package: str, ou
     tried = [part for n in ast.walk(tree) if isinstance(n, ast.Try) and n.handlers for part in n.body]
     optional = {id(node) for part in tried for node in ast.walk(part)}
     for node in sorted(imports, key=lambda node: (node.lineno, node.col_offset), reverse=True):
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module in ours:
-            continue  # a design that was exported before
         changed = renamed(node, part, modules)
         if changed is None and isinstance(node, ast.ImportFrom) and not node.level and _is_ours(node.module):
             changed = _relative(node, ours)
@@ -161,6 +159,8 @@ def _self_contained(part: Extract, modules: Mapping[Path, str], package: str, ou
             text = text[:begin] + changed.encode() + text[end:]
             continue
         relative = isinstance(node, ast.ImportFrom) and node.level > 0
+        if relative and part.exported:
+            continue
         asked = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
         tops = {module.partition(".")[0] for module in asked}
         if relative or _PACKAGE in tops or package in tops or not (tops <= installed or id(node) in optional):

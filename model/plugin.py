@@ -207,7 +207,8 @@ def _imports_ours(statement: ast.stmt, exported: bool) -> bool:
 
 def is_of_export(statement: ast.ImportFrom) -> bool:
     """Whether a statement of an exported design imports a module of NormLab's, and no part of the design."""
-    return statement.level == 1 and not (statement.module or "").startswith("design_")
+    modules = [statement.module] if statement.module else [alias.name for alias in statement.names]
+    return statement.level == 1 and not any(module.startswith("design_") for module in modules)
 
 
 def _global_names(statements: list[ast.stmt], filename: str) -> Iterator[str]:

@@ -204,7 +204,8 @@ def _is_free(module: str) -> bool:
 
 def _is_tried(node: Import, part: Extract) -> bool:
     tries = (n for n in ast.walk(ast.Module(part.body, [])) if isinstance(n, ast.Try) and n.handlers)
-    return any(node is inner for each in tries for s in each.body for inner in ast.walk(s))
+    inside = {getattr(n, "lineno", 0) for each in tries for s in each.body for n in ast.walk(s)}
+    return node.lineno in inside
 
 
 def _defined(node: Import, part: Extract, file: Path, names: Sequence[str]) -> list[str]:

@@ -270,7 +270,7 @@ def _check_first_calls(candidate: Candidate) -> None:
         with torch.no_grad():
             if found := beyond_rounding(candidate, find):
                 raise Refused(
-                    f"in the first call of a new model {found}: what it makes of it and keeps holds the future; "
+                    f"in the first call of a new model {found}: what it keeps from then on holds the future; "
                     "keep nothing that follows from values"
                 )
 

@@ -1,4 +1,4 @@
-"""Designs that would get past a lenient pre-flight check: honest rounding passes, what hides behind it does not."""
+"""Designs that would get past a lenient check: honest rounding passes, what hides behind it does not."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ ADVERSARIES = {
         "causality.lengths",
     ),
 }
-# Each token goes to one of three experts: a product's row count, and so its rounding, follows from all tokens.
+# Each token goes to one of three experts: a product's rows, and so its rounding, follow from all tokens.
 EXPERTS = (
     "self.router = nn.Linear(config.n_embd, 3)\n"
     "        self.experts = nn.ModuleList(nn.Linear(config.n_embd, config.n_embd) for _ in range(3))",
