@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         )
         folder.record_fingerprints("code", design_fingerprint=model.design_fingerprint(recipe.model))
         start_up.mark("data")
-        problem = training.design_problem(recipe.model, folder, recipe.train.preflight, console.say)
+        problem = training.design_problem(recipe, folder, console.say)
         start_up.mark("pre-flight")
     except (model.UserError, OSError) as error:
         return console.fail(error)
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     if problem := ranks.broadcast(problem or folder.sharing_problem(ranks.world_size)):
         return console.fail(problem)
     folder.write_configs(vars(recipe), ds.raw, argv)
-    folder.copy_designs(model.design_files(recipe.model))
+    folder.keep_designs(model.files_to_keep(recipe.model))
     folder.update_summary(**overrides.facts())
     with training.failures_recorded(folder, ranks.world_size, console), training.bf16_arithmetic():
         return train(recipe, ds, folder, console, corpus, validation, ranks, start_up)

@@ -15,4 +15,5 @@ from .huggingface import to_hf as to_hf
 from .plug_points import design_files as design_files
 from .plug_points import design_fingerprint as design_fingerprint
 from .plug_points import designs_of_file as designs_of_file
+from .plug_points import files_to_keep as files_to_keep
 from .plugin import module_literal as module_literal

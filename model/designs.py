@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from .arguments import built_for, check_constructor, from_config
 from .attention import ATTENTION_BLOCKS
 from .blocks import BLOCKS
 from .canon import CANON_BLOCKS
 from .config import BlockConfig, GPTConfig, TopologyConfig
 from .dynamic_norms import DYNAMIC_NORMS
-from .errors import UserError, did_you_mean
+from .errors import UserError, did_you_mean, raised_at
 from .hyper_connections import HYPER_CONNECTIONS
 from .layers import MLP, CausalSelfAttention
 from .mudd import MUDD_BLOCKS, MUDD_TOPOLOGIES
@@ -23,8 +24,9 @@ from .norms import NORMS
 from .options import with_options
 from .placements import PLACEMENTS
 from .plug_points import PlugPoint, existing_file, split_name
-from .plugin import classes_in, extract, in_words
+from .plugin import classes_in, in_words
 from .residuals import RESIDUALS
+from .siblings import load, parts_of
 from .sphere import SPHERE_BLOCKS, SPHERE_TOPOLOGIES
 from .streams import STREAMS
 from .topologies import TOPOLOGIES
@@ -60,26 +62,39 @@ class Designs:
 
     def blocks(self, config: GPTConfig) -> list[nn.Module]:
         """The `n_layer` blocks. Raises UserError where the design's own code fails."""
+        return [self.one_block(config, each) for each in self.block_configs(config)]
+
+    def block_configs(self, config: GPTConfig) -> list[BlockConfig]:
+        """What the blocks are given, in order of depth."""
         shape = self._shape(config)
         kind: type = BlockConfig
         added = {name: v for name, v in self.config_defaults.items() if name not in shape}
         if added:
             fields = [(name, type(value), dataclasses.field(default=value)) for name, value in added.items()]
             kind = dataclasses.make_dataclass("BlockConfig", fields, bases=(BlockConfig,), frozen=True)
-        return [
-            _build("block", config, self.block, kind(**shape, layer_idx=i)) for i in range(config.n_layer)
-        ]
+        return [kind(**shape, layer_idx=i) for i in range(config.n_layer)]
+
+    def one_block(self, config: GPTConfig, given: BlockConfig) -> nn.Module:
+        """The block of one of `block_configs`. Raises UserError where the design's own code fails."""
+        return _build("block", config, self.block, given, given)
 
     def joined(self, config: GPTConfig, blocks: Sequence[nn.Module]) -> nn.Module:
         """The topology over the blocks. Raises UserError where the design's own code fails."""
-        return _build("topology", config, self.topology, TopologyConfig(**self._shape(config)), blocks)
+        given = TopologyConfig(**self._shape(config))
+        return _build("topology", config, self.topology, given, given, blocks)
 
     def final_norm(self, config: GPTConfig) -> nn.Module:
         """What stands before the head: the norm, unless block or topology has its own `final_norm`."""
         for design in (self.topology, self.block):
             if not getattr(design, "final_norm", True):
                 return nn.Identity()
-        return _build("norm", config, self.norm, config.n_embd, bias=config.bias)
+        given = TopologyConfig(**self._shape(config))
+        return _build("norm", config, self.norm, given, config.n_embd, bias=config.bias)
+
+    def one_norm(self, config: GPTConfig, ndim: int) -> nn.Module:
+        """A norm of this width as the first block has it."""
+        with built_for(self.block_configs(config)[0]):
+            return self.norm(ndim, bias=config.bias)
 
     def _shape(self, config: GPTConfig) -> dict[str, Any]:
         ours = {"norm": self.norm, "training_step": self.training_step}
@@ -115,7 +130,10 @@ def _find(
     if design is None:
         design, defaults = _load(key, name, REGISTERED[plug], ours)
     options = getattr(config, f"{plug}_options")
-    return with_options(f"{key}_options", design, _GIVEN[plug], options), defaults
+    known = {given.name for given in dataclasses.fields(BlockConfig)} | defaults.keys()
+    check_constructor(plug, name, design, options, known)
+    filled = from_config(design, _GIVEN[plug], frozenset(defaults))
+    return with_options(f"{key}_options", filled, _GIVEN[plug], options), defaults
 
 
 def _load(
@@ -131,14 +149,15 @@ def _load(
     defaults: Mapping[str, Any] = {}
     if where.endswith(".py"):
         path = existing_file(f"{key} is '{name}'", where)
-        classes = classes_in(path)
+        classes = list(classes_in(path))
         if class_name not in classes:
             raise UserError(
                 f"{key} is '{name}', but {where} has no class named '{class_name}'"
                 + _known_names(class_name, classes)
             )
-        part = extract(path, [class_name], ours)
-        design, defaults = getattr(part.load(ours), class_name), part.config_defaults
+        parts = parts_of(path, [class_name], ours)
+        design = getattr(load(parts, ours), class_name)
+        defaults = {name: v for part in reversed(parts) for name, v in part.config_defaults.items()}
     else:
         try:
             module = importlib.import_module(where, __package__)  # `.design_block` in an exported folder
@@ -171,9 +190,15 @@ def _config_defaults(module: types.ModuleType) -> dict[str, Any]:
     return {name: getattr(kind, name) for name in inspect.get_annotations(kind) if hasattr(kind, name)}
 
 
-def _build(plug: str, config: GPTConfig, design: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+def _build(
+    plug: str, config: GPTConfig, design: type[nn.Module], given: TopologyConfig, *args: Any, **kwargs: Any
+) -> nn.Module:
+    """A module of a design; what its constructor builds in turn is for `given` too."""
     try:
-        return design(*args, **kwargs)
+        with built_for(given):
+            return design(*args, **kwargs)
     except Exception as error:
         problem = str(error) if isinstance(error, ValueError) else in_words(error)
-        raise UserError(f"model.{plug} '{getattr(config, plug)}' cannot be built: {problem}") from error
+        raise UserError(
+            f"model.{plug} '{getattr(config, plug)}' cannot be built: {problem}{raised_at(error)}"
+        ) from error

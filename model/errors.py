@@ -4,9 +4,14 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
 
 REFUSED = 2
 """Exit status of a command that was given what cannot be."""
+_BUILDERS = ("arguments", "designs", "siblings")
+"""Modules that call a design's code; where they do so says nothing."""
 
 
 class UserError(ValueError):
@@ -39,3 +44,21 @@ def print_error(sentence: object) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {sentence}", file=sys.stderr)
     return REFUSED
+
+
+def raised_at(error: BaseException) -> str:
+    """Where in a design's code an exception arose: ` (candidate.py line 12)`, the user's before NormLab's."""
+    if error.__cause__ is not None and (found := raised_at(error.__cause__)):
+        return found
+    ours, torch = Path(__file__).parent, Path(str(getattr(find_spec("torch"), "origin", ""))).parent
+    own = registered = ""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        where = f" ({path.name} line {trace.tb_lineno})"
+        if path.parent == ours and path.stem not in _BUILDERS:
+            registered = where
+        elif path.suffix == ".py" and not path.is_relative_to(ours) and not path.is_relative_to(torch):
+            own = own if "importlib" in path.parts else where
+        trace = trace.tb_next
+    return own or registered

@@ -24,6 +24,7 @@ _DESCRIPTIONS: dict[Any, str] = {
     list: "a list such as [a, b]",
     tuple: "a list such as [a, b]",
 }
+_MADE: "dict[tuple[type[nn.Module], str], type[nn.Module]]" = {}
 
 
 def with_options(
@@ -33,7 +34,7 @@ def with_options(
 
     Args:
         key: the recipe's key of the options, such as `model.norm_options`, for the error's sentence.
-        design: a class whose options are its parameters after the first `positional`, each with a default.
+        design: a class whose options are its parameters after the first `positional`.
         positional: how many arguments the contract gives: 2 for `Norm(ndim, bias)`.
         options: values by name; a text is read as the option's type.
 
@@ -49,21 +50,25 @@ def with_options(
             hint = did_you_mean(name, known, 0.5)
             raise UserError(f"{key}.{name} is no option of {design.__name__}{hint}; {has}")
         values[name] = as_type(f"{key}.{name}", value, known[name][0])
-    preset = partialmethod(design.__init__, **values)
-    return type(design.__name__, (design,), {"__init__": preset, "__module__": design.__module__})
+    # One class for the same options: what a file is loaded with decides whether it is loaded again.
+    made = (design, json.dumps(values, sort_keys=True, default=repr))
+    if made not in _MADE:
+        body = {"__init__": partialmethod(design.__init__, **values), "__module__": design.__module__}
+        _MADE[made] = type(design.__name__, (design,), body)
+    return _MADE[made]
 
 
 def options_of(design: "type[nn.Module]", positional: int) -> dict[str, tuple[Any, Any]]:
-    """A design's options: name -> (type, default)."""
+    """A design's options: name -> (type, default), `Parameter.empty` for one that must be given."""
     parameters = list(inspect.signature(design).parameters.values())[positional:]
     try:
         hints = typing.get_type_hints(design.__init__)
     except NameError:  # an annotation that is only read, never run
         hints = {}
     return {
-        p.name: (hints.get(p.name, type(p.default)), p.default)
+        p.name: (hints.get(p.name, object if p.default is p.empty else type(p.default)), p.default)
         for p in parameters
-        if p.default is not p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
 
 

@@ -6,16 +6,16 @@ A nanoGPT-derived script works as it is: its training code is not run.
 import ast
 import builtins
 import dis
-import hashlib
-import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
+EXPORTED = "# Exported by NormLab; the modules beside it are NormLab's."
+"""A line of the designs in an exported folder."""
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 
 
@@ -31,28 +31,8 @@ class Extract:
     """Names that it uses and leaves to NormLab."""
     config_defaults: dict[str, Any]
     """The fields, with defaults, of a `GPTConfig` that the file defines."""
-
-    def load(self, names: Mapping[str, type]) -> types.ModuleType:
-        """Run the part as a module in which `names` stand for what it leaves to NormLab.
-
-        Raises UserError, with the line, where it fails.
-        """
-        given = {name: names[name] for name in self.ours}
-        identity = repr((str(self.path), self.source, [(name, id(given[name])) for name in sorted(given)]))
-        name = f"normlab_plugin_{self.path.stem}_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        if name in sys.modules:
-            return sys.modules[name]
-        module = types.ModuleType(name)
-        module.__file__ = str(self.path)
-        module.__package__ = __package__  # an exported design imports from NormLab's files beside it
-        vars(module).update(given)
-        sys.modules[name] = module
-        try:
-            exec(compile(ast.Module(self.body, []), str(self.path), "exec"), vars(module))
-        except Exception as error:
-            del sys.modules[name]
-            raise UserError(f"{self.path}{_line_of(error, self.path)} fails: {in_words(error)}") from error
-        return module
+    exported: bool
+    """Whether NormLab wrote the file, in an export, where its own modules lie beside it."""
 
 
 def extract(path: Path, classes: Sequence[str], ours: Iterable[str]) -> Extract:
@@ -69,6 +49,7 @@ def extract(path: Path, classes: Sequence[str], ours: Iterable[str]) -> Extract:
     """
     text = _read(path)
     tree = _parse(path, text)
+    exported = EXPORTED in text.splitlines()
     given = frozenset(ours)
     bound: dict[str, list[ast.stmt]] = {}
     future, stars = [], []
@@ -78,7 +59,7 @@ def extract(path: Path, classes: Sequence[str], ours: Iterable[str]) -> Extract:
         elif isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
             stars.append(statement)
         else:
-            for name in (*_binds(statement), *_patches(statement)):
+            for name in (*bound_names(statement), *_patches(statement)):
                 bound.setdefault(name, []).append(statement)
     kept: dict[int, ast.stmt] = {}
     left_to_us: set[str] = set()
@@ -88,7 +69,7 @@ def extract(path: Path, classes: Sequence[str], ours: Iterable[str]) -> Extract:
     line = 1
     while asked:
         name = asked.pop()
-        if name in given and all(map(_imports_nanogpt, bound.get(name, ()))):
+        if name in given and all(_imports_ours(s, exported) for s in bound.get(name, ())):
             left_to_us.add(name)
             continue
         if name not in bound and not hasattr(builtins, name) and not name.startswith("__"):
@@ -112,12 +93,26 @@ def extract(path: Path, classes: Sequence[str], ours: Iterable[str]) -> Extract:
     body += [s for s in tree.body if id(s) in kept]
     lines = text.splitlines()
     parts = ["\n".join(lines[_first_line(s) - 1 : s.end_lineno]) for s in body]
-    return Extract(path, body, "\n\n".join(parts) + "\n", frozenset(left_to_us), _config_defaults(tree))
+    source = "\n\n".join(parts) + "\n"
+    return Extract(path, body, source, frozenset(left_to_us), _config_defaults(tree), exported)
 
 
-def classes_in(path: Path) -> list[str]:
-    """The classes that a file defines at its top level. Raises UserError for one that is not Python."""
-    return [s.name for s in _parse(path, _read(path)).body if isinstance(s, ast.ClassDef)]
+def classes_in(path: Path) -> dict[str, list[str]]:
+    """The classes that a file defines at its top level, each with its constructor's parameters after self.
+
+    Raises UserError for a file that is not Python.
+    """
+    found = {}
+    for statement in _parse(path, _read(path)).body:
+        if isinstance(statement, ast.ClassDef):
+            made = [s for s in statement.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"]
+            found[statement.name] = [a.arg for s in made for a in s.args.args[1:]]
+    return found
+
+
+def names_in(path: Path) -> set[str]:
+    """What a file's top level defines, `*` for an import of everything. Raises as `classes_in` does."""
+    return {name for s in _parse(path, _read(path)).body for name in bound_names(s)}
 
 
 def module_literal(path: Path, name: str) -> Any:
@@ -129,7 +124,7 @@ def module_literal(path: Path, name: str) -> Any:
     values = [
         s.value
         for s in tree.body
-        if isinstance(s, ast.Assign | ast.AnnAssign) and name in _binds(s) and s.value is not None
+        if isinstance(s, ast.Assign | ast.AnnAssign) and name in bound_names(s) and s.value is not None
     ]
     changes = [getattr(node, "lineno", 0) for node in ast.walk(tree) if _sets(node, name)]
     try:
@@ -174,7 +169,7 @@ def _parse(path: Path, text: str) -> ast.Module:
         raise UserError(f"{path} line {error.lineno} is not Python: {error.msg}") from error
 
 
-def _binds(statement: ast.stmt) -> Iterator[str]:
+def bound_names(statement: ast.stmt) -> Iterator[str]:
     """The names that a definition binds; none for what may be training code."""
     match statement:
         case ast.Import() | ast.ImportFrom():
@@ -193,19 +188,27 @@ def _binds(statement: ast.stmt) -> Iterator[str]:
             if isinstance(statement, ast.Try):
                 parts += [*statement.finalbody, *(s for h in statement.handlers for s in h.body)]
             whole = [s for s in parts if not isinstance(s, ast.Pass)]
-            if inside and all(any(_binds(part)) for part in whole) and not _is_main_guard(statement):
+            if inside and all(any(bound_names(part)) for part in whole) and not _is_main_guard(statement):
                 for part in whole:
-                    yield from _binds(part)
+                    yield from bound_names(part)
 
 
 def _is_main_guard(statement: ast.If | ast.Try) -> bool:
     return isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test)
 
 
-def _imports_nanogpt(statement: ast.stmt) -> bool:
+def _imports_ours(statement: ast.stmt, exported: bool) -> bool:
     """Whether a statement imports from nanoGPT's model.py, which is NormLab here, or, as a design that
     was exported does, from a file of NormLab beside it."""
-    return isinstance(statement, ast.ImportFrom) and (statement.module == "model" or statement.level == 1)
+    if not isinstance(statement, ast.ImportFrom):
+        return False
+    return statement.module == "model" or (exported and is_of_export(statement))
+
+
+def is_of_export(statement: ast.ImportFrom) -> bool:
+    """Whether a statement of an exported design imports a module of NormLab's, and no part of the design."""
+    modules = [statement.module] if statement.module else [alias.name for alias in statement.names]
+    return statement.level == 1 and not any(module.startswith("design_") for module in modules)
 
 
 def _global_names(statements: list[ast.stmt], filename: str) -> Iterator[str]:
@@ -245,14 +248,3 @@ def _literal(node: ast.expr | None) -> list[Any]:
         return [] if node is None else [ast.literal_eval(node)]
     except ValueError:
         return []
-
-
-def _line_of(error: BaseException, path: Path) -> str:
-    """The last line of the file that an exception passed, as ` line 12`."""
-    lines = []
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            lines.append(trace.tb_lineno)
-        trace = trace.tb_next
-    return f" line {lines[-1]}" if lines else ""

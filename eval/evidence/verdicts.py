@@ -144,6 +144,8 @@ def _run_problems(run: RunRecord) -> list[str]:
         problems.append(f"skipped {run.summary['skipped_steps']} steps")
     if run.summary.get("preflight") == "skipped":
         problems.append("was trained without the pre-flight check (--skip_preflight)")
+    if run.summary.get("mixes_tokens"):
+        problems.append("mixes tokens outside attention, where data.document_mask does not reach")
     if (own := run.summary.get("candidate_overrides")) is not None:
         problems.append(describe_overrides(own))
     if run.limit is not None:

@@ -3,6 +3,8 @@
 python -m model.preflight --model.variant my_design.py --model.preset gpt2_medium
 """
 
+import contextlib
+import io
 from typing import TYPE_CHECKING
 
 from ..catalogue import variant_name
@@ -36,14 +38,18 @@ def preflight(config: GPTConfig, *, tokens: "Tensor | None" = None, thorough: bo
     from .signal import check_signal
 
     report = Report(variant_name(config))
-    candidate = Candidate.of(config, report.numbers, thorough)
-    with one_thread():
-        if not check_contract(candidate, report):
-            return report
-        check_causality(candidate, report)
-        check_numerics(candidate, report)
-        check_signal(candidate, report)
-        if thorough:
-            check_cost(candidate, report)
-            check_learning(candidate, report, tokens)
+    printed = io.StringIO()  # of a design that prints in each of a thousand forwards
+    with contextlib.redirect_stdout(printed):
+        candidate = Candidate.of(config, report.numbers, thorough)
+        with one_thread():
+            runs = check_contract(candidate, report)
+            if runs:
+                check_causality(candidate, report)
+                check_numerics(candidate, report)
+                check_signal(candidate, report)
+            if runs and thorough:
+                check_cost(candidate, report)
+                check_learning(candidate, report, tokens)
+    if lines := printed.getvalue().strip().splitlines():
+        report.note("contract.prints", f"it prints as it is built or run: '{lines[0][:80]}'")
     return report

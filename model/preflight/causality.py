@@ -1,47 +1,60 @@
-"""Causality: what a position puts out does not change, not by one bit, with anything that comes after it.
+"""Causality: what a position puts out does not change, but for rounding, with anything that comes after it.
 
 Perturbations find what a forward computes, with or without gradient; gradients, which must be exactly 0, find
 structure whatever its coefficient. Weights are drawn at random, so that no closed gate hides a path.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..gpt import GPT
+from . import independence
 from .candidate import (
     FIRST_STEPS,
     SEED,
     STEADY_STEP,
     Candidate,
     at_step,
-    difference,
     each_layer,
     embeddings,
     hidden,
-    largest,
     logits,
-    seed_all,
 )
 from .parts import full_width, norm_alone
-from .perturb import ADVICE, SHORT, WINDOW, changed_streams, cuts, first_change, tail_mask
+from .perturb import (
+    ADVICE,
+    SHORT,
+    WINDOW,
+    Change,
+    beyond_rounding,
+    changed_streams,
+    cuts,
+    first_change,
+    tail_mask,
+    with_rounding,
+)
 from .report import Doubtful, Refused, Report
 
 
 def check_causality(candidate: Candidate, report: Report) -> None:
     """Add the checks of causality."""
     report.run("causality.norm", lambda: norm_alone(candidate))
-    report.run("causality.layers", lambda: _layers(candidate))
-    looks_back = report.run("causality.model", lambda: _model(candidate))
-    report.run("causality.lengths", lambda: _lengths(candidate))
+    report.run("causality.layers", lambda: with_rounding(candidate, _layers))
+    looks_back = report.run("causality.model", lambda: with_rounding(candidate, _model))
+    report.run("causality.lengths", lambda: with_rounding(candidate, _lengths))
     report.run("causality.gradient", lambda: _gradient(candidate))
     if looks_back:  # else its future is in every call
-        report.run("causality.memory", lambda: _memory(candidate))
-    report.run("causality.targets", lambda: _targets(candidate))
-    report.run("causality.width", lambda: full_width(candidate))
+        report.run("causality.memory", lambda: with_rounding(candidate, independence.memory))
+    report.run("causality.targets", lambda: independence.targets(candidate))
+    report.run("causality.width", lambda: with_rounding(candidate, full_width))
     if candidate.reads_step():
-        report.run("causality.first_steps", lambda: _first_steps(candidate))
+        report.run("causality.first_steps", lambda: with_rounding(candidate, _first_steps))
 
 
 def _compare(
@@ -51,16 +64,20 @@ def _compare(
 
     Rows need sequences of a batch to be independent; otherwise each cut is a batch of its own.
     """
-    groups = [list(at)] if candidate.apart else [[cut] for cut in at]
-    for group in groups:
-        rows = x.expand(len(group), -1, -1)
-        tail = tail_mask(group, x.shape[1])
+
+    def find() -> Change | None:
         before = each_layer(blocks, rows)
         for way in ways:
             after = each_layer(blocks, changed_streams(rows, tail, way))
             for layer, (y, z) in enumerate(zip(before, after, strict=True)):
                 if found := first_change(y, z, tail):
-                    raise Refused(f"layer {layer}: {found}; {ADVICE}")
+                    return replace(found, words=f"layer {layer}: {found.words}")
+        return None
+
+    for group in [list(at)] if candidate.apart else [[cut] for cut in at]:
+        rows, tail = x.expand(len(group), -1, -1), tail_mask(group, x.shape[1])
+        if found := beyond_rounding(candidate, find):
+            raise Refused(f"{found}; {ADVICE}")
 
 
 def _layers(candidate: Candidate) -> str:
@@ -99,18 +116,24 @@ def _compare_model(candidate: Candidate, at: Sequence[int], length: int) -> None
     tail = tail_mask(at, length)
     idx = candidate.tokens(1, length).expand(len(at), -1)
     other = torch.where(tail, candidate.tokens(len(at), length, SEED + 1), idx)
-    with torch.no_grad():
-        model = candidate.model()
+    model = candidate.model()
+
+    def find() -> Change | None:
         before = logits(model, idx)
-        found = first_change(before, logits(model, other), tail)
-        if not found:
-            with embeddings(model, lambda x: changed_streams(x, tail, 0)):
-                found = first_change(before, logits(model, idx), tail)
-        if found:
+        if found := first_change(before, logits(model, other), tail):
+            return found
+        with embeddings(model, lambda x: changed_streams(x, tail, 0)):
+            return first_change(before, logits(model, idx), tail)
+
+    with torch.no_grad():
+        if found := beyond_rounding(candidate, find):
             raise Refused(f"the model: {found}; {ADVICE}")
         if candidate.thorough:
-            model = candidate.model("initial").train()
-            if found := first_change(logits(model, idx), logits(model, other), tail):
+            initial = candidate.model("initial").train()
+            found = beyond_rounding(
+                candidate, lambda: first_change(logits(initial, idx), logits(initial, other), tail)
+            )
+            if found:
                 raise Refused(f"the model with its initial weights, in train mode: {found}; {ADVICE}")
 
 
@@ -133,8 +156,21 @@ def _lengths(candidate: Candidate) -> str:
         for dtype in (torch.float32, torch.bfloat16):
             _compare_tokens(candidate.model(dtype=dtype), candidate, 2, candidate.length(24), (2,), True)
         dropped = candidate.model(dropout=0.1)
-        _compare_tokens(dropped, candidate, 2, candidate.length(24), (2,), True, " with dropout")
+        with _KeepAll():
+            _compare_tokens(dropped, candidate, 2, candidate.length(24), (2,), True, " with dropout")
     return f"exact at lengths {', '.join(map(str, lengths))}, in train and eval mode, also in fp32 and bf16"
+
+
+class _KeepAll(TorchFunctionMode):
+    """While it is entered, dropout scales and drops nothing: a design that gathers rows draws as many numbers
+    as there are, and so moves all later draws."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {"p": 0.5, "training": True} | dict(zip(("input", "p", "training"), args, strict=False))
+        given |= kwargs or {}
+        if func is F.dropout and given["training"] and given["p"] < 1.0:
+            return given["input"] / (1.0 - given["p"])
+        return func(*args, **(kwargs or {}))
 
 
 def _compare_tokens(
@@ -148,22 +184,28 @@ def _compare_tokens(
 ) -> None:
     model.train(training)
     idx = candidate.tokens(batch, length)
-    with torch.set_grad_enabled(training and length < 40):
+
+    def find() -> Change | None:
         before = hidden(model, idx)
         for cut in {max(cut, 0) for cut in at}:
             tail = tail_mask([cut] * batch, length)
             other = torch.where(tail, candidate.tokens(batch, length, SEED + 1 + cut), idx)
             if found := first_change(before, hidden(model, other), tail):
-                raise Refused(
-                    f"the model in {'train' if training else 'eval'} mode{more}, "
-                    f"{next(model.parameters()).dtype}, batch of {batch}: {found}; {ADVICE}"
-                )
+                return found
+        return None
+
+    with torch.set_grad_enabled(training and length < 40):
+        if found := beyond_rounding(candidate, find):
+            raise Refused(
+                f"the model in {'train' if training else 'eval'} mode{more}, "
+                f"{next(model.parameters()).dtype}, batch of {batch}: {found}; {ADVICE}"
+            )
 
 
 def _gradient(candidate: Candidate) -> str:
     """d(outputs up to a cut) / d(stream after it) is exactly 0, for every block and for the model."""
     window = candidate.length(WINDOW if candidate.thorough else SHORT)
-    at = cuts(candidate, window)
+    at = list(range(window - 1))
     if not candidate.apart:
         at = at[len(at) // 2 :][:1]
     tail = tail_mask(at, window)
@@ -218,62 +260,6 @@ def _reaches(size: float, position: int, cut: int) -> str:
         f"the gradient of the outputs up to position {cut} reaches position {position} with size {size:.2g}, "
         f"which must be exactly 0; {ADVICE}"
     )
-
-
-def _memory(candidate: Candidate) -> str:
-    """Outputs up to a cut stay the same when calls with other futures come before, also after a backward."""
-    length = candidate.length(40)
-    cut = length // 2 - 1
-    if cut < 0:
-        raise Doubtful("not checked: model.block_size is 1")
-    tail = tail_mask([cut] * 2, length)
-    idx = candidate.tokens(2, length)
-    futures = [torch.where(tail, candidate.tokens(2, length, SEED + 1 + i), idx) for i in range(2)]
-    for training in (False, True):
-        model = candidate.model().train(training)
-        outputs = []
-        for number, given in enumerate((idx, idx, futures[0], futures[0], futures[1], idx)):
-            y = hidden(model, given)
-            outputs.append(y.detach())
-            if training and number == 2:
-                y.square().mean().backward()
-                model.zero_grad(set_to_none=True)
-        for y in outputs[1:]:
-            if found := first_change(outputs[0], y, tail):
-                raise Refused(
-                    f"in repeated calls {found}: a forward remembers an earlier one's input, and so its "
-                    "future; keep nothing from one forward to the next"
-                )
-        whole, scale = outputs[-1][:, : cut + 1], largest(outputs[-1])
-        alone = hidden(model, idx[:, : cut + 1]).detach()
-        if not (candidate.stochastic and training) and (size := largest(whole - alone)) > 1e-3 * scale:
-            raise Refused(
-                f"the first {cut + 1} tokens alone and the same as the beginning of {length} differ by "
-                f"{size:.2g} of {scale:.2g}: the output depends on the sequence's length or on an earlier "
-                "call"
-            )
-    return "no call remembers another's future, and a beginning alone computes the same"
-
-
-def _targets(candidate: Candidate) -> str:
-    """What the head reads is the same with targets, with other targets and without."""
-    model, idx = candidate.model().train(), candidate.tokens(2, candidate.length(40))
-    read: list[torch.Tensor] = []
-    handle = model.lm_head.register_forward_pre_hook(lambda module, given: read.append(given[0]))
-    try:
-        with torch.no_grad():
-            for targets in (None, idx.roll(-1, 1), idx.flip(1)):
-                seed_all()
-                model(idx, targets)
-    finally:
-        handle.remove()
-    for other in read[1:]:
-        if size := difference(read[0], other):
-            raise Refused(
-                f"what the head reads changes by up to {size} with the targets: the model may not see what "
-                "it must predict"
-            )
-    return "targets do not reach the model's output"
 
 
 def _first_steps(candidate: Candidate) -> str:

@@ -9,6 +9,8 @@ from ..topologies import takes_state
 from . import independence
 from .candidate import Candidate, difference, each_layer, hidden, logits, state_for
 from .independence import BATCH, LENGTH, tokens
+from .passes import runs
+from .perturb import with_rounding
 from .report import Doubtful, Refused, Report, raised_at
 
 
@@ -16,17 +18,19 @@ def check_contract(candidate: Candidate, report: Report) -> bool:
     """Add the contract's checks; whether the design runs at all."""
     if not report.run("contract.builds", lambda: _builds(candidate)):
         return False
+    if not report.run("contract.runs", lambda: runs(candidate)):
+        return False
     if not report.run("contract.shapes", lambda: _shapes(candidate)):
         return False
     report.run("contract.device", lambda: _device(candidate))
     report.run("contract.float64", lambda: _float64(candidate))
     report.run("contract.input", lambda: _input(candidate))
     report.run("contract.repeatable", lambda: independence.repeatable(candidate))
-    candidate.apart = report.run("contract.batch", lambda: independence.batch(candidate))
+    candidate.apart = report.run("contract.batch", lambda: with_rounding(candidate, independence.batch))
     report.run("contract.train_mode", lambda: independence.train_mode(candidate))
     report.run("contract.state_dict", lambda: independence.state_dict(candidate))
     report.run("contract.parameters", lambda: _parameters(candidate))
-    report.run("contract.documents", lambda: independence.documents(candidate))
+    report.run("contract.documents", lambda: with_rounding(candidate, independence.documents))
     return True
 
 

@@ -1,15 +1,22 @@
 """An output follows from its own sequence and the weights: not from other sequences, calls or the mode."""
 
 import copy
+import itertools
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
 from ..gpt import GPT
+from ..siblings import loaded_afresh
 from .candidate import SEED, Candidate, difference, embeddings, hidden, largest, logits, seed_all
+from .perturb import WINDOW, Change, beyond_rounding, change, first_change, tail_mask
 from .report import Doubtful, Refused
 
 BATCH, LENGTH = 3, 40
+MIXES = "it mixes tokens: data.document_mask is off for it, and the scorecard marks it"
 
 
 def tokens(candidate: Candidate, seed: int = SEED) -> torch.Tensor:
@@ -41,18 +48,22 @@ def repeatable(candidate: Candidate) -> str:
 def batch(candidate: Candidate) -> str:
     """A sequence's output does not depend on the other sequences of its batch."""
     idx, other = tokens(candidate), tokens(candidate, SEED + 1)
-    for training in (False, True):
-        model = candidate.model().train(training)
+
+    def find() -> Change | None:
+        first = hidden(model, idx)
+        for kept in range(BATCH):
+            changed = other.clone()
+            changed[kept] = idx[kept]
+            words = f"sequence {kept} of {BATCH} changes by up to {{}} when the others change"
+            if found := change(words, first[kept], hidden(model, changed)[kept]):
+                return found
+        return None
+
+    for mode in ("eval", "train"):
+        model = candidate.model().train(mode == "train")
         with torch.no_grad():
-            first = hidden(model, idx)
-            for kept in range(BATCH):
-                changed = other.clone()
-                changed[kept] = idx[kept]
-                if size := difference(first[kept], hidden(model, changed)[kept]):
-                    raise Refused(
-                        f"sequence {kept} of {BATCH} changes by up to {size} when the others change "
-                        f"({'train' if training else 'eval'} mode): statistics may not run over the batch"
-                    )
+            if found := beyond_rounding(candidate, find):
+                raise Refused(f"{found} ({mode} mode): statistics may not run over the batch")
     model = candidate.model()
     others = _embedding_gradient(model, idx)[1:]
     if size := difference(others, torch.zeros_like(others)):
@@ -62,8 +73,8 @@ def batch(candidate: Candidate) -> str:
         )
     if not candidate.stochastic:
         with torch.no_grad():
-            alone, scale = hidden(model, idx[:1]), largest(first)
-        if (gap := largest(alone[0] - hidden(model, idx)[0])) > 1e-4 * scale:
+            alone, whole = hidden(model, idx[:1]), hidden(model, idx)
+        if (gap := largest(alone[0] - whole[0])) > 1e-4 * (scale := largest(whole)):
             raise Refused(
                 f"a sequence alone and the same one in a batch of {BATCH} differ by up to {gap:.2g} of "
                 f"{scale:.2g}: the output may not depend on the batch size"
@@ -138,7 +149,10 @@ def state_dict(candidate: Candidate) -> str:
 def documents(candidate: Candidate) -> str:
     """With a document mask, the second document of a sequence does not see the first."""
     model, idx = candidate.model(), tokens(candidate)
-    candidate.numbers["documents_apart"] = False
+    numbers = candidate.numbers
+    numbers["documents_apart"], numbers["mixes_tokens"] = False, _mixes_tokens(candidate)
+    if numbers["mixes_tokens"]:
+        raise Doubtful(f"a position reads earlier ones outside attention too: {MIXES}")
     try:
         model.check_document_mask()
     except UserError:
@@ -152,15 +166,131 @@ def documents(candidate: Candidate) -> str:
     documents = (torch.arange(idx.shape[1]) >= cut).int().expand_as(idx)
     changed = idx.clone()
     changed[:, :cut] = tokens(candidate, SEED + 1)[:, :cut]
-    with torch.no_grad():
-        first = logits(model, idx, documents=documents)[:, cut:]
-        second = logits(model, changed, documents=documents)[:, cut:]
+
+    def find() -> Change | None:
+        outputs = [logits(model, given, documents=documents)[:, cut:] for given in (idx, changed)]
         seed_all()
         model.hidden(idx)  # takes the mask away again
-    if size := difference(first, second):
-        raise Doubtful(
-            f"data.document_mask cannot be used: the second document changes by up to {size} with the first; "
-            "the design mixes positions outside attention"
-        )
-    candidate.numbers["documents_apart"] = True
+        return change("the second document changes by up to {} with the first", *outputs)
+
+    with torch.no_grad():
+        if found := beyond_rounding(candidate, find):
+            raise Doubtful(f"data.document_mask cannot be used: {found}")
+    numbers["documents_apart"] = True
     return "documents of a sequence are kept apart"
+
+
+def _mixes_tokens(candidate: Candidate) -> bool:
+    """Whether a position reads earlier ones while attention sees nothing but the position itself."""
+    model, idx = candidate.model(), tokens(candidate)
+    cut = idx.shape[1] // 2
+    changed = idx.clone()
+    changed[:, :cut] = tokens(candidate, SEED + 1)[:, :cut]
+
+    def find() -> Change | None:
+        with _OwnPosition():
+            return change("{}", *(hidden(model, given)[:, cut:] for given in (idx, changed)))
+
+    with torch.no_grad():
+        return bool(beyond_rounding(candidate, find))
+
+
+class _OwnPosition(TorchFunctionMode):
+    """While it is entered, attention gives each position its own value."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+        query, value = given["query"], given["value"]
+        return value.repeat_interleave(query.shape[-3] // value.shape[-3], -3) if query.ndim > 3 else value
+
+
+def memory(candidate: Candidate) -> str:
+    """Outputs up to a cut stay the same when calls with other futures come before, also after a backward."""
+    length = candidate.length(40)
+    cut = length // 2 - 1
+    if cut < 0:
+        raise Doubtful("not checked: model.block_size is 1")
+    _check_first_calls(candidate)
+    tail = tail_mask([cut] * 2, length)
+
+    def find() -> Change | None:
+        # Other tokens each time, so that what is remembered of the first ones is not met again.
+        seed = next(seeds)
+        idx = candidate.tokens(2, length, seed)
+        futures = [torch.where(tail, candidate.tokens(2, length, seed + 1 + i), idx) for i in range(2)]
+        outputs = []
+        for number, given in enumerate((idx, idx, futures[0], futures[0], futures[1], idx)):
+            y = hidden(model, given)
+            outputs.append(y.detach())
+            if model.training and number == 2:
+                y.square().mean().backward()
+                model.zero_grad(set_to_none=True)
+        return next(filter(None, (first_change(outputs[0], y, tail) for y in outputs[1:])), None)
+
+    for training in (False, True):
+        model, seeds = candidate.model().train(training), itertools.count(SEED, 100)
+        if found := beyond_rounding(candidate, find):
+            raise Refused(
+                f"in repeated calls {found}: a forward remembers an earlier one's input, and so its future; "
+                "keep nothing from one forward to the next"
+            )
+        idx = candidate.tokens(2, length)
+        whole, alone = (hidden(model, given).detach() for given in (idx, idx[:, : cut + 1]))
+        whole, scale = whole[:, : cut + 1], largest(whole)
+        if not (candidate.stochastic and training) and (size := largest(whole - alone)) > 1e-3 * scale:
+            raise Refused(
+                f"the first {cut + 1} tokens alone and the same as the beginning of {length} differ by "
+                f"{size:.2g} of {scale:.2g}: the output depends on the sequence's length or on an earlier "
+                "call"
+            )
+    return "no call remembers another's future, and a beginning alone computes the same"
+
+
+def _check_first_calls(candidate: Candidate) -> None:
+    """Raises Refused where a future reaches the first call that a new model gets, of which a design may keep
+    a table: every later call of that shape would look innocent."""
+    length = candidate.length(WINDOW)
+    tail = tail_mask([length // 2 - 1] * 2, length)
+    idx = candidate.tokens(2, length)
+    inputs = (idx, torch.where(tail, candidate.tokens(2, length, SEED + 1), idx))
+    weights = candidate.model().state_dict()
+    for training, dtype in ((False, candidate.exact), (True, candidate.exact), (False, torch.bfloat16)):
+
+        def find(training: bool = training, dtype: torch.dtype = dtype) -> Change | None:
+            outputs = []
+            for given in inputs:
+                with loaded_afresh():
+                    model = candidate.build().to(dtype)
+                model.load_state_dict(weights)
+                outputs.append(hidden(model.train(training), given))
+            return first_change(outputs[0], outputs[1], tail)
+
+        with torch.no_grad():
+            if found := beyond_rounding(candidate, find):
+                raise Refused(
+                    f"in the first call of a new model {found}: what it keeps from then on holds the future; "
+                    "keep nothing that follows from values"
+                )
+
+
+def targets(candidate: Candidate) -> str:
+    """What the head reads is the same with targets, with other targets and without."""
+    model, idx = candidate.model().train(), candidate.tokens(2, candidate.length(40))
+    read: list[torch.Tensor] = []
+    handle = model.lm_head.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    try:
+        with torch.no_grad():
+            for targets in (None, idx.roll(-1, 1), idx.flip(1)):
+                seed_all()
+                model(idx, targets)
+    finally:
+        handle.remove()
+    for other in read[1:]:
+        if size := difference(read[0], other):
+            raise Refused(
+                f"what the head reads changes by up to {size} with the targets: the model may not see what "
+                "it must predict"
+            )
+    return "targets do not reach the model's output"

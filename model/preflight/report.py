@@ -1,18 +1,16 @@
 """What the pre-flight check says: a line for each check, and the numbers behind them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
+from ..errors import UserError, raised_at
 from ..plugin import in_words
 
-Status = Literal["pass", "warn", "fail"]
-_PREFLIGHT = Path(__file__).parent
-_MODEL = _PREFLIGHT.parent
-_TORCH = Path(str(getattr(find_spec("torch"), "origin", ""))).parent
+__all__ = ["Check", "Doubtful", "Refused", "Report", "Rounding", "Status", "raised_at"]
+
+Status = Literal["pass", "rounding", "warn", "fail"]
 
 
 class Refused(Exception):
@@ -23,12 +21,17 @@ class Doubtful(Exception):
     """What a check found that a user should know, though a run may start."""
 
 
+class Rounding(Exception):
+    """What differs, and by the rounding of sums alone: no bit of another position's values is in it."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One check's outcome.
 
     Attributes:
         name: `subject.what`, such as `causality.layers`.
+        status: `rounding` is as good as `pass`.
         detail: what was found; of a failure also where, how large, and what to do.
     """
 
@@ -49,6 +52,7 @@ class Report:
     design: str
     checks: list[Check] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
+    _raised: dict[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -56,20 +60,27 @@ class Report:
         return not self._with("fail")
 
     def run(self, name: str, check: Callable[[], str]) -> bool:
-        """Add the outcome of `check`, which returns its detail or raises `Refused` or `Doubtful`.
+        """Add the outcome of `check`, which returns its detail or raises `Refused`, `Doubtful` or `Rounding`.
 
-        Any other exception comes from the design's own code, and is a failed check. Returns whether the check
-        did not fail.
+        Any other exception comes from the design's own code, and is a failed check; one that an earlier check
+        has met is not described again. Returns whether the check did not fail.
         """
         status: Status = "pass"
         try:
             detail = check()
+        except Rounding as rounding:
+            status, detail = "rounding", str(rounding)
         except Doubtful as doubt:
             status, detail = "warn", str(doubt)
         except Refused as refusal:
             status, detail = "fail", str(refusal)
+        except UserError as error:
+            status, detail = "fail", str(error)
         except (Exception, SystemExit) as error:
             status, detail = "fail", f"raised {in_words(error)[:300]}{raised_at(error)}"
+            met = self._raised.setdefault(re.sub(r"\d+", "", detail), name)
+            if met != name:
+                detail = f"raised the same {type(error).__name__} as {met}"
         self.checks.append(Check(name, status, detail))
         return status != "fail"
 
@@ -80,7 +91,8 @@ class Report:
     def table(self) -> str:
         """Status, check and detail in columns, and a last line with the verdict."""
         width = max((len(check.name) for check in self.checks), default=0)
-        lines = [f"{check.status:<4}  {check.name:<{width}}  {check.detail}" for check in self.checks]
+        column = max((len(check.status) for check in self.checks), default=0)
+        lines = [f"{check.status:<{column}}  {check.name:<{width}}  {check.detail}" for check in self.checks]
         return "\n".join([*lines, self.verdict()])
 
     def verdict(self) -> str:
@@ -101,22 +113,3 @@ class Report:
 
     def _with(self, status: Status) -> list[Check]:
         return [check for check in self.checks if check.status == status]
-
-
-def raised_at(error: BaseException) -> str:
-    """Where in the design's code an exception arose: ` (candidate.py line 12)`."""
-    if error.__cause__ is not None and (found := raised_at(error.__cause__)):
-        return found
-    ours = None
-    theirs = None
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None:
-        path = Path(trace.tb_frame.f_code.co_filename)
-        if path.suffix == ".py" and not path.is_relative_to(_TORCH) and not path.is_relative_to(_PREFLIGHT):
-            if path.is_relative_to(_MODEL):
-                ours = (path, trace.tb_lineno)
-            elif "importlib" not in path.parts:
-                theirs = (path, trace.tb_lineno)
-        trace = trace.tb_next
-    where = theirs or ours
-    return f" ({where[0].name} line {where[1]})" if where else ""

@@ -158,7 +158,7 @@ BLOCKS = {
         "self.seen += self.training",
         "contract.train_mode",
     ),
-    "in-place change of the input": ("pass", "x = x", "contract.input"),
+    "in-place change of the input": ("pass", "x = x", "contract.runs"),
     "unused parameter": ("self.unused = nn.Parameter(torch.zeros(3))", "pass", "contract.parameters"),
     "constant that is not saved": (
         "self.constant = torch.randn(config.n_embd)",

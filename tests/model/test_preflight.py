@@ -104,8 +104,8 @@ def test_a_design_that_mixes_positions_itself_cannot_have_a_document_mask(tmp_pa
     init, change = HONEST["causal convolution"]
     report = check(tmp_path, BLOCK.format(init=init, change=change))
     (found,) = [check for check in report.checks if check.name == "contract.documents"]
-    assert found.status == "warn" and "data.document_mask cannot be used" in found.detail
-    assert report.numbers["documents_apart"] is False
+    assert found.status == "warn" and "mixes tokens: data.document_mask is off" in found.detail
+    assert report.numbers["documents_apart"] is False and report.numbers["mixes_tokens"] is True
 
 
 def test_an_exception_is_a_failed_check_with_the_candidates_line(tmp_path: Path) -> None:

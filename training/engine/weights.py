@@ -8,6 +8,7 @@ import torch
 
 from model import GPT, GPTConfig
 from model.errors import UserError
+from model.plug_points import PLUG_POINTS, kept_design
 
 from ..run.reader import damage, find_checkpoint, read_recipe
 
@@ -27,8 +28,8 @@ def load_model(run_dir: str | Path, step: int | None = None) -> tuple[GPT, int]:
     if problem := damage(folder):
         raise UserError(f"{folder} is damaged ({problem}): --step chooses another checkpoint")
     shape = read_recipe(run_dir)["model"]
-    for file in run_dir.glob("designs/*.py"):  # the code that was trained, whatever became of the file
-        shape[file.stem] = f"{file}:{shape[file.stem].rpartition(':')[2]}"
+    for plug in PLUG_POINTS:  # the code that was trained, whatever became of the file
+        shape[plug] = kept_design(run_dir / "designs", plug, shape[plug])
     gpt = GPT(GPTConfig(**shape))
     gpt.load_state_dict(fp32_weights(folder))
     gpt.set_training_step(step)

@@ -127,11 +127,16 @@ class RunFolder:
                 )
         self.summary |= fingerprints
 
-    def copy_designs(self, files: Mapping[Any, Path]) -> None:
-        """Copy the files that designs come from to `designs/norm.py`, `block.py` and `topology.py`."""
-        for plug, file in files.items() if self.rank == 0 else ():
-            (self.path / "designs").mkdir(exist_ok=True)
-            write_text(self.path / "designs" / f"{plug}.py", file.read_text())
+    def keep_designs(self, files: Mapping[str, Path]) -> None:
+        """Copy the files that designs come from into `designs/`, by their names there; nothing else stays."""
+        if self.rank != 0:
+            return
+        folder = self.path / "designs"
+        for name, file in files.items():
+            write_text(folder / name, file.read_text())
+        for old in folder.rglob("*.py"):
+            if old.relative_to(folder).as_posix() not in files:
+                old.unlink()
 
     def write_configs(
         self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], command: list[str]

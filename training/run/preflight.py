@@ -1,7 +1,10 @@
 """The pre-flight check of a run: once, before a GPU second is spent."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from model.files import write_json
 
@@ -10,16 +13,15 @@ from .folder import RunFolder
 if TYPE_CHECKING:
     from model import GPTConfig
 
+    from ..config.recipe import Recipe
 
-def design_problem(
-    config: "GPTConfig", run: RunFolder, wanted: bool, say: Callable[[str], None]
-) -> str | None:
+
+def design_problem(recipe: "Recipe", run: RunFolder, say: Callable[[str], None]) -> str | None:
     """Check a design on rank 0, unless its run was checked before; the summary says how it went.
 
     Args:
-        config: the model that the run would train.
+        recipe: the run's; where `train.preflight` is false, the summary says so.
         run: gets `preflight.json`.
-        wanted: False leaves the check out, and the summary says so.
         say: is told of each check that did not pass, and of the verdict.
 
     Returns:
@@ -27,12 +29,13 @@ def design_problem(
     """
     if run.rank > 0 or run.summary.get("preflight"):
         return None
-    if not wanted:
+    if not recipe.train.preflight:
         run.summary["preflight"] = "skipped"
         return None
     from model import variant_name  # here: most starts are checked already, or do not want it
     from model.preflight import preflight
 
+    config = recipe.model
     report = preflight(config, thorough=False)
     write_json(run.path / "preflight.json", report.to_json())
     for check in report.checks:
@@ -40,9 +43,37 @@ def design_problem(
             say(f"pre-flight {check.status}: {check.name}: {check.detail}")
     if not report.passed:
         return (
-            f"the pre-flight check refuses {variant_name(config)}: python -m model.preflight says more, and "
+            f"the pre-flight check refuses {variant_name(config)}: `{_command(config)}` says more, and "
             "--skip_preflight trains it all the same"
         )
+    if recipe.data.document_mask and not report.numbers["documents_apart"]:
+        return (
+            f"data.document_mask is true, but {variant_name(config)} does not keep documents apart, as "
+            "contract.documents of the pre-flight check says: set it to false"
+        )
     run.summary["preflight"] = report.verdict()
+    run.summary["mixes_tokens"] = report.numbers["mixes_tokens"]
     say(f"pre-flight check: {report.verdict()}")
     return None
+
+
+def _command(config: "GPTConfig") -> str:
+    """The command that checks this model thoroughly."""
+    from model.preflight.__main__ import COMMAND, DEFAULTS
+
+    usual = COMMAND.build_sections(DEFAULTS, {})[0]["model"]
+    words = [
+        f"--model.{key} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
+        for field in fields(config)
+        for key, value in _flat(field.name, getattr(config, field.name))
+        if getattr(usual, field.name) != getattr(config, field.name)
+    ]
+    return " ".join(["python -m model.preflight", *words])
+
+
+def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A key with its value, or a design's options each with its own."""
+    if isinstance(value, dict):
+        yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+    else:
+        yield key, value
