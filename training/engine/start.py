@@ -65,6 +65,7 @@ def initial_model(recipe: Recipe, folder: RunFolder, resumes: bool) -> GPT:
         return GPT(recipe.model)
     weights = load_weights(source).state_dict()
     folder.record_fingerprints("initial weights", init_fingerprint=fingerprint(weights))
+    folder.summary["init_from"] = source
     torch.manual_seed(recipe.train.init_seed)
     gpt = GPT(recipe.model)
     gpt.load_state_dict(weights)
@@ -76,7 +77,7 @@ def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
