@@ -1,6 +1,7 @@
 """Text that a model writes: `python -m eval.generate RUN_OR_FOLDER --prompt "..." [--prompt "..."]`."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +85,8 @@ def generate(options: argparse.Namespace) -> list[str]:
     from training.samples import continue_text
 
     tokenizer = tokenizer_of(options.source)
-    gpt = load_weights(options.source, options.step).eval()
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints what it reads
+        gpt = load_weights(options.source, options.step)
     gpt.to("cuda" if torch.cuda.is_available() else "cpu")
     samples = [
         continue_text(

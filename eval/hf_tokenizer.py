@@ -49,8 +49,12 @@ def read_tokenizer_of(folder: Path) -> FolderTokenizer | None:
         return None
     try:
         return FolderTokenizer(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} has a tokenizer that cannot be read: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # transformers and tokenizers raise whatever a broken file leads to
+        raise UserError(
+            f"{folder} has a tokenizer that cannot be read: {type(error).__name__}: {error}"
+        ) from error
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
