@@ -44,6 +44,7 @@ def from_hf(source: nn.Module | str | Path) -> GPT:
         if values.get("model_type") != "normlab":
             return _from_gpt2(values, state)
         return _from_normlab(values, state, Path(str(sys.modules[type(source).__module__].__file__)).parent)
+    from safetensors import SafetensorError
     from transformers import PreTrainedConfig
 
     try:
@@ -53,7 +54,7 @@ def from_hf(source: nn.Module | str | Path) -> GPT:
         if values.get("model_type") == "normlab":
             return _from_normlab_folder(values, source)
         return _from_gpt2_folder(values, source)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{source} cannot be read: {str(error).splitlines()[0]}") from error
 
 
