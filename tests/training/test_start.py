@@ -34,9 +34,9 @@ class Tilted(nn.Module):
 SHAPE = GPTConfig(**TINY)
 
 
-def check(source: Path, config: GPTConfig, run_dir: Path = Path("nowhere")) -> None:
-    train = SimpleNamespace(init_from=str(source))
-    recipe: Any = SimpleNamespace(model=config, train=train)
+def check(source: Path, config: GPTConfig, run_dir: Path = Path("nowhere"), tokenizer: str = "gpt2") -> None:
+    train, data = SimpleNamespace(init_from=str(source)), SimpleNamespace(tokenizer=tokenizer)
+    recipe: Any = SimpleNamespace(model=config, train=train, data=data)
     folder: Any = SimpleNamespace(path=run_dir)
     check_start(recipe, folder)
 
@@ -83,6 +83,8 @@ def test_what_weights_do_not_depend_on_may_differ(tmp_path: Path) -> None:
         f"train.init_from is {run}, a model with model.vocab_size 64, but this run has 128: give "
         "--model.vocab_size 64, or another train.init_from"
     )
+    with pytest.raises(UserError, match="a run with data.tokenizer gpt2, but this run has bytes: give"):
+        check(run, SHAPE, tokenizer="bytes")
 
 
 def test_a_design_from_a_file_must_have_the_same_code(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from data import DataConfig
 from model import GPT, GPTConfig
 from model.errors import UserError
 from model.export import write_code
@@ -20,7 +21,7 @@ from model.plugin import extract
 
 from ..config.recipe import Recipe
 from ..run.folder import RunFolder
-from ..run.reader import complete_checkpoints, is_model_folder
+from ..run.reader import complete_checkpoints, is_model_folder, read_recipe, run_and_step
 from .weights import config_of, load_weights
 
 FREE = ("dropout", "z_loss")
@@ -39,6 +40,7 @@ def check_start(recipe: Recipe, folder: RunFolder) -> None:
         theirs = config_of(source)
     except UserError as error:
         raise UserError(f"train.init_from is {source}: {error}") from error
+    _check_tokenizer(source, recipe.data.tokenizer)
     for field in fields(GPTConfig):
         before, now = getattr(theirs, field.name), getattr(recipe.model, field.name)
         if field.name in FREE or before == now:
@@ -79,6 +81,20 @@ def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _check_tokenizer(source: str, ours: str) -> None:
+    """Raises UserError where a run had another tokenizer; tokenizers with as many tokens may differ."""
+    run_dir, _ = run_and_step(Path(source).expanduser())
+    if is_model_folder(run_dir):
+        return
+    theirs = (read_recipe(run_dir).get("data") or {}).get("tokenizer", DataConfig.tokenizer)
+    moved = theirs.endswith(".json") and ours.endswith(".json")
+    if theirs != ours and not moved:
+        raise UserError(
+            f"train.init_from is {source}, a run with data.tokenizer {theirs}, but this run has {ours}: give "
+            f"--data.tokenizer {shlex.quote(theirs)}, or another train.init_from"
+        )
 
 
 def _same_code(plug: Any, source: str, theirs: GPTConfig, ours: GPTConfig) -> bool:
