@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
         training.load_libraries(recipe.train.compile)
         training.check_with_deepspeed(ds)
         training.check_design(recipe)
+        training.check_start(recipe, folder)
         if explain:
             if folder.rank == 0:
                 print(training.explanation(recipe, ds, overrides))
@@ -88,8 +89,7 @@ def train(
     checkpoint = training.newest_checkpoint(folder.checkpoints, console.say)
     state = training.read_state(checkpoint, corpus.fingerprint, any_ranks=ds.load_universal)
 
-    # Data first: its workers are forked while this process is small. They keep a copy of every page that it
-    # writes afterwards.
+    # Data first: its workers are forked while this process is small, and copy the pages it writes later.
     training.finish_loading()
     loader = data.LaneLoader(
         corpus,
@@ -104,9 +104,9 @@ def train(
     loader.start()
     feed = training.Feed(loader, ds.accumulation, state.bad_documents)
 
-    # The model. init_seed alone decides its weights: two variants with the same seed are a pair.
-    torch.manual_seed(recipe.train.init_seed)
-    gpt = model.GPT(recipe.model)
+    # The model. Unless its weights are given, init_seed alone decides them: two variants with the same seed
+    # are a pair.
+    gpt = training.initial_model(recipe, folder, resumes=checkpoint is not None)
     report = training.Reporter(recipe, ds, folder, console, ranks, gpt)  # before ZeRO-3 splits its parameters
     training.wrap_blocks(gpt, recipe.train.compile, ds, console.say)
     engine = training.build_engine(gpt, ds)
@@ -144,7 +144,8 @@ def train(
             with report.phase("validation"):
                 losses = training.validate(engine, state.step, validation, recipe, ds, ranks.device)
                 state.note_validation(float(losses.mean()), training.bits_per_byte(losses, validation))
-                report.validation(state, losses, validation)
+                texts = training.sample_texts(engine, corpus.tokenizer, recipe.eval.sample_text, ranks.device)
+                report.validation(state, losses, validation, texts)
         if not diverged and (last or stop or state.step % recipe.train.checkpoint_every == 0):
             with report.phase("checkpoint"):
                 state.wall_time_s = report.wall_time_s()

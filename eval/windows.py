@@ -119,11 +119,12 @@ def published_validation(name: str, run_dir: Path) -> PublishedValidation:
         UserError: the recipe's data does not give the validation set that the run was trained with.
         OSError: it cannot be reached.
     """
-    validation = _validation_set(run_dir)
+    validation = validation_set(run_dir)
     return PublishedValidation(name, validation.tokens, validation.fingerprint)
 
 
-def _validation_set(run_dir: Path) -> ValidationSet:
+def validation_set(run_dir: Path) -> ValidationSet:
+    """A run's validation set, opened as the run did. Raises as `published_validation`."""
     _, validation = open_data(DataConfig(**read_recipe(run_dir).get("data") or {}))
     summary = read_summary(run_dir) if (run_dir / "summary.json").is_file() else {}
     if summary.get("val_fingerprint") not in (None, validation.fingerprint):

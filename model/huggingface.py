@@ -44,6 +44,7 @@ def from_hf(source: nn.Module | str | Path) -> GPT:
         if values.get("model_type") != "normlab":
             return _from_gpt2(values, state)
         return _from_normlab(values, state, Path(str(sys.modules[type(source).__module__].__file__)).parent)
+    from safetensors import SafetensorError
     from transformers import PreTrainedConfig
 
     try:
@@ -53,8 +54,25 @@ def from_hf(source: nn.Module | str | Path) -> GPT:
         if values.get("model_type") == "normlab":
             return _from_normlab_folder(values, source)
         return _from_gpt2_folder(values, source)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{source} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def config_from_hf(folder: Path) -> GPTConfig:
+    """The shape and the designs of a model in Hugging Face's form, without its weights.
+
+    Raises UserError as `from_hf` does.
+    """
+    from transformers import GPT2Config, PreTrainedConfig
+
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {str(error).splitlines()[0]}") from error
+    if values.get("model_type") == "normlab":
+        return _normlab_config(values, folder)
+    _check_gpt2(values)
+    return _gpt2_config(GPT2Config(**values).to_dict())
 
 
 def to_hf(gpt: GPT, folder: str | Path, eot: int | None = 50256) -> Path:
@@ -177,21 +195,7 @@ def _from_gpt2_folder(values: dict[str, Any], source: str | Path) -> GPT:
 def _from_gpt2(theirs: dict[str, Any], weights: dict[str, torch.Tensor]) -> GPT:
     """Our GPT from GPT-2's config and weights, in any of the layouts they have. Raises UserError."""
     _check_gpt2(theirs)
-    eps = theirs["layer_norm_epsilon"]
-    gpt = GPT(
-        GPTConfig(
-            n_layer=theirs["n_layer"],
-            n_head=theirs["n_head"],
-            n_embd=theirs["n_embd"],
-            block_size=theirs["n_positions"],
-            vocab_size=theirs["vocab_size"],
-            dropout=theirs["resid_pdrop"],
-            bias=True,
-            mlp=_MLPS[theirs["activation_function"]],
-            tied=theirs.get("tie_word_embeddings", True),
-            norm_options={} if eps == EPS else {"eps": eps},
-        )
-    )
+    gpt = GPT(_gpt2_config(theirs))
     prefix = "" if any(name.startswith("transformer.") for name in weights) else "transformer."
     state = {
         name if name.startswith("lm_head.") else prefix + name: t.t() if name.endswith(_TRANSPOSED) else t
@@ -207,6 +211,22 @@ def _from_gpt2(theirs: dict[str, Any], weights: dict[str, torch.Tensor]) -> GPT:
                 "its tie_word_embeddings says so"
             )
     return _load(gpt, state)
+
+
+def _gpt2_config(theirs: dict[str, Any]) -> GPTConfig:
+    eps = theirs["layer_norm_epsilon"]
+    return GPTConfig(
+        n_layer=theirs["n_layer"],
+        n_head=theirs["n_head"],
+        n_embd=theirs["n_embd"],
+        block_size=theirs["n_positions"],
+        vocab_size=theirs["vocab_size"],
+        dropout=theirs["resid_pdrop"],
+        bias=True,
+        mlp=_MLPS[theirs["activation_function"]],
+        tied=theirs.get("tie_word_embeddings", True),
+        norm_options={} if eps == EPS else {"eps": eps},
+    )
 
 
 def _is_mask(name: str) -> bool:
@@ -229,18 +249,23 @@ def _from_normlab(values: dict[str, Any], weights: dict[str, torch.Tensor], fold
     """Our GPT from what `to_hf` wrote, its designs read from the folder."""
     from .modeling_normlab import tied
 
-    shape = {field.name: values[field.name] for field in fields(GPTConfig) if field.name in values}
-    for plug in _PLUGS:
-        module, _, name = shape[plug].rpartition(":")
-        if module.startswith(_OWN_DESIGN):
-            shape[plug] = f"{folder / module[1:]}.py:{name}"
-    gpt = GPT(GPTConfig(**shape))
+    gpt = GPT(_normlab_config(values, folder))
     gpt.set_training_step(values.get("training_step", 0))
     state = {name.removeprefix("gpt."): t for name, t in weights.items()}
     for name, first in tied(gpt).items():
         if first in state:
             state.setdefault(name, state[first])
     return _load(gpt, state)
+
+
+def _normlab_config(values: dict[str, Any], folder: Path) -> GPTConfig:
+    """The config that `to_hf` wrote; designs with code of their own lie in the folder."""
+    shape = {field.name: values[field.name] for field in fields(GPTConfig) if field.name in values}
+    for plug in _PLUGS:
+        module, _, name = shape[plug].rpartition(":")
+        if module.startswith(_OWN_DESIGN):
+            shape[plug] = f"{folder / module[1:]}.py:{name}"
+    return GPTConfig(**shape)
 
 
 def _load(gpt: GPT, state: dict[str, torch.Tensor]) -> GPT:

@@ -16,6 +16,8 @@ from .engine.libraries import finish_loading as finish_loading
 from .engine.libraries import load_libraries as load_libraries
 from .engine.ranks import Ranks as Ranks
 from .engine.ranks import join_ranks as join_ranks
+from .engine.start import check_start as check_start
+from .engine.start import initial_model as initial_model
 from .explain import explanation as explanation
 from .feed import Feed as Feed
 from .run.console import Console as Console
@@ -25,6 +27,7 @@ from .run.preflight import design_problem as design_problem
 from .run.profiling import StartUp as StartUp
 from .run.reporter import Reporter as Reporter
 from .run.stop import StopRequest as StopRequest
+from .samples import sample_texts as sample_texts
 from .schedule import learning_rate as learning_rate
 from .step import begin_step as begin_step
 from .step import train_step as train_step

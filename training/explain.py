@@ -50,10 +50,16 @@ def explanation(recipe: Recipe, ds: DeepSpeedConfig, overrides: Overrides) -> st
 
     torch.manual_seed(recipe.train.init_seed)
     gpt = GPT(recipe.model)
+    start = f"drawn with init_seed {recipe.train.init_seed}"
+    if source := recipe.train.init_from:
+        from .engine.weights import load_weights
+
+        gpt.load_state_dict(load_weights(source).state_dict())
+        start = f"those of {source}"
     sections = {
         "design": _design(recipe),
         "model": _model(recipe, gpt),
-        "initial weights and weight decay": _parameters(gpt, ds, recipe.train.init_seed),
+        "initial weights and weight decay": _parameters(gpt, ds, start),
         "optimizer": [*_optimizer(ds), *overrides.sentences()],
         "learning rate": _schedule(recipe.schedule, ds.peak_lr, recipe.train.steps),
         "batch and length": _length(recipe, ds),
@@ -91,7 +97,7 @@ def _model(recipe: Recipe, gpt: GPT) -> list[str]:
     ]
 
 
-def _parameters(gpt: GPT, ds: DeepSpeedConfig, seed: int) -> list[str]:
+def _parameters(gpt: GPT, ds: DeepSpeedConfig, start: str) -> list[str]:
     kinds = _kinds(gpt, ds)
     rows = [("parameter", "shape", "tensors", "starts at", "decay", "rate")]
     rows += [
@@ -103,7 +109,7 @@ def _parameters(gpt: GPT, ds: DeepSpeedConfig, seed: int) -> list[str]:
     for group in optimizer_groups(gpt, ds):
         parameters[group["weight_decay"] > 0] += sum(p.numel() for p in group["params"])
     decayed, others = parameters[True], parameters[False]
-    return [f"drawn with init_seed {seed}", *lines, f"{decayed:,} parameters decay, {others:,} do not"]
+    return [start, *lines, f"{decayed:,} parameters decay, {others:,} do not"]
 
 
 def _kinds(gpt: GPT, ds: DeepSpeedConfig) -> list[_Kind]:

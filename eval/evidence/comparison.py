@@ -11,7 +11,7 @@ from model.errors import UserError, did_you_mean
 
 from ..tasks import TASK_METRICS, Metric
 from .intervals import Interval, paired_interval
-from .results import RunRecord
+from .results import GIVEN_WEIGHTS, RunRecord
 from .verdicts import describe_status, find_floors, find_problems, judge, write_headline
 
 DEFAULT_BASELINE = "vanilla"
@@ -31,12 +31,15 @@ PAIR_KEYS = {
     "steps": "number of steps",
     "source_fingerprint": "training data",
     "backbone": "fixed parts of the model",
+    "init_fingerprint": "initial weights",
 }
 SAME_TOKENS = {"val_fingerprint": "validation set"}  # for losses in nats per token
 SAME_TEXT = {"val_text": "validation text"}  # for losses in bits per byte
 # What may be a candidate's own, and so is said where it differs, not refused.
 RATE_SETTINGS = ("learning_rate", "weight_decay", "gradient_clipping", "schedule")
-ROW_FACTS = ["variant", "tokenizer", "precision", "model", "parameters", "steps", "tokens", "baseline"]
+ROW_FACTS = [
+    "variant", "tokenizer", "precision", "model", "parameters", "steps", "tokens", "baseline", "given",
+]  # fmt: skip
 FACTS = (
     "variant", "design_fingerprint", *PAIR_KEYS, "packing", "val_fingerprint", "val_text_fingerprint",
     "parameters", "world_size", "step", "skipped_steps", "status", *RATE_SETTINGS,
@@ -52,11 +55,12 @@ class Scorecard:
     """What the runs say together.
 
     `runs` has one row per run (its RunRecord in column `record`). `rows` has one per variant, sorted by the
-    yardstick, the baseline marked. `scores` has one per variant and metric: value, seed_sd (over seeds),
-    standard_error (over items), and where it is compared difference, low, high, p_value, n, the number of
-    paired seeds, and what the interval is over ("seeds", "documents" or "items"). Accuracies are in percent.
-    `floors` are by tokenizer, in nats per token. `yardstick` is the metric that verdicts and headline are
-    about: the validation loss in nats per token, or in bits per byte where the runs have several tokenizers.
+    yardstick, the baseline marked, and marked as `given` those whose weights were not trained here. `scores`
+    has one per variant and metric: value, seed_sd (over seeds), standard_error (over items), and where it is
+    compared difference, low, high, p_value, n, the number of paired seeds, and what the interval is over
+    ("seeds", "documents" or "items"). Accuracies are in percent. `floors` are by tokenizer, in nats per
+    token. `yardstick` is the metric that verdicts and headline are about: the validation loss in nats per
+    token, or in bits per byte where the runs have several tokenizers.
     """
 
     baseline: str
@@ -129,17 +133,26 @@ def tabulate_runs(records: Sequence[RunRecord]) -> pd.DataFrame:
     # Tokens decide the text: an older run gets the text's fingerprint from a newer one with its tokens.
     text = table.groupby("val_fingerprint")["val_text_fingerprint"].transform("first")
     table["val_text"] = text.fillna(table["val_fingerprint"])
-    table["counted"] = (table["status"] == "finished") & table["val_loss"].notna()
+    table["given"] = table["status"] == GIVEN_WEIGHTS
+    table["counted"] = ((table["status"] == "finished") | table["given"]) & table["val_loss"].notna()
+    for seed in ("init_seed", "data_seed"):  # as they are: given weights have none, which makes floats of all
+        table[seed] = pd.Series([record.summary.get(seed) for record in records], dtype=object)
+    table["variant"] += (" of " + table["folder"]).where(table["given"], "")
     table["name"] = table["variant"]
     # A candidate file that was edited between two runs is another design of the same name.
     code = table["design_fingerprint"].fillna("")
     edited = code.groupby(table["name"]).transform("nunique") > 1
     table.loc[edited, "name"] += " " + code.str[:8]
     table["packing"] = table["packing"].fillna("concat")
+    trained = ~table["given"]
     for setting in ("precision", "model", "tokenizer", "packing", "backbone"):
-        table[setting] = table[setting].fillna("unknown")
-        if table[setting].nunique() > 1:
-            table["name"] += " " + table[setting]
+        table.loc[trained, setting] = table.loc[trained, setting].fillna("unknown")
+        if table.loc[trained, setting].nunique() > 1:
+            table.loc[trained, "name"] += " " + table[setting]
+    table["init_fingerprint"] = table["init_fingerprint"].fillna("drawn")
+    if table.loc[trained, "init_fingerprint"].nunique() > 1:
+        starts = table["init_fingerprint"].map(lambda start: "" if start == "drawn" else f" from {start[:8]}")
+        table.loc[trained, "name"] += starts
     for setting in RATE_SETTINGS:
         text = table[setting].map("{}".format).where(table[setting].notna(), "unknown")
         several = text.groupby(table["name"]).transform("nunique") > 1
@@ -205,9 +218,13 @@ def compare(
         return {}, "not finished"
     if baseline.empty:
         return {}, f"no finished {name} run to compare with"
-    keys, loss = PAIR_KEYS | SAME_TOKENS, VAL_LOSS
+    keys, loss = SAME_TOKENS, VAL_LOSS
     if yardstick is VAL_BITS and set(candidate["tokenizer"]).isdisjoint(baseline["tokenizer"]):
-        keys, loss = PAIR_KEYS | SAME_TEXT, VAL_BITS
+        keys, loss = SAME_TEXT, VAL_BITS
+    if candidate["given"].any() or baseline["given"].any():
+        candidate = candidate.drop_duplicates(list(keys))  # one model beside another: nothing to pair by
+    else:
+        keys = PAIR_KEYS | keys
     pairs = candidate.merge(baseline.drop_duplicates(list(keys)), on=list(keys), suffixes=("", "_baseline"))
     if pairs.empty:
         other = [title for key, title in keys.items() if set(candidate[key]).isdisjoint(baseline[key])]

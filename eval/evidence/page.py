@@ -73,7 +73,8 @@ def styled_runs(card: Scorecard, tokenizer: str | None = None) -> list[tuple[Any
             seed = f"{run.init_seed}/{run.data_seed}" if several_data_seeds else run.init_seed
             dashes = SEED_DASHES[number % len(SEED_DASHES)]
             if tokenizer in (None, run.tokenizer):
-                styled.append((run, Style(f"{name}, seed {seed}", colour_by_name[name], dashes)))
+                title = name if run.given else f"{name}, seed {seed}"
+                styled.append((run, Style(title, colour_by_name[name], dashes)))
     return styled
 
 

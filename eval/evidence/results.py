@@ -23,13 +23,18 @@ from training.schedule import ScheduleConfig
 if TYPE_CHECKING:
     import pandas as pd
 
+GIVEN_WEIGHTS = "given weights"
+"""The status of a model that was evaluated and not trained here; `python -m eval FOLDER` writes it."""
 REQUIRED_KEYS = ("status", "variant")
 SHAPE_KEYS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one run has left. The summary is read at once, everything larger when it is first asked for."""
+    """What one run has left, or an evaluation of weights that were not trained here.
+
+    The summary is read at once, everything larger when it is first asked for.
+    """
 
     folder: Path
     summary: dict[str, Any]

@@ -26,7 +26,11 @@ NOTES = (
 def score_table(card: Scorecard) -> pd.DataFrame:
     """The protocol's table as text: a row per variant, a column per metric that any run has."""
     table = pd.DataFrame(
-        {"variant": row_titles(card), "mode": card.rows["precision"], "seeds": card.rows["seeds"].astype(str)}
+        {
+            "variant": row_titles(card),
+            "mode": card.rows["precision"],
+            "seeds": card.rows["seeds"].astype(str).where(~card.rows["given"], "-"),
+        }
     )
     for metric in METRICS:
         scores = _metric_scores(card, metric)

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from .intervals import holm
-from .results import RunRecord
+from .results import GIVEN_WEIGHTS, RunRecord
 
 # Settings that should be alike in all runs: what they are called, and what follows where they are not.
 SETTINGS = {
@@ -25,6 +25,7 @@ SETTINGS = {
     "gradient_clipping": ("gradient clipping", "a difference between them is not the design's alone"),
     "schedule": ("schedule", "a difference between them is not the design's alone"),
     "backbone": ("fixed parts of the model", "a difference between them is not the design's alone"),
+    "init_fingerprint": ("initial weights", "a difference between them is not the design's alone"),
     "world_size": ("number of processes", "sums are rounded in another order, which adds a little noise"),
 }
 
@@ -40,8 +41,8 @@ def describe_status(group: pd.DataFrame) -> str:
         )
     summary = group["record"].iloc[0].summary
     status = summary["status"]
-    if status == "finished":
-        return "finished" if group["counted"].iloc[0] else "finished without a validation loss"
+    if status in ("finished", GIVEN_WEIGHTS):
+        return status if group["counted"].iloc[0] else f"{status} without a validation loss"
     return f"{status} at step {summary['step']} of {summary['steps']}" if "step" in summary else status
 
 
@@ -50,10 +51,13 @@ def judge(rows: pd.DataFrame, losses: pd.DataFrame) -> list[str]:
     over_seeds = losses[losses["interval"] == "seeds"]
     corrected = dict(zip(over_seeds.index, holm(over_seeds["p_value"]), strict=True))
     verdicts = []
+    baseline_given = rows.loc[rows["baseline"], "given"].any()
     for row in rows.itertuples():
         verdict = row.verdict
         if verdict == "":
             verdict = _verdict(losses.loc[row.name], corrected.get(row.name), len(corrected))
+            if row.given or baseline_given:
+                verdict = f"{verdict.partition(';')[0]}; not trained alike, so it is no verdict on a design"
         elif verdict == "not finished":
             verdict = row.status
         if row.seeds and "diverged" in row.status:
@@ -80,6 +84,8 @@ def _verdict(loss: pd.Series, corrected_p: float | None, comparisons: int) -> st
 
 def write_headline(rows: pd.DataFrame, losses: pd.DataFrame, baseline: str, unit: str) -> str:
     """The one sentence to read if only one is read."""
+    rows = rows[rows["baseline"] | ~rows["given"]]  # a design is judged, not a model
+    losses = losses[losses.index.isin(rows["name"])]
     if rows["seeds"].sum() == 0:
         return "No run has finished yet."
     losses = losses[losses["difference"].notna()].sort_values("difference")
@@ -115,15 +121,18 @@ def find_problems(table: pd.DataFrame, rows: pd.DataFrame, losses: pd.DataFrame,
     """What a reader must know before believing a difference, one sentence each."""
     problems = []
     finished = table[table["counted"]]
+    trained = finished[~finished["given"]]
+    baseline_given = rows.loc[rows["baseline"], "given"].any()
     for key, (title, consequence) in SETTINGS.items():
-        groups = finished.groupby(key, sort=False, dropna=False)["name"].unique()
+        compared = finished if key in ("tokenizer", "val_text") else trained
+        groups = compared.groupby(key, sort=False, dropna=False)["name"].unique()
         if len(groups) > 1:
             who = "; ".join(f"{_short(value)} in {', '.join(names)}" for value, names in groups.items())
             problems.append(f"Not the same {title} ({who}): {consequence}.")
     for row in rows.itertuples():
-        if row.status != "finished":
+        if row.status not in ("finished", GIVEN_WEIGHTS):
             problems.append(f"{row.name}: {row.status}; only finished runs count in means and differences.")
-        if row.seeds and losses.loc[row.name, "seeds"] < row.seeds:
+        if row.seeds and not baseline_given and losses.loc[row.name, "seeds"] < row.seeds:
             problems.append(
                 f"{row.name}: only {losses.loc[row.name, 'seeds']:.0f} of {row.seeds} finished runs have a "
                 f"{baseline} partner with the same seeds and setting; the difference is over those."
@@ -139,6 +148,15 @@ def _run_problems(run: RunRecord) -> list[str]:
     if unigram is not None and run.val_loss >= unigram:
         problems.append(
             f"does not beat the unigram model: {run.val_loss:.3f} against {unigram:.3f} nats per token"
+        )
+    if run.summary["status"] == GIVEN_WEIGHTS:
+        problems.append(
+            "holds weights that were not trained here: on what text, how long and from which seed is not "
+            "known, and the validation text may have been in it"
+        )
+    if start := run.summary.get("init_fingerprint"):
+        problems.append(
+            f"began from given weights, {run.summary.get('init_from')} ({start[:12]}), not from drawn ones"
         )
     if run.summary.get("skipped_steps"):
         problems.append(f"skipped {run.summary['skipped_steps']} steps")

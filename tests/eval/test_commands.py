@@ -23,6 +23,7 @@ COMMANDS = {
     "eval.export": ["--out", "there"],
     "eval.scorecard": [],
     "eval.report": ["--out", "report.html"],
+    "eval.generate": ["--prompt", "The"],
 }
 
 

@@ -16,7 +16,7 @@ import yaml
 from tqdm import tqdm
 
 from data import Tokenizer, ValidationSet, open_tokenizer
-from eval.__main__ import check, evaluate_checkpoint, parse
+from eval.__main__ import check, evaluate_model, parse
 from eval.evidence.intervals import paired_interval
 from eval.jobs import run_tasks
 from eval.tasks import check_tasks, load_tasks
@@ -215,7 +215,7 @@ def evaluate(run: Path, *arguments: str) -> list[str]:
     """What `python -m eval` says; its console would take over this process's output."""
     said: list[str] = []
     console = SimpleNamespace(say=said.append, bar=no_bar)
-    evaluate_checkpoint(run, check(parse([str(run), *arguments])), console)
+    evaluate_model(check(parse([str(run), *arguments])), console)
     return said
 
 

@@ -37,11 +37,13 @@ class EvalConfig:
         data_dir: folder of local evaluation sets, laid out as eval/tasks.py says; null reads the hub's
         limit: score only the first items of each task, this many (windows of the window tasks, batches of
             `published_validation`); null scores all
+        sample_text: prompts that are continued at each validation, into the log and samples.jsonl
     """
 
     tasks: tuple[str, ...] = PROTOCOL_TASKS
     data_dir: str | None = None
     limit: int | None = None
+    sample_text: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_names(self.tasks)

@@ -20,6 +20,8 @@ class TrainConfig:
     Attributes:
         steps: optimizer steps
         init_seed: draws the initial weights (and dropout); data.seed orders the documents
+        init_from: takes the initial weights from there instead: a run's folder (its last checkpoint), one of
+            its checkpoints' folders, an export, or a GPT-2 of Hugging Face; of the same shape and design
         val_every: steps between validations; one always follows the last step
         checkpoint_every: steps between checkpoints; one always follows the last step
         keep_checkpoints: how many of the newest stay, beside the one with the best validation loss
@@ -33,6 +35,7 @@ class TrainConfig:
 
     steps: int = 200
     init_seed: int = 1
+    init_from: str | None = None
     val_every: int = 50
     checkpoint_every: int = 50
     keep_checkpoints: int = 2

@@ -1,4 +1,4 @@
-"""The trained weights of a run, out of what DeepSpeed wrote, in a GPT of their own."""
+"""Trained weights in a GPT of their own: a run's, out of what DeepSpeed wrote, or a Hugging Face folder's."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,10 @@ import torch
 
 from model import GPT, GPTConfig
 from model.errors import UserError
+from model.huggingface import config_from_hf, from_hf
 from model.plug_points import PLUG_POINTS, kept_design
 
-from ..run.reader import damage, find_checkpoint, read_recipe
+from ..run.reader import damage, find_checkpoint, is_model_folder, read_recipe, run_and_step
 
 Weights = dict[str, torch.Tensor]
 
@@ -27,13 +28,40 @@ def load_model(run_dir: str | Path, step: int | None = None) -> tuple[GPT, int]:
     folder, step = find_checkpoint(run_dir, step)
     if problem := damage(folder):
         raise UserError(f"{folder} is damaged ({problem}): --step chooses another checkpoint")
-    shape = read_recipe(run_dir)["model"]
-    for plug in PLUG_POINTS:  # the code that was trained, whatever became of the file
-        shape[plug] = kept_design(run_dir / "designs", plug, shape[plug])
-    gpt = GPT(GPTConfig(**shape))
+    gpt = GPT(_config_of_run(run_dir))
     gpt.load_state_dict(fp32_weights(folder))
     gpt.set_training_step(step)
     return gpt.eval(), step
+
+
+def load_weights(source: str | Path, step: int | None = None) -> GPT:
+    """The model of RUN, of RUN/checkpoints/step_N or of a folder in Hugging Face's form, on the CPU in fp32.
+
+    Raises UserError as `load_model` and `from_hf` do, and for a step of a folder that has none.
+    """
+    run_dir, of_folder = run_and_step(Path(source).expanduser())
+    if not is_model_folder(run_dir):
+        return load_model(run_dir, of_folder if step is None else step)[0]
+    if step is not None:
+        raise UserError(f"{source} is one model in Hugging Face's form: it has no step {step}")
+    return from_hf(run_dir).eval()
+
+
+def config_of(source: str | Path) -> GPTConfig:
+    """The shape and designs of what `load_weights` loads. Raises UserError where there is nothing."""
+    run_dir, step = run_and_step(Path(source).expanduser())
+    if is_model_folder(run_dir):
+        return config_from_hf(run_dir)
+    config = _config_of_run(run_dir)
+    find_checkpoint(run_dir, step)
+    return config
+
+
+def _config_of_run(run_dir: Path) -> GPTConfig:
+    shape = read_recipe(run_dir)["model"]
+    for plug in PLUG_POINTS:  # the code that was trained, whatever became of the file
+        shape[plug] = kept_design(run_dir / "designs", plug, shape[plug])
+    return GPTConfig(**shape)
 
 
 def fp32_weights(checkpoint: Path) -> Weights:

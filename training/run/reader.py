@@ -79,6 +79,19 @@ def find_checkpoint(run_dir: Path, step: int | None = None) -> tuple[Path, int]:
     return complete[step], step
 
 
+def run_and_step(folder: Path) -> tuple[Path, int | None]:
+    """The run and the step of RUN/checkpoints/step_N; the folder itself and None for any other."""
+    step = checkpoint_step(folder)
+    if step is None or folder.parent.name != "checkpoints":
+        return folder, None
+    return folder.parent.parent, step
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a model in Hugging Face's form, and is no run."""
+    return (folder / "config.json").is_file() and not (folder / "recipe.yaml").is_file()
+
+
 def file_sha256(file: Path) -> str:
     """The checksum of a file, as a manifest holds it."""
     with file.open("rb") as content:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..config.deepspeed import DeepSpeedConfig
 from ..config.recipe import Recipe
 from ..engine.build import log_communication
 from ..engine.ranks import Ranks
+from ..samples import Sample, write_samples
 from ..state import TrainState
 from ..step import StepResult
 from ..validation import loss_floors, write_document_losses
@@ -151,7 +152,13 @@ class Reporter:
         if advice := self._advice_on_data_wait(result):
             say(advice)
 
-    def validation(self, state: TrainState, losses: np.ndarray, validation: ValidationSet) -> None:
+    def validation(
+        self,
+        state: TrainState,
+        losses: np.ndarray,
+        validation: ValidationSet,
+        samples: Sequence[Sample] = (),
+    ) -> None:
         """A validation is over: `losses` (N,) are those of its targets, and `state` has their mean."""
         if self.folder.rank == 0:
             folder = self.folder.path / "eval" / checkpoint_name(state.step)
@@ -161,6 +168,12 @@ class Reporter:
             f"step {state.step}: validation loss {state.val_loss:.4f} nats per token, "
             f"{state.val_bits_per_byte:.4f} bits per byte"
         )
+        for prompt, text in samples:
+            self.console.say(f"step {state.step}: {prompt!r} goes on {text!r}")
+        if samples and self.folder.rank == 0:
+            write_samples(self.folder.path / "samples.jsonl", state.step, samples)
+        if samples and self._tracker:
+            self._tracker.log("sample", state.step, {prompt or "(empty)": text for prompt, text in samples})
 
     def checkpoint(self, state: TrainState, last: Path) -> None:
         """The checkpoint `last` is written."""

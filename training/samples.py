@@ -1,0 +1,114 @@
+"""Text that a model makes: prompts continued token by token, in a run and by `eval.generate`."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from data import Tokenizer
+from model import GPT
+from model.files import write_text
+
+SAMPLE_TOKENS = 40
+"""How many tokens follow each prompt of `eval.sample_text`."""
+
+
+class Sample(NamedTuple):
+    """A prompt and what the model writes after it."""
+
+    prompt: str
+    text: str
+
+
+def continue_text(
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> Sample:
+    """Let a model write on after a prompt, up to the end of the text.
+
+    Args:
+        gpt: in evaluation mode, on its device.
+        tokenizer: the one that it was trained with.
+        prompt: what stands before; an empty one begins a document. Of a long one the model reads the last
+            `block_size` tokens.
+        max_tokens: how many tokens at most.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: draw among the likeliest tokens only.
+        seed: of the draws. Prompts do not share them: each is continued as it would be alone.
+    """
+    device = next(gpt.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(tokens: list[int]) -> int:
+        idx = torch.tensor([tokens[-gpt.config.block_size :]], device=device)
+        logits = gpt.lm_head(gpt.hidden(idx)[:, -1])[0]
+        return next_token(logits[: tokenizer.vocab_size], temperature, top_k, generator)
+
+    return _continued(choose, tokenizer, prompt, max_tokens, stops=True)
+
+
+def next_token(
+    logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator
+) -> int:
+    """A token id by its (vocab_size,) logits: the likeliest at temperature 0, else drawn."""
+    logits = logits.float().cpu()
+    if temperature == 0:
+        return int(logits.argmax())
+    if top_k is not None:
+        logits = logits.masked_fill(logits < logits.topk(min(top_k, len(logits))).values[-1], -torch.inf)
+    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+
+
+@torch.no_grad()
+def sample_texts(
+    engine: Any, tokenizer: Tokenizer, prompts: Sequence[str], device: torch.device
+) -> list[Sample]:
+    """The likeliest continuations of `eval.sample_text`, after a validation. All ranks call it.
+
+    Nothing is drawn, and the model goes back into the mode that it had. Every rank makes as many forward
+    passes, whatever the texts are: ZeRO-3 gathers the weights of each.
+    """
+    gpt, was_training = engine.module, engine.training
+    engine.eval()
+
+    def choose(tokens: list[int]) -> int:
+        logits, _ = engine(torch.tensor([tokens[-gpt.config.block_size :]], device=device))
+        return int(logits[0, -1, : tokenizer.vocab_size].float().argmax())
+
+    samples = [_continued(choose, tokenizer, prompt, SAMPLE_TOKENS, stops=False) for prompt in prompts]
+    engine.train(was_training)
+    return samples
+
+
+def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
+    """Add the samples of a step to a run's samples.jsonl; lines of later steps go, which are made again."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    new = [json.dumps({"step": step, **sample._asdict()}, ensure_ascii=False) for sample in samples]
+    write_text(path, "".join(f"{line}\n" for line in (*kept, *new)))
+
+
+@torch.no_grad()
+def _continued(
+    choose: Callable[[list[int]], int], tokenizer: Tokenizer, prompt: str, max_tokens: int, stops: bool
+) -> Sample:
+    """The prompt continued by what `choose` makes of all tokens before; the end of the text is cut off.
+
+    Every document follows an end of text, which therefore is what an empty prompt begins with.
+    """
+    given = tokenizer.encode(prompt).tolist() or [tokenizer.eot]
+    made: list[int] = []
+    while len(made) < max_tokens and not (stops and tokenizer.eot in made):
+        made.append(choose(given + made))
+    if tokenizer.eot in made:
+        made = made[: made.index(tokenizer.eot)]
+    return Sample(prompt, tokenizer.decode(np.array(made, dtype=tokenizer.dtype)))
