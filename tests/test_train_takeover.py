@@ -21,7 +21,7 @@ class LayerNorm(torch.nn.LayerNorm):
 def test_two_ranks_take_over_what_failed_with_other_design_and_data(tmp_path: Path) -> None:
     texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     (tmp_path / "other").mkdir()
-    job, other = make_job(tmp_path, texts, 2), make_job(tmp_path / "other", texts[::-1], 2)
+    job, other = make_job(tmp_path, texts, 3), make_job(tmp_path / "other", texts[::-1], 3)
     (tmp_path / "wrong.py").write_text(NORM.format(first="self.no_such_name"))
     (tmp_path / "right.py").write_text(NORM.format(first="x = 2 * x"))
 
