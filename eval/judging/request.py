@@ -149,7 +149,8 @@ def read_judge(argv: list[str]) -> JudgeRequest:
             trials.append(Trial(role, seed, tuple(words), recipe, deepspeed, overrides, name))
     _check_apart(candidate, trials[0].recipe, trials[1].recipe)
     runs = Path(given.options.get("runs", "runs"))
-    return JudgeRequest(candidate, *files.values(), changes, ranks, runs, tuple(trials))
+    recipe_file, deepspeed_file = files["config"], files["deepspeed_config"]
+    return JudgeRequest(candidate, recipe_file, deepspeed_file, changes, ranks, runs, tuple(trials))
 
 
 def with_candidate(argv: list[str]) -> Iterator[str]:

@@ -11,8 +11,16 @@ from ..evidence.results import RunRecord, read_run
 from ..evidence.tables import format_value
 from ..evidence.verdicts import describe_sample, format_interval
 
-WORDS = ("better", "worse", "within noise", "lower", "higher", "no clear difference")
-"""How a verdict's sentence may begin; the last three are of one seed, whose noise is not measured."""
+WORDS = {
+    "better": "better",
+    "worse": "worse",
+    "within noise": "within noise",
+    "lower": "lower",
+    "higher": "higher",
+    "no clear difference": "no clear difference",
+    "one seed": "not measured",
+}
+"""How a row's verdict in the scorecard begins, and the word for it. Of one seed are the last four."""
 COSTS = {
     "parameters": ("parameters",),
     "flops_per_token": ("flops_per_token",),
@@ -38,7 +46,7 @@ def compare_runs(pairs: Sequence[tuple[int, Path, Path]]) -> dict[str, Any]:
     row = rows.iloc[0]
     scores = card.scores[card.scores["name"] == row["name"]].set_index("metric", drop=False)
     loss = scores.loc[card.yardstick.name]
-    word = next((word for word in WORDS if row["verdict"].startswith(word)), "not comparable")
+    word = next((word for start, word in WORDS.items() if row["verdict"].startswith(start)), "not comparable")
     sentence = f"{ours[0].summary['variant']} against {baseline}: {row['verdict']}"
     difference = None
     if not math.isnan(loss["difference"]):
