@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ class Trial:
         recipe: as resolved
         deepspeed: the engine, as resolved
         overrides: what the candidate's file changed in both
-        name: for its folder
+        recipe_file: which it was
     """
 
     role: Role
@@ -67,7 +67,12 @@ class Trial:
     recipe: Recipe
     deepspeed: DeepSpeedConfig
     overrides: Overrides
-    name: str
+    recipe_file: Path
+
+    @property
+    def name(self) -> str:
+        """For its folder."""
+        return run_name(self.recipe_file, self.recipe)
 
     @property
     def tokens(self) -> int:
@@ -138,28 +143,26 @@ def read_judge(argv: list[str]) -> JudgeRequest:
         "deepspeed_config": given.options.get("deepspeed_config", str(ROOT / DEEPSPEED_CONFIG)),
     }
     baseline, ranks = given.options.get("baseline", BASELINE), _count(given, "ranks", 1)
-    trials = []
-    for seed in range(1, _count(given, "seeds", SEEDS) + 1):
-        roles: tuple[tuple[Role, str], ...] = (("candidate", candidate), ("baseline", baseline))
-        for role, variant in roles:
-            keys = {key: v for key, v in changes.items() if role == "candidate" or key not in of_design}
-            words = [*_written(files), *_written({"model.variant": variant, **keys, "train.init_seed": seed})]
-            request, recipe, deepspeed, overrides = resolve_command(words, ranks)
-            name = run_name(request.recipe_file, recipe)
-            trials.append(Trial(role, seed, tuple(words), recipe, deepspeed, overrides, name))
-    _check_apart(candidate, trials[0].recipe, trials[1].recipe)
+    ours = _trial("candidate", [*_written(files | {"model.variant": candidate} | changes)], ranks)
+    for_both = {key: value for key, value in changes.items() if key not in of_design}
+    theirs = _trial("baseline", [*_written(files | {"model.variant": baseline} | for_both)], ranks)
+    _check_apart(candidate, ours.recipe, theirs.recipe)
+    seeds = range(1, _count(given, "seeds", SEEDS) + 1)
+    trials = tuple(_with_seed(trial, seed) for seed in seeds for trial in (ours, theirs))
     runs = Path(given.options.get("runs", "runs"))
     recipe_file, deepspeed_file = files["config"], files["deepspeed_config"]
-    return JudgeRequest(candidate, recipe_file, deepspeed_file, changes, ranks, runs, tuple(trials))
+    return JudgeRequest(candidate, recipe_file, deepspeed_file, changes, ranks, runs, trials)
 
 
 def with_candidate(argv: list[str]) -> Iterator[str]:
-    """The words, with the one that belongs to no option as --candidate=WORD."""
-    is_value = False
+    """The words, with the one that belongs to no option as --candidate=WORD; UserError for two of them."""
+    is_value, candidate = False, None
     for word in argv:
         is_option = word.startswith("-")
         if not is_option and not is_value:
-            word = f"--candidate={word}"
+            if candidate is not None:
+                raise UserError(f"'{candidate}' and '{word}' are two candidates: judge one after the other")
+            candidate, word = word, f"--candidate={word}"
         is_value = is_option and "=" not in word and word not in (*JUDGE.switches, "-h", "--help")
         yield word
 
@@ -185,6 +188,18 @@ def describe_design(trial: Trial) -> dict[str, Any]:
         "code_fingerprint": design_fingerprint(config),
         "design_identity": design_identity(config),
     }
+
+
+def _trial(role: Role, words: list[str], ranks: int) -> Trial:
+    """The run of these words, of the recipe's own seed."""
+    request, recipe, deepspeed, overrides = resolve_command(words, ranks)
+    seed = recipe.train.init_seed
+    return Trial(role, seed, tuple(words), recipe, deepspeed, overrides, request.recipe_file)
+
+
+def _with_seed(trial: Trial, seed: int) -> Trial:
+    recipe = replace(trial.recipe, train=replace(trial.recipe.train, init_seed=seed))
+    return replace(trial, seed=seed, recipe=recipe, words=(*trial.words, f"--train.init_seed={seed}"))
 
 
 def _is_of_design(key: str) -> bool:
