@@ -56,6 +56,13 @@ def run(tmp_path: Path) -> RunFolder:
     return folder
 
 
+@pytest.fixture
+def begun(run: RunFolder) -> RunFolder:
+    """The same after a step."""
+    run.append_metrics(kind="train", step=1, loss=1.0)
+    return run
+
+
 def metrics(run: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
@@ -206,8 +213,8 @@ def test_the_commit_is_that_of_the_code_wherever_the_command_is_run(
     assert environment([])["git_commit"] == head.stdout.strip()
 
 
-def test_the_same_configs_go_on(run: RunFolder) -> None:
-    RunFolder(run.path, rank=1).check_same_run(recipe(), DS_CONFIG, set())
+def test_the_same_configs_go_on(begun: RunFolder) -> None:
+    RunFolder(begun.path, rank=1).check_same_run(recipe(), DS_CONFIG, set())
 
 
 def test_a_folder_without_a_run_takes_any_config(tmp_path: Path) -> None:
@@ -230,21 +237,21 @@ def test_a_folder_without_a_run_takes_any_config(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_another_config_is_refused_by_the_first_key_that_differs(
-    run: RunFolder, changes: dict[str, Any], ds_changes: dict[str, Any], words: str
+    begun: RunFolder, changes: dict[str, Any], ds_changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        run.check_same_run(recipe(**changes), DS_CONFIG | ds_changes, set())
+        begun.check_same_run(recipe(**changes), DS_CONFIG | ds_changes, set())
     message = str(caught.value)
-    assert words in message and str(run.path) in message and "--run_dir" in message and "\n" not in message
+    assert words in message and str(begun.path) in message and "--run_dir" in message and "\n" not in message
 
 
-def test_a_free_key_and_a_free_section_may_change(run: RunFolder) -> None:
-    run.check_same_run(recipe(steps=7), DS_CONFIG, {"train.steps"})
-    run.check_same_run(recipe(steps=7, val_every=3, limits={"low": 9}), DS_CONFIG, {"train"})
+def test_a_free_key_and_a_free_section_may_change(begun: RunFolder) -> None:
+    begun.check_same_run(recipe(steps=7), DS_CONFIG, {"train.steps"})
+    begun.check_same_run(recipe(steps=7, val_every=3, limits={"low": 9}), DS_CONFIG, {"train"})
     with pytest.raises(UserError, match=r"train\.val_every = 10, but 3"):
-        run.check_same_run(recipe(steps=7, val_every=3), DS_CONFIG, {"train.steps"})
+        begun.check_same_run(recipe(steps=7, val_every=3), DS_CONFIG, {"train.steps"})
     with pytest.raises(UserError, match=r"model\.n_layer = 2, but 3"):
-        run.check_same_run(recipe(n_layer=3), DS_CONFIG, {"train", "n_layer"})
+        begun.check_same_run(recipe(n_layer=3), DS_CONFIG, {"train", "n_layer"})
 
 
 def test_a_folder_in_which_a_run_is_under_way_is_refused(tmp_path: Path) -> None:

@@ -122,6 +122,22 @@ def read_request(command: CommandLine, argv: list[str]) -> Request:
     return Request(recipe_file, sections, keys, command_line, deepspeed_file, given.deepspeed, given.options)
 
 
+def resolve_command(argv: list[str], world_size: int) -> tuple[Request, Recipe, DeepSpeedConfig, Overrides]:
+    """train.py's command line for `world_size` ranks, whatever its run folder holds.
+
+    Gives what was asked for, the recipe, the engine, and what a candidate changed in them. Raises UserError,
+    OSError or, after `--help`, SystemExit.
+    """
+    request = read_request(TRAIN, argv)
+    deepspeed = read_deepspeed_config(request.deepspeed_file, request.deepspeed_overrides, world_size)
+    return request, *with_overrides(request.recipe(), deepspeed, request.command_line)
+
+
+def run_name(recipe_file: Path, recipe: Recipe) -> str:
+    """What a run's folder is called where nobody names it."""
+    return re.sub(r"[^\w.+-]", "-", f"{recipe_file.stem}_{recipe.variant}_seed{recipe.train.init_seed}")
+
+
 def read_command(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder, Overrides]:
     """train.py's command line: the recipe, the engine, the run folder, and what a candidate changed in them.
 
@@ -134,13 +150,8 @@ def read_command(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder, O
         UserError, OSError: one sentence about what was given and what is allowed.
         SystemExit: after `--help`, with status 0.
     """
-    request = read_request(TRAIN, argv)
-    deepspeed = read_deepspeed_config(
-        request.deepspeed_file, request.deepspeed_overrides, world_size_from_environment()
-    )
-    recipe, deepspeed, overrides = with_overrides(request.recipe(), deepspeed, request.command_line)
-    name = f"{request.recipe_file.stem}_{recipe.variant}_seed{recipe.train.init_seed}"
-    path = request.options.get("run_dir") or Path("runs", re.sub(r"[^\w.+-]", "-", name))
+    request, recipe, deepspeed, overrides = resolve_command(argv, world_size_from_environment())
+    path = request.options.get("run_dir") or Path("runs", run_name(request.recipe_file, recipe))
     run = RunFolder(Path(path), rank_from_environment())
     run.check_same_run(vars(recipe), deepspeed.raw, FREE_TO_CHANGE)
     return recipe, deepspeed, run, overrides

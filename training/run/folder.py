@@ -5,10 +5,12 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from filelock import FileLock, Timeout
 from model.errors import UserError
 from model.files import write_json, write_text
 
-from .reader import read_json, read_metrics, read_recipe, read_summary
+from .reader import read_json, read_metrics, read_recipe, read_summary, step_folders
 
 FAILURE_KEYS = ("error", "failed_rank", "log")
 """What summary.json says of a start that failed, and of none after it."""
+CONFIGS = ("recipe.yaml", "ds_config.json", "environment.json")
 
 
 class RunFolder:
@@ -40,6 +43,8 @@ class RunFolder:
         self.summary = self._stored_summary()
         self._lock = FileLock(path / "logs" / f"rank{rank}.lock")
         self._summary_lock = FileLock(path / "logs" / "summary.lock")
+        self._check: Callable[[], None] = lambda: None
+        self._takes_over = False
 
     @property
     def checkpoints(self) -> Path:
@@ -48,6 +53,17 @@ class RunFolder:
     def is_finished(self, steps: int) -> bool:
         """Whether the run has ended and has made that many steps."""
         return self.summary.get("status") == "finished" and self.summary["step"] >= steps
+
+    def has_begun(self) -> bool:
+        """Whether a step was finished here or a checkpoint lies here, whole or damaged.
+
+        A start that failed before either is no run: the next one takes its folder over. All ranks see the
+        same, because none writes any of this before all have joined.
+        """
+        if self._stored_summary().get("step") or step_folders(self.checkpoints):
+            return True
+        metrics = self.path / "metrics.jsonl"
+        return metrics.is_file() and bool(metrics.read_bytes().strip())
 
     def finished_sentence(self) -> str:
         """What a finished run came to."""
@@ -67,8 +83,9 @@ class RunFolder:
     def claim(self, wait_s: float = 30.0) -> None:
         """Keep other runs out of this folder until this process ends, however it ends. Each rank calls it.
 
-        A run that is just stopping there gets `wait_s` seconds to do so; after that UserError is raised. How
-        an earlier start failed is forgotten: the next `update_summary` says no more of it.
+        A run that is just stopping there gets `wait_s` seconds to do so; after that UserError is raised, as
+        it is where what stopped there is another run. How an earlier start failed is forgotten: the next
+        `update_summary` says no more of it, and where no run `has_begun` nothing that it found out.
         """
         try:
             self._lock.acquire(timeout=wait_s)
@@ -77,9 +94,13 @@ class RunFolder:
                 f"{self.path} is being trained by another process: wait for it or stop it"
             ) from error
         self.failure_file.unlink(missing_ok=True)
-        self.summary = self._stored_summary()  # the run that was just stopping has written it
+        self._check()  # the run that was just stopping may have begun since
+        self._takes_over = not self.has_begun()
+        self.summary = {} if self._takes_over else self._stored_summary()
         for key in FAILURE_KEYS:
             self.summary.pop(key, None)
+        if self._takes_over and self.rank == 0:
+            (self.path / "preflight.json").unlink(missing_ok=True)
 
     def sharing_problem(self, world_size: int) -> str | None:
         """A sentence if some host sees another folder under this path, None if all see the same one.
@@ -96,26 +117,24 @@ class RunFolder:
         )
 
     def check_same_run(self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], free: set[str]) -> None:
-        """Refuse to continue a run under another recipe or DeepSpeed config.
+        """Refuse to continue a run under another recipe or DeepSpeed config, now and in `claim`.
 
-        Keys in `free` ("section.key" or "section") may differ: they do not change the numbers of the steps. A
-        key that the run does not know yet was at its default, which is what NormLab did before there was one.
-        Raises UserError naming the first key that differs.
+        Keys in `free` ("section.key" or "section") may differ: they do not change the numbers of the steps.
+        A folder in which no run `has_begun` takes any. Raises UserError naming the first key that differs.
         """
-        stored_ds_config = self.path / "ds_config.json"
-        if not ((self.path / "recipe.yaml").is_file() and stored_ds_config.is_file()):
+        self._check = partial(self._refuse_another, recipe, ds_config, free)
+        self._check()
+
+    def _refuse_another(
+        self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], free: set[str]
+    ) -> None:
+        if not (all((self.path / name).is_file() for name in CONFIGS[:2]) and self.has_begun()):
             return
-        defaults = _flat(recipe_as_dict({name: type(section)() for name, section in recipe.items()}))
-        before = defaults | _flat(read_recipe(self.path)) | _flat({"ds": read_json(stored_ds_config)})
-        now = _flat(recipe_as_dict(recipe)) | _flat({"ds": dict(ds_config)})
-        for key in sorted(before.keys() | now.keys()):
-            if key in free or key.partition(".")[0] in free:
-                continue
-            if before.get(key) != now.get(key):
-                raise UserError(
-                    f"{self.path} is a run with {key} = {before.get(key)!r}, but {now.get(key)!r} is asked "
-                    "for: choose another --run_dir, or give the same value to go on"
-                )
+        for key, before, now in differing_keys(self.path, recipe, ds_config, free):
+            raise UserError(
+                f"{self.path} is a run with {key} = {before!r}, but {now!r} is asked for: choose another "
+                "--run_dir, or give the same value to go on"
+            )
 
     def record_fingerprints(self, what: str, **fingerprints: str | None) -> None:
         """Note in the summary which data or code the run is on. Raises UserError where it began on other."""
@@ -141,8 +160,15 @@ class RunFolder:
     def write_configs(
         self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], command: list[str]
     ) -> None:
-        """Write recipe.yaml, ds_config.json and environment.json."""
+        """Write recipe.yaml, ds_config.json and environment.json, over what a start that failed has left.
+
+        All ranks have joined: none looks any more whether a run `has_begun`.
+        """
         if self.rank == 0:
+            # Not where the user's own files might lie: all configs are there in a run's folder alone.
+            if self._takes_over and all((self.path / name).is_file() for name in CONFIGS):
+                shutil.rmtree(self.path / "designs", ignore_errors=True)
+                (self.path / "metrics.jsonl").unlink(missing_ok=True)
             write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe_as_dict(recipe), sort_keys=False))
             write_json(self.path / "ds_config.json", ds_config)
             write_json(self.path / "environment.json", environment(command))
@@ -190,6 +216,22 @@ class RunFolder:
 
     def _stored_summary(self) -> dict[str, Any]:
         return read_summary(self.path) if (self.path / "summary.json").is_file() else {}
+
+
+def differing_keys(
+    run_dir: Path, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], free: Collection[str]
+) -> Iterator[tuple[str, Any, Any]]:
+    """In what a run's stored configs differ from these: the key, its value in the run, and its value here.
+
+    A key that the run does not know yet was at its default, which is what NormLab did before there was one.
+    Keys and sections in `free` are passed over. Raises UserError where the run's files cannot be read.
+    """
+    defaults = _flat(recipe_as_dict({name: type(section)() for name, section in recipe.items()}))
+    before = defaults | _flat(read_recipe(run_dir)) | _flat({"ds": read_json(run_dir / "ds_config.json")})
+    now = _flat(recipe_as_dict(recipe)) | _flat({"ds": dict(ds_config)})
+    for key in sorted(before.keys() | now.keys()):
+        if key not in free and key.partition(".")[0] not in free and before.get(key) != now.get(key):
+            yield key, before.get(key), now.get(key)
 
 
 def recipe_as_dict(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class Reporter:
             val_loss=None,
             val_bits_per_byte=None,
             parameters=self._parameters,
+            flops_per_token=self._flops_per_token,
             world_size=self._ranks.world_size,
             val_tokens=len(validation.tokens) - 1,
             val_bytes=int(validation.bytes.sum()),

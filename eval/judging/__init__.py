@@ -1,0 +1,1 @@
+"""One candidate from check to verdict beside the baseline; `scripts/judge.py` is its command."""
