@@ -27,6 +27,14 @@ class LayerNorm(nn.Module):
 learning_rate = 6e-4
 raise SystemExit("this is training code")
 """
+LAYERED = """
+from .norms import Median
+
+class LayerNorm(Median):
+    def __init__(self, ndim, bias, layer_idx):
+        super().__init__(ndim, bias)
+        self.layer = layer_idx
+"""
 PEEK = """
 import torch.nn as nn
 
@@ -94,7 +102,8 @@ def test_a_candidate_that_looks_ahead_is_refused_before_anything_is_built(job: P
     result = run(arguments(job, run_dir, *given, "--train.preflight", "true"), ranks, typed=ranks == 2)
     assert result.returncode != 0 and "Traceback" not in result.stderr
     assert "pre-flight fail: causality" in result.stderr
-    assert "the pre-flight check refuses layernorm+peek" in result.stderr
+    assert "the pre-flight check refuses layernorm+peek: `python -m model.preflight " in result.stderr
+    assert f"--model.block {job / 'peek.py'}:Block" in result.stderr
     assert not (run_dir / "metrics.jsonl").exists() and not (run_dir / "checkpoints").exists()
     assert not json.loads((run_dir / "preflight.json").read_text())["passed"]
 
@@ -104,3 +113,18 @@ def test_without_the_check_it_trains_and_the_summary_says_so(job: Path) -> None:
     result = run(arguments(job, job / "skipped", "--model.variant", str(job / "peek.py")))
     assert result.returncode == 0, result.stderr
     assert summary_of(job / "skipped")["preflight"] == "skipped"
+
+
+def test_the_files_beside_a_candidate_are_kept_and_evaluated(job: Path) -> None:
+    helper = NORM.replace("class LayerNorm", "class Median")
+    (job / "norms.py").write_text(helper)
+    (job / "layered.py").write_text(LAYERED)
+    result = run(arguments(job, job / "layered", "--model.variant", str(job / "layered.py")))
+    assert result.returncode == 0, result.stderr
+    kept = job / "layered" / "designs" / "norm"
+    assert (kept / "norms.py").read_text() == helper and (kept / "layered.py").read_text() == LAYERED
+    (job / "norms.py").write_text("class Median:\n    pass\n")
+    gpt, _ = load_model(job / "layered")
+    assert [block.ln_1.layer for block in gpt.blocks] == [0, 1] and gpt.transformer["ln_f"].layer == 2
+    result = run(arguments(job, job / "layered", "--model.variant", str(job / "layered.py")))
+    assert "is finished" in result.stderr

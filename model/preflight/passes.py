@@ -24,10 +24,13 @@ def runs(candidate: Candidate) -> str:
 
     def look(module: nn.Module, args: Any, output: Any) -> None:
         code = getattr(type(module).forward, "__code__", None)
-        if code and not isinstance(output, torch.Tensor):
+        shapes = [
+            tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in (*args, output)
+        ]
+        if code and args and shapes[0] != shapes[-1]:
             returned.append(
                 f"{type(module).__name__}.forward ({Path(code.co_filename).name} line {_last_return(code)}) "
-                f"returns a {type(output).__name__}: it must return one tensor of shape (B, T, C)"
+                f"returns a {shapes[-1]} for {shapes[0]}: it must return one tensor of shape (B, T, C)"
             )
 
     designs = candidate.designs
@@ -45,6 +48,10 @@ def runs(candidate: Candidate) -> str:
         for hook in hooks:
             hook.remove()
     return "a forward and a backward pass"
+
+
+def _shape(given: Any) -> str:
+    return str(tuple(given.shape)) if isinstance(given, torch.Tensor) else type(given).__name__
 
 
 def _last_return(code: types.CodeType) -> int:

@@ -112,6 +112,12 @@ def test_a_run_without_the_preflight_check_is_said(make_run: MakeRun) -> None:
     assert text.count("--skip_preflight") == 1
 
 
+def test_a_design_that_mixes_tokens_outside_attention_is_marked(make_run: MakeRun) -> None:
+    apart = make_run("vanilla", mixes_tokens=False)
+    text = to_markdown(card_of(apart, make_run("mine", mixes_tokens=True)))
+    assert text.count("mixes tokens outside attention, where data.document_mask does not reach") == 1
+
+
 def test_two_versions_of_a_candidate_file_are_two_rows(make_run: MakeRun) -> None:
     runs = [make_run("vanilla", seed) for seed in (1, 2)]
     first, again = (make_run("mine", seed, design_fingerprint="a" * 64) for seed in (1, 2))

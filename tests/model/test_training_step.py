@@ -161,3 +161,17 @@ def test_a_leak_at_the_beginning_of_a_run_is_found(tmp_path: Path) -> None:
 def test_a_step_that_makes_infinities_is_found(tmp_path: Path) -> None:
     failed = by_status(check(tmp_path, "x = x * (1 + 0 / step).type_as(x)"), "fail")
     assert "at training step 0: " in failed["numerics.first_steps"]
+
+
+def test_a_norm_that_names_the_training_step_reads_the_models(tmp_path) -> None:
+    path = tmp_path / "norm.py"
+    path.write_text(
+        "from torch import nn\nclass LayerNorm(nn.Module):\n"
+        "    def __init__(self, ndim, bias, training_step):\n        super().__init__()\n"
+        "        self.training_step = training_step\n"
+        "    def forward(self, x):\n        return x * self.training_step()\n"
+    )
+    gpt = GPT(GPTConfig(**TINY, norm=f"{path}:LayerNorm"))
+    gpt.set_training_step(3)
+    for norm in (gpt.blocks[0].ln_1, gpt.transformer["ln_f"]):
+        assert torch.equal(norm(torch.ones(2, 32)), torch.full((2, 32), 3.0))
