@@ -83,7 +83,7 @@ def test_what_weights_do_not_depend_on_may_differ(tmp_path: Path) -> None:
         f"train.init_from is {run}, a model with model.vocab_size 64, but this run has 128: give "
         "--model.vocab_size 64, or another train.init_from"
     )
-    with pytest.raises(UserError, match="a run with data.tokenizer gpt2, but this run has bytes: give"):
+    with pytest.raises(UserError, match=r"a run with data.tokenizer gpt2, but this run has bytes: give"):
         check(run, SHAPE, tokenizer="bytes")
 
 
