@@ -14,10 +14,12 @@ import yaml
 from model import GPT, GPTConfig, to_hf
 from model.errors import UserError
 from tests.tiny import TINY
-from training.config.commands import TRAIN
+from training.config.commands import TRAIN, read_command
 from training.engine.start import check_start, fingerprint
 from training.engine.weights import load_weights
+from training.explain import explanation
 
+ROOT = Path(__file__).parents[2]
 NORM = """
 import torch
 from torch import nn
@@ -73,6 +75,21 @@ def test_following_the_sentences_leads_to_the_sources_model(tmp_path: Path) -> N
     assert given_on_the_command_line(words) == wanted
 
 
+def test_the_explanation_is_of_the_given_weights(tmp_path: Path) -> None:
+    gpt = GPT(replace(SHAPE, vocab_size=257))
+    with torch.no_grad():
+        gpt.transformer["wpe"].weight.fill_(0.25)
+    to_hf(gpt, tmp_path / "published", eot=None)
+    words = ["--config", f"{ROOT}/recipes/sample.yaml"]
+    words += ["--deepspeed_config", f"{ROOT}/ds_configs/zero0_fp32.json"]
+    words += [f"--model.{key}={value}" for key, value in (TINY | {"vocab_size": 257}).items()]
+    words += ["--data.tokenizer", "bytes", "--train.init_from", str(tmp_path / "published")]
+    recipe, ds, _, overrides = read_command([*words, "--run_dir", str(tmp_path / "run")])
+    lines = explanation(recipe, ds, overrides).splitlines()
+    assert f"  those of {tmp_path / 'published'}" in lines
+    assert [line.split()[-4] for line in lines if line.startswith("  wpe.weight")] == ["0.25"]
+
+
 def test_what_weights_do_not_depend_on_may_differ(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", SHAPE)
     check(run, replace(SHAPE, dropout=0.2, z_loss=1e-4))
@@ -83,7 +100,7 @@ def test_what_weights_do_not_depend_on_may_differ(tmp_path: Path) -> None:
         f"train.init_from is {run}, a model with model.vocab_size 64, but this run has 128: give "
         "--model.vocab_size 64, or another train.init_from"
     )
-    with pytest.raises(UserError, match="a run with data.tokenizer gpt2, but this run has bytes: give"):
+    with pytest.raises(UserError, match=r"a run with data.tokenizer gpt2, but this run has bytes: give"):
         check(run, SHAPE, tokenizer="bytes")
 
 
