@@ -8,6 +8,7 @@ describes the JSON verdict, the exit statuses and the ledger.
 """
 
 import sys
+from contextlib import suppress
 
 from model.checkout import refuse_other_checkout
 
@@ -58,7 +59,7 @@ def refuse(json_file: str | None, error: Exception) -> int:
     """Say what cannot be, there and in the JSON."""
     from eval.judging.judgment import refusal, write_verdict
 
-    if json_file is not None:
+    with suppress(OSError):  # which may be what is refused
         write_verdict(json_file, refusal(error))
     return print_error(error)
 

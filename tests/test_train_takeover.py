@@ -3,6 +3,8 @@
 import pydoc_data.topics
 from pathlib import Path
 
+import pytest
+
 from tests.jobs import arguments, make_job, run, steps_of, summary_of
 
 NORM = """
@@ -18,6 +20,7 @@ class LayerNorm(torch.nn.LayerNorm):
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_take_over_what_failed_with_other_design_and_data(tmp_path: Path) -> None:
     texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     (tmp_path / "other").mkdir()

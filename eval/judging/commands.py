@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 TAIL_BYTES = 20_000
 PR_SET_PDEATHSIG = 1  # prctl.h
@@ -31,10 +33,13 @@ class Ended:
     said: str
 
     def reason(self) -> str:
-        """The last sentence about what was wrong, or else the last line."""
+        """The last sentence about what was wrong, or else the signal, or the last line."""
         lines = [line.strip() for line in self.said.replace("\r", "\n").splitlines() if line.strip()]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return [f"it ended with status {self.status}", *lines[-1:], *errors[-1:]][-1]
+        if errors := [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]:
+            return errors[-1]
+        if self.status < 0:
+            return f"it was ended by {signal.Signals(-self.status).name}"
+        return lines[-1] if lines else f"it ended with status {self.status}"
 
 
 class Start(Protocol):
@@ -46,9 +51,8 @@ class Start(Protocol):
 class Commands:
     """Starts commands of this checkout in processes of their own.
 
-    SIGINT and SIGTERM go on to the command under way, which gets SIGTERM once, so that a run saves itself,
-    and SIGKILL the second time; then `Interrupted` is raised. A command ends with this process, however that
-    ends.
+    SIGINT and SIGTERM go on to the command under way as SIGTERM, so that a run saves itself, and the second
+    time as SIGKILL; then `Interrupted` is raised. A command ends with this process, however that ends.
     """
 
     def __init__(self) -> None:
@@ -83,8 +87,12 @@ class Commands:
         self._asked += 1
         if self._process is None:
             raise Interrupted
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGTERM if self._asked == 1 else signal.SIGKILL)
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if self._asked > 1:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                for process in _trainers(psutil.Process(self._process.pid)):
+                    process.terminate()
 
 
 def command_line(command: Command, words: Sequence[str], ranks: int) -> list[str]:
@@ -96,6 +104,13 @@ def command_line(command: Command, words: Sequence[str], ranks: int) -> list[str
         return [sys.executable, *train]
     launcher = ["-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]
     return [sys.executable, "-P", *launcher, "--master_port", str(_free_port()), *train]
+
+
+def _trainers(process: psutil.Process) -> list[psutil.Process]:
+    """The ranks under a launcher, or else the process itself: not W&B's, which ends after the run."""
+    below = process.children(recursive=True)
+    launchers = [one for one in below if "deepspeed.launcher.launch" in one.cmdline()]
+    return [rank for launcher in launchers for rank in launcher.children()] or [process]
 
 
 def _show(process: subprocess.Popen[bytes], keep: Callable[[bytes], None]) -> None:

@@ -205,6 +205,8 @@ class Judgment:
         if trial.role == "candidate" and report.is_file() and not (found := read_json(report))["passed"]:
             self._note_preflight(found, trial)
         what = f"training {trial.recipe.variant} with seed {trial.seed} in {folder}"
+        if ended.status == 2:  # its summary is of an earlier start
+            raise _ending(ended, what)
         if status == "failed" and "error" in summary:
             raise Ending("failed", f"{what}: {summary['error']}")
         if status == "interrupted" and "error" not in summary and ended.status in (0, 75):
@@ -216,10 +218,12 @@ class Judgment:
         config = self.request.trials[0].recipe.eval
         if not config.tasks:
             return None
-        _, step = find_checkpoint(folder)
-        if config.tasks and set(config.tasks) <= set(
-            stored_results(folder, step, config.limit, config.data_dir)["results"]
-        ):
+        try:
+            _, step = find_checkpoint(folder)
+        except UserError as error:  # removed since
+            return f"{folder} was not evaluated: {error}"
+        stored = stored_results(folder, step, config.limit, config.data_dir)
+        if set(config.tasks) <= stored["results"].keys():
             return None
         self.say(f"evaluating {folder}")
         words = [str(folder), "--tasks", ",".join(config.tasks)]

@@ -63,7 +63,7 @@ def test_what_a_command_says_is_seen_and_its_sentence_kept(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_reaches_the_command_once_as_sigterm(tmp_path: Path, signum: signal.Signals) -> None:
+def test_a_stop_reaches_the_command_as_sigterm(tmp_path: Path, signum: signal.Signals) -> None:
     parent = start(tmp_path, 60)
     wait_for(tmp_path / "pid")
     parent.send_signal(signum)
@@ -85,15 +85,18 @@ def test_a_command_does_not_outlive_a_judgment_that_is_killed(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("status", "said", "reason"),
     [
-        ("a\nerror: no such key\nbar 10%\r", "no such key"),
-        ("first\rlast line\n\n", "last line"),
-        ("", "it ended with status -9"),
+        (2, "a\nerror: no such key\nbar 10%\r", "no such key"),
+        (1, "first\rlast line\n\n", "last line"),
+        (1, "", "it ended with status 1"),
+        (-9, "bar 10%\r", "it was ended by SIGKILL"),
     ],
 )
-def test_the_reason_is_the_last_error_or_the_last_line(said: str, reason: str) -> None:
-    assert Ended(-9, said).reason() == reason
+def test_the_reason_is_the_last_error_the_signal_or_the_last_line(
+    status: int, said: str, reason: str
+) -> None:
+    assert Ended(status, said).reason() == reason
 
 
 def test_several_ranks_are_started_by_the_launcher() -> None:

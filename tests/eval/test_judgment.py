@@ -12,6 +12,7 @@ from scipy import stats
 from eval.judging.commands import Ended
 from eval.judging.judgment import EXIT_STATUS, KEYS, judge, refusal
 from eval.judging.request import read_judge
+from eval.judging.verdict import describe
 from model.errors import UserError
 
 from .judged import LOSSES, NORM, MadeUp, judged, ledger_of, make_judged, words
@@ -43,6 +44,12 @@ def test_a_verdict_is_the_paired_interval_over_the_seeds(folder: Path) -> None:
     assert found["evaluation"]["val_bits_per_byte"]["difference"] == pytest.approx(1.5 * differences.mean())
     assert found["ledger"] == {"file": str(folder / "runs" / "ledger.jsonl"), "entries": 1, "looks": 1}
     assert "1 look" in found["verdict"]["looks"] and "not corrected" in found["verdict"]["looks"]
+    printed = describe(found).splitlines()
+    assert (
+        printed[0] == found["verdict"]["sentence"]
+        and "flops per token: 1.000 times the baseline's" in printed
+    )
+    assert "seed 2: 2.4200 against 2.5100 nats per token (-0.0900)" in printed
 
 
 def test_every_key_of_the_verdict_is_documented_and_there(folder: Path) -> None:
@@ -195,6 +202,14 @@ def test_without_an_evaluation_there_is_a_verdict_with_a_problem(folder: Path) -
     found = judged(folder, MadeUp(evaluation=Ended(2, "error: no network\n")), "--seeds", "2")
     assert found["status"] == "judged"
     assert sum(problem.endswith("was not evaluated: no network") for problem in found["problems"]) == 4
+
+
+def test_a_reused_run_without_a_checkpoint_is_compared_all_the_same(folder: Path) -> None:
+    first = judged(folder, MadeUp(), "--seeds", "2")
+    shutil.rmtree(folder / "runs" / "recipe_vanilla_seed1" / "checkpoints")
+    found = judged(folder, MadeUp(), "--seeds", "2")
+    assert found["difference"] == first["difference"]
+    assert sum("has no complete checkpoint" in problem for problem in found["problems"]) == 1
 
 
 def test_a_ledger_that_cannot_be_read_stops_before_anything_is_trained(folder: Path) -> None:
