@@ -22,6 +22,7 @@ from .run.console import Console as Console
 from .run.failures import failures_recorded as failures_recorded
 from .run.folder import RunFolder as RunFolder
 from .run.preflight import design_problem as design_problem
+from .run.preflight import treatment_of_run as treatment_of_run
 from .run.profiling import StartUp as StartUp
 from .run.reporter import Reporter as Reporter
 from .run.stop import StopRequest as StopRequest

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ..treatment import cast_floating
 from .candidate import CAUTION, Candidate, difference, largest, one_layer, redraw, seed_all, state_for
 from .perturb import ADVICE, WINDOW, changed_streams, first_change, tail_mask
 from .report import Doubtful, Refused
@@ -16,7 +17,7 @@ def norm_alone(candidate: Candidate) -> str:
         seed_all()
         norm = candidate.designs.norm(width, bias=candidate.config.bias)
         redraw(norm, caution=caution)
-        norm.to(candidate.exact)
+        cast_floating(norm, candidate.exact)
         if norm(candidate.stream(3, 1)).isfinite().all():
             break
     longest = candidate.config.block_size

@@ -8,8 +8,9 @@ import torch
 
 from model import GPT, GPTConfig
 from model.errors import UserError
+from model.treatment import Treatment
 
-from ..run.reader import damage, find_checkpoint, read_recipe
+from ..run.reader import damage, find_checkpoint, read_recipe, read_summary
 
 Weights = dict[str, torch.Tensor]
 
@@ -30,6 +31,7 @@ def load_model(run_dir: str | Path, step: int | None = None) -> tuple[GPT, int]:
     for file in run_dir.glob("designs/*.py"):  # the code that was trained, whatever became of the file
         shape[file.stem] = f"{file}:{shape[file.stem].rpartition(':')[2]}"
     gpt = GPT(GPTConfig(**shape))
+    gpt.treat(Treatment.of(read_summary(run_dir)))
     gpt.load_state_dict(fp32_weights(folder))
     gpt.set_training_step(step)
     return gpt.eval(), step
@@ -86,6 +88,7 @@ def _joined_partitions(model: dict[str, Any], optimizers: list[dict[str, Any]]) 
         sizes = [shape.numel() for shape in shapes.values()]
         parts = flat[: sum(sizes)].split(sizes)
         weights |= {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    weights = model["module"] | weights  # buffers, and parameters that do not train
     return weights | {name: weights[source] for name, source in model["shared_params"].items()}
 
 

@@ -9,6 +9,9 @@ from .folder import RunFolder
 
 if TYPE_CHECKING:
     from model import GPTConfig
+    from model.treatment import Treatment
+
+    from ..engine.ranks import Ranks
 
 
 def design_problem(
@@ -28,10 +31,13 @@ def design_problem(
     if run.rank > 0 or run.summary.get("preflight"):
         return None
     if not wanted:
-        run.summary["preflight"] = "skipped"
+        from model.preflight.probe import probe
+
+        run.summary |= probe(config).facts() | {"preflight": "skipped"}
         return None
     from model import variant_name  # here: most starts are checked already, or do not want it
     from model.preflight import preflight
+    from model.treatment import Treatment
 
     report = preflight(config, thorough=False)
     write_json(run.path / "preflight.json", report.to_json())
@@ -43,6 +49,14 @@ def design_problem(
             f"the pre-flight check refuses {variant_name(config)}: python -m model.preflight says more, and "
             "--skip_preflight trains it all the same"
         )
+    run.summary |= {key: report.numbers[key] for key in Treatment().facts()}
     run.summary["preflight"] = report.verdict()
     say(f"pre-flight check: {report.verdict()}")
     return None
+
+
+def treatment_of_run(run: RunFolder, ranks: "Ranks") -> "Treatment":
+    """How the design's tensors are treated: what rank 0 wrote when the run began. All ranks call it."""
+    from model.treatment import Treatment
+
+    return Treatment.of(ranks.broadcast(run.summary))
