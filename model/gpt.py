@@ -29,6 +29,7 @@ class GPT(nn.Module):
     Attributes:
         blocks: the blocks, in order of depth.
         treatment: which buffers follow a cast, and which parameters train; `treat` changes it.
+        sometimes: the parameters that get a gradient of 0 where a batch does not use them.
         brought_over: parameters that the design made in another precision or on another device than the
             model's, and that were brought to it.
 
@@ -40,8 +41,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.treatment = Treatment()
-        # Not as modules' parameters, which they are already: under ZeRO-3 `build_engine` empties it.
-        self._sometimes: list[nn.Parameter] = []
+        self.sometimes: list[nn.Parameter] = []
         designs = find_designs(config)
         # In a tuple, because it is a part of the model only where a design keeps it.
         self._training_step = (designs.training_step,)
@@ -133,12 +133,7 @@ class GPT(nn.Module):
         hidden = self.hidden(idx, documents)
         if targets is None:
             return self.lm_head(hidden), None
-        return None, self._with_all_gradients(self.lm_head(hidden, targets, reduction))
-
-    def _with_all_gradients(self, loss: torch.Tensor) -> torch.Tensor:
-        if not (self._sometimes and self.training and torch.is_grad_enabled()):
-            return loss
-        return ZeroGradient.apply(loss, *self._sometimes)
+        return None, self.lm_head(hidden, targets, reduction)
 
     def hidden(self, idx: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
         """What the head reads: (B, T) token ids, and their documents -> (B, T, C) after the final norm."""
@@ -146,6 +141,8 @@ class GPT(nn.Module):
         x = self.transformer["wte"](idx)
         if "wpe" in self.transformer:
             x = x + self.transformer["wpe"](torch.arange(idx.shape[1], device=idx.device))
+        if self.sometimes and self.training and torch.is_grad_enabled():
+            x = ZeroGradient.apply(x, *self.sometimes)
         shared = ({"idx": idx},) if self._shares_state else ()
         return self.transformer["ln_f"](self.transformer["topology"](self.transformer["drop"](x), *shared))
 
@@ -234,7 +231,7 @@ class GPT(nn.Module):
         for parameter in self.unused_parameters().values():
             parameter.requires_grad_(False)
         parameters = dict(self.named_parameters())
-        self._sometimes = [parameters[name] for name in treatment.sometimes if name in parameters]
+        self.sometimes = [parameters[name] for name in treatment.sometimes if name in parameters]
 
     def unused_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the treatment leaves out, by name."""

@@ -84,12 +84,17 @@ def cast_floating(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 class ZeroGradient(torch.autograd.Function):
-    """The loss as it is; backward gives every parameter a gradient of 0 beside what it gets elsewhere."""
+    """x as it is; backward gives every parameter a gradient of 0 beside what it gets elsewhere.
+
+    What stands at the beginning of a model comes last in backward: all of these parameters have their
+    gradients then, in the order given, whichever of them a batch has used. DeepSpeed sums gradients over the
+    ranks in the order in which they appear, which must be the same on all.
+    """
 
     @staticmethod
-    def forward(ctx: Any, loss: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(*parameters)
-        return loss.view_as(loss)
+        return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:

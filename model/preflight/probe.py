@@ -1,15 +1,17 @@
 """What the design itself says of its tensors: which buffers must be cast, which parameters get a gradient.
 
-A parameter is left out of training only where autograd reaches it from the loss in no probe: whether a path
+A parameter is left out of training only where autograd reaches it from the logits in no probe: whether a path
 exists counts, never whether a gradient is 0. Probes are made in train mode with the initial weights and with
 random ones, with a batch and with a single token, and at several training steps where the design reads the
-step; before a parameter is given up, `SEARCH` more follow with other weights and longer texts, so that an
-expert, or what only some inputs need, is found. Whatever one probe reaches trains. What no probe reaches and
-a later step uses all the same stops the run with a sentence (`training.engine.build`): it never goes on
-without learning.
+step; before a parameter is given up, `SEARCH` more follow with other weights and longer texts. Whatever one
+probe reaches trains, and so do its siblings where that depends on the input: of a mixture's experts some are
+empty in every probe, but they are numbered alike. What no probe reaches and a later step uses all the same
+stops the run with a sentence (`training.engine.unusual`): it never goes on without learning.
 """
 
 import logging
+import re
+from collections.abc import Iterator
 
 import torch
 
@@ -87,21 +89,33 @@ def parameters(candidate: Candidate) -> Treatment:
         with at_step(model, step):
             found.append(_reached(model, batch))
     ever = set().union(*found)
-    if missing := [name for name in wanted if name not in ever]:
-        searched = candidate.build().train()
-        for number in range(SEARCH):
-            redraw(searched, seed=SEED + 1 + number)
-            longer = candidate.tokens(4, candidate.length(128), SEED + 1 + number)
-            ever |= _reached(searched, longer)
-            if ever.issuperset(missing):
-                break
+    for more in _search(candidate) if not ever.issuperset(wanted) else ():
+        found.append(more)
+        ever |= more
+        if ever.issuperset(wanted):
+            break
     always = set.intersection(*found)
-    return Treatment(
-        known.buffers,
-        known.buffer_names,
-        tuple(name for name in wanted if name not in ever),
-        tuple(name for name in wanted if name in ever and name not in always),
-    )
+    varying = {_family(name) for name in ever - always}
+    unused = tuple(name for name in wanted if name not in ever and _family(name) not in varying)
+    depends = ((name not in always or _family(name) in varying) and name not in unused for name in wanted)
+    sometimes = tuple(name for name, does in zip(wanted, depends, strict=True) if does)
+    return Treatment(known.buffers, known.buffer_names, unused, sometimes)
+
+
+def _search(candidate: Candidate) -> Iterator[set[str]]:
+    """What further probes reach: initial weights of other seeds, and random ones, in turn."""
+    for number in range(SEARCH):
+        model = candidate.build(seed=SEED + 1 + number).train()
+        if number % 2:
+            redraw(model, seed=SEED + 1 + number)
+        yield _reached(model, candidate.tokens(4, candidate.length(128), SEED + 1 + number))
+
+
+def _family(name: str) -> str:
+    """A parameter's name but for the numbers inside its block: the experts of a layer have one."""
+    block = re.match(r"transformer\.h\.\d+\.", name)
+    start = block.end() if block else 0
+    return name[:start] + re.sub(r"\d+", "*", name[start:])
 
 
 def _reached(model: GPT, idx: torch.Tensor) -> set[str]:

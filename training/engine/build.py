@@ -14,7 +14,7 @@ from model.errors import UserError
 from model.treatment import cast_floating_buffers
 
 from .ranks import deepspeed
-from .unusual import scalars_allowed, watch_unused
+from .unusual import keep_blocks_whole, scalars_allowed, watch_unused
 
 if TYPE_CHECKING:
     from ..config import DeepSpeedConfig
@@ -112,6 +112,8 @@ def build_engine(model: GPT, config: "DeepSpeedConfig") -> Any:
     groups = optimizer_groups(model, config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     facts = [{"lr_mult": g["lr_mult"], "names": [names[id(p)] for p in g["params"]]} for g in groups]
+    if config.stage == 3:
+        keep_blocks_whole(model)
     with scalars_allowed():
         engine, *_ = deepspeed.initialize(
             model=model,

@@ -44,6 +44,19 @@ def _split(splitter: Any, parameter: nn.Parameter) -> None:
     parameter.partition()
 
 
+def keep_blocks_whole(gpt: GPT) -> None:
+    """Have ZeRO-3 gather and reduce a block with parameters that only some inputs use as one.
+
+    It gathers what a module needs when the module is called, and so the ranks would wait for each other where
+    one of them calls an expert that another leaves empty.
+    """
+    known = {id(parameter) for parameter in gpt.sometimes}
+    for block in gpt.blocks:
+        if any(id(parameter) in known for parameter in block.parameters()):
+            deepspeed.utils.set_z3_leaf_module(block, True)
+    gpt.sometimes.clear()  # their gradient of 0 comes from ZeRO-3
+
+
 def watch_unused(gpt: GPT) -> None:
     """Have the backward that reaches a parameter which was left out of training raise UserError.
 
