@@ -84,7 +84,8 @@ class GPT(nn.Module):
         others = [
             (name, parameter)
             for name, parameter in self.named_parameters()
-            if parameter.is_floating_point() and (parameter.dtype, parameter.device) != (like.dtype, like.device)
+            if parameter.is_floating_point()
+            and (parameter.dtype, parameter.device) != (like.dtype, like.device)
         ]
         for _, parameter in others:
             parameter.data = parameter.data.to(like)

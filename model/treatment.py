@@ -79,7 +79,7 @@ def cast_floating_buffers(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def cast_floating(module: nn.Module, dtype: torch.dtype) -> None:
-    """Bring floating parameters and buffers to `dtype`, and leave complex ones, which `to` would make real."""
+    """Bring floating parameters and buffers to `dtype`; `to` would make complex ones real."""
     module._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 

@@ -47,7 +47,7 @@ class Candidate:
     numbers: dict[str, Any]
     thorough: bool
     exact: torch.dtype = torch.float64
-    treatment: Treatment = Treatment()
+    treatment: Treatment = field(default_factory=Treatment)
     stochastic: bool = False
     apart: bool = True
     alone: bool = True

@@ -69,7 +69,7 @@ def _runs(candidate: Candidate, dtype: torch.dtype, treatment: Treatment | None 
         except Exception:
             return False
         try:
-            outputs = each_layer(model.blocks, candidate.stream(*idx.shape, dtype=dtype))
+            outputs = each_layer(model.blocks, candidate.stream(BATCH, idx.shape[1], dtype=dtype))
         except Exception:  # blocks that need their topology
             return True
         return all(y.dtype == dtype for y in outputs if isinstance(y, torch.Tensor))

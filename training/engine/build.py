@@ -101,19 +101,20 @@ def _first_problem(error: Exception) -> str:
     return f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-def build_engine(model: GPT, config: "DeepSpeedConfig") -> Any:
-    """The DeepSpeed engine of `model` as the JSON says. The process group must exist.
+def build_engine(model: nn.Module, config: "DeepSpeedConfig") -> Any:
+    """The DeepSpeed engine of a GPT, or of a module around one. The process group must exist.
 
-    What `model.treatment` says holds here too: buffers are cast like the parameters or not, and unused
-    parameters are in no group. A forward that uses one all the same raises UserError in its backward.
+    The GPT's `treatment` holds here too: buffers are cast like the parameters or not, and unused parameters
+    are in no group. A forward that uses one all the same raises UserError in its backward.
     """
-    if model.treatment.buffers == "cast":
-        cast_floating_buffers(model, _DTYPES[config.model_dtype])
+    gpt = next(module for module in model.modules() if isinstance(module, GPT))
+    if gpt.treatment.buffers == "cast":
+        cast_floating_buffers(gpt, _DTYPES[config.model_dtype])
     groups = optimizer_groups(model, config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     facts = [{"lr_mult": g["lr_mult"], "names": [names[id(p)] for p in g["params"]]} for g in groups]
     if config.stage == 3:
-        keep_blocks_whole(model)
+        keep_blocks_whole(gpt)
     with scalars_allowed():
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -121,7 +122,7 @@ def build_engine(model: GPT, config: "DeepSpeedConfig") -> Any:
             optimizer=_muon_with_adam(config.optimizer_params) if config.optimizer == "muon" else None,
             config=copy.deepcopy(dict(config.raw)),
         )
-    watch_unused(model)
+    watch_unused(gpt)
     # Only now: ZeRO has replaced the groups' parameters, but not the groups.
     for group, of_group in zip(engine.optimizer.param_groups, facts, strict=True):
         group.update(of_group)

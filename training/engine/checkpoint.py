@@ -18,7 +18,7 @@ from model.files import write_json
 
 from ..run.reader import checkpoint_name, damage, file_sha256, step_folders
 from ..state import TrainState
-from .unusual import frozen
+from .unusual import frozen, scalars_merged
 
 
 def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> Path:
@@ -154,17 +154,17 @@ def _universal(checkpoint: Path, names: Sequence[str]) -> Path:
         for leftover in (partial, final):
             shutil.rmtree(leftover, ignore_errors=True)
         # One process and one parameter at a time: forking would copy what this process holds.
-        ds_to_universal.main(
-            argparse.Namespace(
-                input_folder=str(checkpoint),
-                output_folder=str(partial),
-                num_extract_workers=1,
-                num_merge_workers=1,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=True,
-            )
+        options = argparse.Namespace(
+            input_folder=str(checkpoint),
+            output_folder=str(partial),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
         )
+        with scalars_merged(ds_to_universal):
+            ds_to_universal.main(options)
         (partial.parent / "latest_universal").unlink()  # it would name a folder that is renamed
         states = [f"{name}/{state}.pt" for name in names for state in ("fp32", "exp_avg", "exp_avg_sq")]
         missing = [

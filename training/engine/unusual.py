@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from model import GPT
 from model.errors import UserError
@@ -39,9 +39,28 @@ def _broadcast_flat(engine: Any) -> None:
             parameter.data.copy_(flat.view(parameter.shape))
 
 
-def _split(splitter: Any, parameter: nn.Parameter) -> None:
+def _split(splitter: Any, parameter: Any) -> None:
     splitter._convert_to_deepspeed_param(parameter)
     parameter.partition()
+
+
+@contextmanager
+def scalars_merged(converter: ModuleType) -> Iterator[None]:
+    """While a checkpoint is converted to the universal format, scalars are vectors of one number.
+
+    DeepSpeed concatenates the parts of a parameter, which a tensor of no dimension has not.
+    """
+    merge = converter._merge_zero_shards
+
+    def merged(folder: str, state: str, *more: Any) -> Any:
+        parts = merge(folder, state, *more)
+        return parts if state == "step" else [part.reshape(-1) if part.dim() == 0 else part for part in parts]
+
+    converter._merge_zero_shards = merged  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        converter._merge_zero_shards = merge  # type: ignore[attr-defined]
 
 
 def keep_blocks_whole(gpt: GPT) -> None:

@@ -58,7 +58,10 @@ def fp32_weights(checkpoint: Path) -> Weights:
     # Imported here: DeepSpeed takes seconds, and the other two kinds of checkpoint do without.
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    # ZeRO-3's are split, and among those; ZeRO-1's with fp32 weights are whole, and here alone.
+    untrained = _read(model)["module"] if model.is_file() else {}
+    return untrained | weights
 
 
 def _weights_without_zero(model: dict[str, Any]) -> Weights:
