@@ -106,8 +106,7 @@ def train(
 
     # The model. init_seed alone decides its weights: two variants with the same seed are a pair.
     torch.manual_seed(recipe.train.init_seed)
-    gpt = model.GPT(recipe.model)
-    gpt.treat(training.treatment_of_run(folder, ranks))
+    gpt = model.GPT(recipe.model).treat(training.treatment_of_run(folder, ranks))
     report = training.Reporter(recipe, ds, folder, console, ranks, gpt)  # before ZeRO-3 splits its parameters
     training.wrap_blocks(gpt, recipe.train.compile, ds, console.say)
     engine = training.build_engine(gpt, ds)

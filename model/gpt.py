@@ -224,8 +224,8 @@ class GPT(nn.Module):
             parts += [(block, name) for name in names]
         return parts
 
-    def treat(self, treatment: Treatment) -> None:
-        """Follow what was decided about the design: later casts do, and unused parameters do not train."""
+    def treat(self, treatment: Treatment) -> "GPT":
+        """Follow what was decided about the design, as to casts and what trains; returns the model itself."""
         self.treatment = treatment
         if treatment.buffers == "cast":
             cast_floating_buffers(self, self.lm_head.weight.dtype)
@@ -233,6 +233,7 @@ class GPT(nn.Module):
             parameter.requires_grad_(False)
         parameters = dict(self.named_parameters())
         self.sometimes = [parameters[name] for name in treatment.sometimes if name in parameters]
+        return self
 
     def unused_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the treatment leaves out, by name."""

@@ -12,7 +12,7 @@ Buffers = Literal["kept", "cast"]
 
 @dataclass(frozen=True)
 class Treatment:
-    """What `model.preflight.probe` decides about a design, once for all starts of a run.
+    """What `model.probe` decides about a design, once for all starts of a run.
 
     Attributes:
         buffers: `kept` where floating buffers stay in the precision that the design gave them, whatever the

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from data import open_tokenizer
 from model import GPT, flops_per_token
-from model.preflight.probe import probe
+from model.probe import probe
 
 from .config import DeepSpeedConfig, Recipe
 from .config.candidate import Overrides

@@ -2,10 +2,11 @@
 
 import torch
 
+from .. import probe
 from ..plugin import in_words
 from ..topologies import takes_state
 from ..treatment import in_list
-from . import independence, probe
+from . import independence
 from .candidate import Candidate, difference, each_layer, hidden, logits, state_for
 from .independence import BATCH, LENGTH, tokens
 from .report import Doubtful, Refused, Report, raised_at

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from model import GPT, GPTConfig, designs_of_file, flops_per_token
 from model.errors import UserError
 from model.preflight import Report, preflight
-from model.preflight.probe import probe
+from model.probe import probe
 from model.treatment import Treatment
 from tests.own_designs import CAST, COMPLEX, DESIGNS, EXPERTS, KEPT, LEFTOVER, SCALAR
 

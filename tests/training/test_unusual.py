@@ -11,7 +11,7 @@ from torch import nn
 
 from model import GPT, GPTConfig, designs_of_file
 from model.errors import UserError
-from model.preflight.probe import probe
+from model.probe import probe
 from model.treatment import Treatment
 from tests.distributed import run_on_ranks
 from tests.engines import load

@@ -31,7 +31,8 @@ def load_model(run_dir: str | Path, step: int | None = None) -> tuple[GPT, int]:
     for file in run_dir.glob("designs/*.py"):  # the code that was trained, whatever became of the file
         shape[file.stem] = f"{file}:{shape[file.stem].rpartition(':')[2]}"
     gpt = GPT(GPTConfig(**shape))
-    gpt.treat(Treatment.of(read_summary(run_dir)))
+    if (run_dir / "summary.json").is_file():
+        gpt.treat(Treatment.of(read_summary(run_dir)))
     gpt.load_state_dict(fp32_weights(folder))
     gpt.set_training_step(step)
     return gpt.eval(), step

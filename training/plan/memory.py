@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import GPT, GPTConfig
 from model.errors import UserError
-from model.preflight.probe import probe
+from model.probe import probe
 
 from ..config import DeepSpeedConfig
 from .shape import copy_of_bucket, largest_copy, largest_partition, shape_of

@@ -31,7 +31,7 @@ def design_problem(
     if run.rank > 0 or run.summary.get("preflight"):
         return None
     if not wanted:
-        from model.preflight.probe import probe
+        from model.probe import probe
 
         run.summary |= probe(config).facts() | {"preflight": "skipped"}
         return None

@@ -15,10 +15,20 @@ from collections.abc import Iterator
 
 import torch
 
-from ..config import GPTConfig
-from ..gpt import GPT
-from ..treatment import Treatment
-from .candidate import FIRST_STEPS, SEED, Candidate, at_step, each_layer, hidden, logits, one_thread, redraw
+from .config import GPTConfig
+from .gpt import GPT
+from .preflight.candidate import (
+    FIRST_STEPS,
+    SEED,
+    Candidate,
+    at_step,
+    each_layer,
+    hidden,
+    logits,
+    one_thread,
+    redraw,
+)
+from .treatment import Treatment
 
 logger = logging.getLogger(__name__)
 BATCH, LENGTH = 2, 24
