@@ -106,7 +106,7 @@ def train(
 
     # The model. Unless its weights are given, init_seed alone decides them: two variants with the same seed
     # are a pair.
-    gpt = training.initial_model(recipe, folder, resumes=checkpoint is not None)
+    gpt = training.initial_model(recipe, folder, ranks, resumes=checkpoint is not None)
     report = training.Reporter(recipe, ds, folder, console, ranks, gpt)  # before ZeRO-3 splits its parameters
     training.wrap_blocks(gpt, recipe.train.compile, ds, console.say)
     engine = training.build_engine(gpt, ds)

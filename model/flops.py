@@ -20,6 +20,6 @@ def flops_per_token(gpt: GPT) -> int:
     """
     lookups = {id(module.weight) for module in gpt.modules() if isinstance(module, nn.Embedding)}
     lookups -= {id(module.weight) for module in gpt.modules() if isinstance(module, nn.Linear)}
-    weights = sum(p.numel() for p in gpt.parameters() if p.dim() >= 2 and id(p) not in lookups)
+    weights = sum(p.numel() for p in gpt.used_parameters() if p.dim() >= 2 and id(p) not in lookups)
     shape = gpt.config
     return 6 * weights + 12 * shape.n_layer * shape.block_size * shape.n_embd

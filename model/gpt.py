@@ -1,6 +1,7 @@
 """GPT-2 (Radford et al. 2019) as nanoGPT users know it, with norm, block and topology as plug points."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .loss import Head, Reduction
 from .sphere import UnitEmbedding, UnitHead
 from .streams import BranchTopology
 from .topologies import is_residual, takes_state
+from .treatment import Treatment, ZeroGradient, cast_floating_buffers, for_buffers
 
 
 class GPT(nn.Module):
@@ -26,13 +28,20 @@ class GPT(nn.Module):
 
     Attributes:
         blocks: the blocks, in order of depth.
+        treatment: which buffers follow a cast, and which parameters train; `treat` changes it.
+        sometimes: the parameters that get a gradient of 0 where a batch does not use them.
+        brought_over: parameters that the design made in another precision or on another device than the
+            model's, and that were brought to it.
 
-    Raises UserError for a design that does not exist, lacks an option, or cannot be built.
+    Raises UserError for a design that does not exist, lacks an option, cannot be built, or has complex
+    parameters.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.treatment = Treatment()
+        self.sometimes: list[nn.Parameter] = []
         designs = find_designs(config)
         # In a tuple, because it is a part of the model only where a design keeps it.
         self._training_step = (designs.training_step,)
@@ -58,7 +67,29 @@ class GPT(nn.Module):
         self.lm_head = head(config.n_embd, config.vocab_size, config.z_loss, config.logit_softcap)
         if config.tied:
             wte.weight = self.lm_head.weight
+        self.brought_over = self._bring_over(self.lm_head.weight)
         self._init_weights()
+
+    def _bring_over(self, like: torch.Tensor) -> tuple[str, ...]:
+        """Give all parameters the precision and device of the model's own; returns those that had others.
+
+        DeepSpeed refuses a model of several precisions, and casts all parameters to the JSON's.
+        """
+        if wrong := [name for name, parameter in self.named_parameters() if parameter.is_complex()]:
+            raise UserError(
+                f"the parameter {wrong[0]} of {self.config.norm} / {self.config.block} is complex, which no "
+                "optimizer here trains: keep torch.view_as_real(z) as the parameter, and use "
+                "torch.view_as_complex(parameter) in forward"
+            )
+        others = [
+            (name, parameter)
+            for name, parameter in self.named_parameters()
+            if parameter.is_floating_point()
+            and (parameter.dtype, parameter.device) != (like.dtype, like.device)
+        ]
+        for _, parameter in others:
+            parameter.data = parameter.data.to(like)
+        return tuple(name for name, _ in others)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -111,6 +142,8 @@ class GPT(nn.Module):
         x = self.transformer["wte"](idx)
         if "wpe" in self.transformer:
             x = x + self.transformer["wpe"](torch.arange(idx.shape[1], device=idx.device))
+        if self.sometimes and self.training and torch.is_grad_enabled():
+            x = ZeroGradient.apply(x, *self.sometimes)
         shared = ({"idx": idx},) if self._shares_state else ()
         return self.transformer["ln_f"](self.transformer["topology"](self.transformer["drop"](x), *shared))
 
@@ -191,9 +224,34 @@ class GPT(nn.Module):
             parts += [(block, name) for name in names]
         return parts
 
+    def treat(self, treatment: Treatment) -> "GPT":
+        """Follow what was decided about the design, as to casts and what trains; returns the model itself."""
+        self.treatment = treatment
+        if treatment.buffers == "cast":
+            cast_floating_buffers(self, self.lm_head.weight.dtype)
+        for parameter in self.unused_parameters().values():
+            parameter.requires_grad_(False)
+        parameters = dict(self.named_parameters())
+        self.sometimes = [parameters[name] for name in treatment.sometimes if name in parameters]
+        return self
+
+    def unused_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that the treatment leaves out, by name."""
+        left_out = set(self.treatment.unused)
+        return {name: p for name, p in self.named_parameters() if name in left_out}
+
+    def used_parameters(self) -> list[nn.Parameter]:
+        """All other parameters, a tied embedding once."""
+        left_out = set(self.treatment.unused)
+        return [p for name, p in self.named_parameters() if name not in left_out]
+
     def num_parameters(self) -> int:
-        """Parameters, a tied embedding counted once."""
-        return sum(p.numel() for p in self.parameters())
+        """Parameters, a tied embedding counted once, unused ones not at all."""
+        return sum(p.numel() for p in self.used_parameters())
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "GPT":
+        # What `to`, `bfloat16`, `float` and the like call: here buffers follow the treatment.
+        return super()._apply(for_buffers(self, fn, self.treatment.buffers), recurse)
 
 
 def _is_ours(made: Any) -> bool:

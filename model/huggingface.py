@@ -12,6 +12,7 @@ from .config import GPTConfig, MLPKind
 from .errors import UserError
 from .gpt import GPT
 from .norms import EPS
+from .treatment import Treatment
 
 # Hugging Face's Conv1D stores (in, out); nn.Linear stores (out, in).
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -127,6 +128,7 @@ def to_hf(gpt: GPT, folder: str | Path, eot: int | None = 50256) -> Path:
         theirs = NormLabConfig(
             **asdict(write_code(config, folder)),
             training_step=gpt.training_step,
+            buffers=gpt.treatment.buffers,
             architectures=["NormLabForCausalLM"],
             auto_map={
                 "AutoConfig": "modeling_normlab.NormLabConfig",
@@ -251,6 +253,7 @@ def _from_normlab(values: dict[str, Any], weights: dict[str, torch.Tensor], fold
 
     gpt = GPT(_normlab_config(values, folder))
     gpt.set_training_step(values.get("training_step", 0))
+    gpt.treat(Treatment.of(values))
     state = {name.removeprefix("gpt."): t for name, t in weights.items()}
     for name, first in tied(gpt).items():
         if first in state:

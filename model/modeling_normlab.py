@@ -19,6 +19,8 @@ class NormLabConfig(PreTrainedConfig):
 
     Attributes:
         training_step: the optimizer step of the weights, for designs that read it.
+        buffers: `cast` where floating buffers follow the weights to another precision, because the design
+            does not run otherwise; `kept` where they stay as they are.
     """
 
     model_type = "normlab"
@@ -34,6 +36,7 @@ class NormLabConfig(PreTrainedConfig):
             default = field.default if field.default_factory is MISSING else field.default_factory()
             setattr(self, field.name, values.pop(field.name, default))
         self.training_step: int = values.pop("training_step", 0)
+        self.buffers: str = values.pop("buffers", "kept")
         super().__init__(**{"tie_word_embeddings": self.tied, "use_cache": False} | values)
 
     def gpt_config(self) -> GPTConfig:
@@ -53,9 +56,20 @@ class NormLabForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: NormLabConfig) -> None:
         super().__init__(config)
         from .gpt import GPT
+        from .treatment import Treatment
 
-        with torch.device("cpu"):  # transformers asks for the meta device, where designs' constants are lost
-            self.gpt = GPT(config.gpt_config())
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # transformers asks for the weights', which rounds constants
+        try:
+            with torch.device("cpu"):  # and for the meta device, where designs' constants are lost
+                self.gpt = GPT(config.gpt_config())
+        finally:
+            torch.set_default_dtype(dtype)
+        self.gpt.treat(Treatment.of({"buffers": config.buffers}))
+        self.gpt.to(dtype)
+        if config.buffers == "kept":
+            names = [name for name, b in self.gpt.named_buffers() if b.dtype == torch.float32]
+            self._keep_in_fp32_modules_strict = {f"gpt.{name}" for name in names}
         self.gpt.set_training_step(config.training_step)
         saved = self.gpt.state_dict().keys()
         self._constants = {n: b.clone() for n, b in self.gpt.named_buffers() if n not in saved}
@@ -68,7 +82,8 @@ class NormLabForCausalLM(PreTrainedModel, GenerationMixin):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for name, value in model._constants.items():
-            model.gpt.get_buffer(name).copy_(value)
+            buffer = model.gpt.get_buffer(name)
+            buffer.data = value.to(buffer.device)
         return loaded
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from data import open_tokenizer
 from model import GPT, flops_per_token
+from model.probe import probe
 
 from .config import DeepSpeedConfig, Recipe
 from .config.candidate import Overrides
@@ -50,6 +51,7 @@ def explanation(recipe: Recipe, ds: DeepSpeedConfig, overrides: Overrides) -> st
 
     torch.manual_seed(recipe.train.init_seed)
     gpt = GPT(recipe.model)
+    gpt.treat(probe(recipe.model))
     start = f"drawn with init_seed {recipe.train.init_seed}"
     if source := recipe.train.init_from:
         from .engine.weights import load_weights
@@ -113,16 +115,20 @@ def _parameters(gpt: GPT, ds: DeepSpeedConfig, start: str) -> list[str]:
 
 
 def _kinds(gpt: GPT, ds: DeepSpeedConfig) -> list[_Kind]:
-    """The model's parameters by kind, in their order; a tied tensor counts once."""
+    """The model's parameters by kind, in their order; a tied tensor counts once.
+
+    One that does not train has a learning rate of 0 times the schedule's.
+    """
     groups = {id(p): group for group in optimizer_groups(gpt, ds) for p in group["params"]}
     by_kind: dict[tuple[str, str], list[torch.nn.Parameter]] = {}
     for name, parameter in gpt.named_parameters():
         kind = re.sub(r"\.\d+\.", ".*.", name.removeprefix("transformer."))
         by_kind.setdefault((kind, " x ".join(map(str, parameter.shape))), []).append(parameter)
+    not_trained = {"weight_decay": 0.0, "lr_mult": 0.0}
     return [
         _Kind(name, shape, len(same), _start(same), group["weight_decay"], group["lr_mult"])
         for (name, shape), same in by_kind.items()
-        for group in (groups[id(same[0])],)
+        for group in (groups.get(id(same[0]), not_trained),)
     ]
 
 

@@ -14,6 +14,7 @@ from ..designs import Designs, find_designs
 from ..gpt import GPT
 from ..topologies import State, takes_state
 from ..training_step import TrainingStep
+from ..treatment import Treatment
 
 SEED = 1234
 HEAD_SIZE = 16
@@ -34,6 +35,7 @@ class Candidate:
         config: the target's shape.
         small: the same depth, block size and design at a small width, without dropout.
         exact: the precision of the exact comparisons: float64 where the design runs in it.
+        treatment: what a run does with the design's buffers and parameters, which `probe` finds out.
         stochastic: whether two seeds give two outputs in train mode.
         apart: whether the sequences of a batch do not touch.
         alone: whether each block runs without the topology.
@@ -45,6 +47,7 @@ class Candidate:
     numbers: dict[str, Any]
     thorough: bool
     exact: torch.dtype = torch.float64
+    treatment: Treatment = field(default_factory=Treatment)
     stochastic: bool = False
     apart: bool = True
     alone: bool = True
@@ -64,11 +67,22 @@ class Candidate:
         return cls(config, small, find_designs(config), numbers, thorough)
 
     def build(self, seed: int = SEED, **changes: Any) -> GPT:
-        """A new small model in fp32 with its initial weights, at `STEADY_STEP`."""
+        """A new small model in fp32 with its initial weights, at `STEADY_STEP`, which has not run yet.
+
+        What a design makes in its first forward belongs to that call's device and precision: a check that
+        wants others builds anew.
+        """
         seed_all(seed)
         model = GPT(replace(self.small, **changes))
         model.set_training_step(STEADY_STEP)
+        model.treat(replace(self.treatment, unused=(), sometimes=()))
         return model
+
+    def treat(self, treatment: Treatment) -> None:
+        """Have every later model treated so."""
+        if treatment.buffers != self.treatment.buffers:
+            self._models.clear()
+        self.treatment = treatment
 
     def model(self, weights: Weights = "random", dtype: torch.dtype | None = None, **changes: Any) -> GPT:
         """A small model in eval mode, the same one for the same arguments."""

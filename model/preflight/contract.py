@@ -1,11 +1,11 @@
 """The contract of a design: shapes, precisions and devices, and what `independence` checks."""
 
-import copy
-
 import torch
 
+from .. import probe
 from ..plugin import in_words
 from ..topologies import takes_state
+from ..treatment import in_list
 from . import independence
 from .candidate import Candidate, difference, each_layer, hidden, logits, state_for
 from .independence import BATCH, LENGTH, tokens
@@ -20,8 +20,10 @@ def check_contract(candidate: Candidate, report: Report) -> bool:
         return False
     if not report.run("contract.runs", lambda: runs(candidate)):
         return False
+    candidate.treat(probe.buffers(candidate))
     if not report.run("contract.shapes", lambda: _shapes(candidate)):
         return False
+    report.run("contract.buffers", lambda: _buffers(candidate))
     report.run("contract.device", lambda: _device(candidate))
     report.run("contract.float64", lambda: _float64(candidate))
     report.run("contract.input", lambda: _input(candidate))
@@ -36,6 +38,11 @@ def check_contract(candidate: Candidate, report: Report) -> bool:
 
 def _builds(candidate: Candidate) -> str:
     model = candidate.build()
+    if others := model.brought_over:
+        raise Doubtful(
+            f"{len(others)} parameters are made in another precision or on another device than the model's, "
+            f"and are brought to it: {in_list(others)}; make them as torch.ones(n), which follows the model"
+        )
     return (
         f"{model.config.n_layer} layers, {model.num_parameters():,} parameters at width {model.config.n_embd}"
     )
@@ -71,15 +78,28 @@ def _check_shape(what: str, y: torch.Tensor, shape: tuple[int, ...], dtype: torc
         raise Refused(f"{what} makes {tuple(y.shape)} of {shape}: it must return (B, T, C)")
     if y.dtype != dtype:
         raise Refused(
-            f"{what} returns {y.dtype} in a {dtype} model: cast the result to the input's dtype, and keep "
-            "constants as buffers"
+            f"{what} returns {y.dtype} in a {dtype} model: cast the result to the input's dtype with "
+            ".type_as(x)"
         )
+
+
+def _buffers(candidate: Candidate) -> str:
+    """Floating buffers keep their precision, whatever the parameters are cast to."""
+    candidate.numbers |= candidate.treatment.facts()
+    if candidate.treatment.buffers == "cast":
+        names = candidate.treatment.buffer_names
+        raise Doubtful(
+            f"{len(names)} buffers are cast like the parameters, to bf16 where those are, because the design "
+            f"does not run with its own precision of them: {in_list(names)}; to keep them in fp32, write "
+            ".type_as(x) where they are used"
+        )
+    return "buffers keep the precision that the design gives them"
 
 
 def _device(candidate: Candidate) -> str:
     """What the design makes follows its input to another device: here to the one that holds no values."""
     idx = tokens(candidate).to("meta")
-    model = copy.deepcopy(candidate.model("initial", torch.float32)).to("meta")
+    model = candidate.build().eval().to("meta")
     try:
         with torch.no_grad():
             found = hidden(model, idx)
@@ -129,21 +149,31 @@ def _input(candidate: Candidate) -> str:
 
 
 def _parameters(candidate: Candidate) -> str:
-    """Every parameter gets a gradient."""
+    """Every parameter gets a gradient; one that never does is left out of training."""
+    candidate.treat(probe.parameters(candidate))
+    treatment = candidate.treatment
+    candidate.numbers |= treatment.facts()
     model = candidate.model()
     model.zero_grad(set_to_none=True)
     logits(model, tokens(candidate)).square().mean().backward()
-    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     idle = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
     model.zero_grad(set_to_none=True)
-    if missing:
-        raise Refused(
-            f"{len(missing)} parameters are unused, first {missing[0]}: data-parallel training would wait "
-            "for their gradients; do not create them"
+    found = []
+    if treatment.unused:
+        found.append(
+            f"{len(treatment.unused)} parameters get no gradient and are left out of training and of the "
+            f"number of parameters: {in_list(treatment.unused)}"
+        )
+    if treatment.sometimes:
+        found.append(
+            f"{len(treatment.sometimes)} parameters get a gradient from some inputs only, and one of 0 from "
+            f"others: {in_list(treatment.sometimes)}"
         )
     # The last positions' embeddings are not reached by short sequences.
     if idle := [name for name in idle if not name.startswith("transformer.wpe")]:
-        raise Doubtful(
+        found.append(
             f"{len(idle)} parameters have a gradient of exactly 0 at random weights, first {idle[0]}"
         )
+    if found:
+        raise Doubtful("; ".join(found))
     return "every parameter gets a gradient"

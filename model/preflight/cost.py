@@ -15,6 +15,7 @@ from ..catalogue import VARIANTS
 from ..config import GPTConfig
 from ..gpt import GPT
 from ..plugin import in_words
+from ..treatment import Treatment
 from .candidate import Candidate, seed_all
 from .report import Doubtful, Report
 
@@ -42,7 +43,7 @@ def _size(candidate: Candidate) -> str:
     vanilla = replace(candidate.config, **VARIANTS["vanilla"].design)
     theirs = _measure(vanilla)
     try:
-        ours = _measure(candidate.config)
+        ours = _measure(candidate.config, candidate.treatment)
     except Exception as error:
         raise Doubtful(
             f"not measured: the design reads values, which tensors without memory lack "
@@ -59,7 +60,7 @@ def _size(candidate: Candidate) -> str:
     )
 
 
-def _measure(config: GPTConfig) -> dict[str, float]:
+def _measure(config: GPTConfig, treatment: Treatment | None = None) -> dict[str, float]:
     """What a model is and takes; nothing is allocated, because its tensors have shapes only.
 
     Returns parameters; FLOPs per token of forward and backward, which count the whole square of attention's
@@ -79,6 +80,7 @@ def _measure(config: GPTConfig) -> dict[str, float]:
     with FakeTensorMode(), _default_dtype(torch.bfloat16):
         seed_all()
         model = GPT(config).train()
+        model.treat(treatment or Treatment())
         own = {p.untyped_storage()._cdata for p in model.parameters()}
         idx = torch.zeros(1, config.block_size, dtype=torch.int64)
         with counter:

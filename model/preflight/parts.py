@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..treatment import cast_floating
 from .candidate import (
     CAUTION,
     SEED,
@@ -36,7 +37,7 @@ def norm_alone(candidate: Candidate) -> str:
         seed_all()
         norm = candidate.designs.one_norm(candidate.small, width)
         redraw(norm, caution=caution)
-        norm.to(candidate.exact)
+        cast_floating(norm, candidate.exact)
         if norm(candidate.stream(3, 1)).isfinite().all():
             break
     longest = candidate.config.block_size

@@ -159,7 +159,6 @@ BLOCKS = {
         "contract.train_mode",
     ),
     "in-place change of the input": ("pass", "x = x", "contract.runs"),
-    "unused parameter": ("self.unused = nn.Parameter(torch.zeros(3))", "pass", "contract.parameters"),
     "constant that is not saved": (
         "self.constant = torch.randn(config.n_embd)",
         "x = x + self.constant.to(x)",
@@ -209,6 +208,7 @@ NORMS = {
     ),
 }
 HONEST = {
+    "unused parameter": ("self.unused = nn.Parameter(torch.zeros(3))", "pass"),
     "causal convolution": CAUSAL_CONVOLUTION,
     "mean over the past": (
         "pass",

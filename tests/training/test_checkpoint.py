@@ -13,7 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from model import GPT, GPTConfig
 from model.errors import UserError
+from tests.tiny import TINIEST
 from training.engine.checkpoint import (
     TrainState,
     load_checkpoint,
@@ -31,6 +33,7 @@ class FileEngine:
 
     def __init__(self, weights: bytes = b"weights of the model") -> None:
         self.weights = weights
+        self.module = GPT(GPTConfig(**TINIEST))
         self.optimizer = SimpleNamespace(param_groups=[])
         self._config = SimpleNamespace()
         self.fails = False

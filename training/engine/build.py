@@ -9,9 +9,12 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
+from model import GPT
 from model.errors import UserError
+from model.treatment import cast_floating_buffers
 
 from .ranks import deepspeed
+from .unusual import keep_blocks_whole, scalars_allowed, watch_unused
 
 if TYPE_CHECKING:
     from ..config import DeepSpeedConfig
@@ -24,6 +27,7 @@ SECTION_CLASSES: dict[str, type[BaseModel]] = {
     "compile": deepspeed.runtime.config.CompileConfig,
 }
 """DeepSpeed's classes for sections of the JSON."""
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -98,16 +102,27 @@ def _first_problem(error: Exception) -> str:
 
 
 def build_engine(model: nn.Module, config: "DeepSpeedConfig") -> Any:
-    """The DeepSpeed engine of `model` as the JSON says. The process group must exist."""
+    """The DeepSpeed engine of a GPT, or of a module around one. The process group must exist.
+
+    The GPT's `treatment` holds here too: buffers are cast like the parameters or not, and unused parameters
+    are in no group. A forward that uses one all the same raises UserError in its backward.
+    """
+    gpt = next(module for module in model.modules() if isinstance(module, GPT))
+    if gpt.treatment.buffers == "cast":
+        cast_floating_buffers(gpt, _DTYPES[config.model_dtype])
     groups = optimizer_groups(model, config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     facts = [{"lr_mult": g["lr_mult"], "names": [names[id(p)] for p in g["params"]]} for g in groups]
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=groups,
-        optimizer=_muon_with_adam(config.optimizer_params) if config.optimizer == "muon" else None,
-        config=copy.deepcopy(dict(config.raw)),
-    )
+    if config.stage == 3:
+        keep_blocks_whole(gpt)
+    with scalars_allowed():
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=groups,
+            optimizer=_muon_with_adam(config.optimizer_params) if config.optimizer == "muon" else None,
+            config=copy.deepcopy(dict(config.raw)),
+        )
+    watch_unused(gpt)
     # Only now: ZeRO has replaced the groups' parameters, but not the groups.
     for group, of_group in zip(engine.optimizer.param_groups, facts, strict=True):
         group.update(of_group)

@@ -18,6 +18,7 @@ from model.files import write_json
 
 from ..run.reader import checkpoint_name, damage, file_sha256, step_folders
 from ..state import TrainState
+from .unusual import frozen, scalars_merged
 
 
 def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> Path:
@@ -33,7 +34,8 @@ def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> 
         shutil.rmtree(partial, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    with frozen(engine.module):
+        engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
 
     own_lanes = {lane: cursor for lane, cursor in state.cursors.items() if lane % world_size == rank}
     gathered: list[Any] = [None] * world_size
@@ -107,9 +109,10 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
     # Without ZeRO nothing depends on the ranks, and DeepSpeed would load nothing.
     engine._config.load_universal_checkpoint = universal
     if universal:
-        names = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+        with frozen(engine.module):
+            names = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
         checkpoint = _universal(checkpoint, names)
-        loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        loaded = _load(engine, checkpoint)
         # Under ZeRO-3 all groups get one and the same counter, which each of them would count up.
         for adam_state in engine.basic_optimizer.state.values():
             adam_state["step"] = copy.deepcopy(adam_state["step"])
@@ -117,7 +120,7 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
         if dist.get_rank() == 0:
             shutil.rmtree(checkpoint)
     else:
-        loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        loaded = _load(engine, checkpoint)
     if loaded is None:
         raise ValueError(f"DeepSpeed found no checkpoint in {checkpoint}")
     # Universal loading under ZeRO-3 gives all groups what the first has: its weight decay, its multiplier.
@@ -128,6 +131,12 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
         torch.set_rng_state(_bytes(rng["cpu"]))
         if "cuda" in rng:
             torch.cuda.set_rng_state(_bytes(rng["cuda"]))
+
+
+def _load(engine: Any, checkpoint: Path) -> str | None:
+    with frozen(engine.module):
+        loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    return loaded
 
 
 def _universal(checkpoint: Path, names: Sequence[str]) -> Path:
@@ -145,17 +154,17 @@ def _universal(checkpoint: Path, names: Sequence[str]) -> Path:
         for leftover in (partial, final):
             shutil.rmtree(leftover, ignore_errors=True)
         # One process and one parameter at a time: forking would copy what this process holds.
-        ds_to_universal.main(
-            argparse.Namespace(
-                input_folder=str(checkpoint),
-                output_folder=str(partial),
-                num_extract_workers=1,
-                num_merge_workers=1,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=True,
-            )
+        options = argparse.Namespace(
+            input_folder=str(checkpoint),
+            output_folder=str(partial),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
         )
+        with scalars_merged(ds_to_universal):
+            ds_to_universal.main(options)
         (partial.parent / "latest_universal").unlink()  # it would name a folder that is renamed
         states = [f"{name}/{state}.pt" for name in names for state in ("fp32", "exp_avg", "exp_avg_sq")]
         missing = [

@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from typing import TypeVar
 
 import psutil
 import torch
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 
+Said = TypeVar("Said")
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The processes that train together, as one of them sees it.
@@ -50,12 +54,12 @@ class Ranks:
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags.item())
 
-    def broadcast(self, sentence: str | None) -> str | None:
-        """What rank 0 says, on all ranks, which all call it.
+    def broadcast(self, said_here: Said) -> Said:
+        """What rank 0 says, a sentence or other small data, on all ranks, which all call it.
 
         Where rank 0 refuses, every rank has to: a launcher ends the ranks of its own host only.
         """
-        said = [sentence]
+        said = [said_here]
         dist.broadcast_object_list(said)
         dist.barrier()  # rank 0 serves the others until they know
         return said[0]

@@ -21,7 +21,9 @@ from model.plugin import extract
 
 from ..config.recipe import Recipe
 from ..run.folder import RunFolder
+from ..run.preflight import treatment_of_run
 from ..run.reader import complete_checkpoints, is_model_folder, read_recipe, run_and_step
+from .ranks import Ranks
 from .weights import config_of, load_weights
 
 FREE = ("dropout", "z_loss")
@@ -55,21 +57,21 @@ def check_start(recipe: Recipe, folder: RunFolder) -> None:
         )
 
 
-def initial_model(recipe: Recipe, folder: RunFolder, resumes: bool) -> GPT:
+def initial_model(recipe: Recipe, folder: RunFolder, ranks: Ranks, resumes: bool) -> GPT:
     """The model as the run begins; where it resumes, its checkpoint is loaded over these weights.
 
-    The summary keeps the fingerprint of given weights. Raises UserError where they cannot be read, or are
-    other ones than an earlier start of this run had.
+    All ranks call it. The summary keeps the fingerprint of given weights. Raises UserError where they cannot
+    be read, or are other ones than an earlier start of this run had.
     """
-    source = recipe.train.init_from
+    source, treatment = recipe.train.init_from, treatment_of_run(folder, ranks)
     if resumes or source is None:
         torch.manual_seed(recipe.train.init_seed)
-        return GPT(recipe.model)
+        return GPT(recipe.model).treat(treatment)
     weights = load_weights(source).state_dict()
     folder.record_fingerprints("initial weights", init_fingerprint=fingerprint(weights))
     folder.summary["init_from"] = source
     torch.manual_seed(recipe.train.init_seed)
-    gpt = GPT(recipe.model)
+    gpt = GPT(recipe.model).treat(treatment)
     gpt.load_state_dict(weights)
     return gpt
 

@@ -10,8 +10,16 @@ from model import GPT, GPTConfig
 from model.errors import UserError
 from model.huggingface import config_from_hf, from_hf
 from model.plug_points import PLUG_POINTS, kept_design
+from model.treatment import Treatment
 
-from ..run.reader import damage, find_checkpoint, is_model_folder, read_recipe, run_and_step
+from ..run.reader import (
+    damage,
+    find_checkpoint,
+    is_model_folder,
+    read_recipe,
+    read_summary,
+    run_and_step,
+)
 
 Weights = dict[str, torch.Tensor]
 
@@ -29,6 +37,8 @@ def load_model(run_dir: str | Path, step: int | None = None) -> tuple[GPT, int]:
     if problem := damage(folder):
         raise UserError(f"{folder} is damaged ({problem}): --step chooses another checkpoint")
     gpt = GPT(_config_of_run(run_dir))
+    if (run_dir / "summary.json").is_file():
+        gpt.treat(Treatment.of(read_summary(run_dir)))
     gpt.load_state_dict(fp32_weights(folder))
     gpt.set_training_step(step)
     return gpt.eval(), step
@@ -85,7 +95,10 @@ def fp32_weights(checkpoint: Path) -> Weights:
     # Imported here: DeepSpeed takes seconds, and the other two kinds of checkpoint do without.
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    # ZeRO-3's are split, and among those; ZeRO-1's with fp32 weights are whole, and here alone.
+    untrained = _read(model)["module"] if model.is_file() else {}
+    return untrained | weights
 
 
 def _weights_without_zero(model: dict[str, Any]) -> Weights:
@@ -115,6 +128,7 @@ def _joined_partitions(model: dict[str, Any], optimizers: list[dict[str, Any]]) 
         sizes = [shape.numel() for shape in shapes.values()]
         parts = flat[: sum(sizes)].split(sizes)
         weights |= {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    weights = model["module"] | weights  # buffers, and parameters that do not train
     return weights | {name: weights[source] for name, source in model["shared_params"].items()}
 
 

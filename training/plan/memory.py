@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import GPT, GPTConfig
 from model.errors import UserError
+from model.probe import probe
 
 from ..config import DeepSpeedConfig
 from .shape import copy_of_bucket, largest_copy, largest_partition, shape_of
@@ -80,8 +81,11 @@ class MemoryModel:
             raise UserError(
                 f"optimizer.type {self.optimizer} has an unknown size of states: known are {known}"
             )
+        treatment = probe(config)
         with FakeTensorMode():
-            self.shape = shape_of(GPT(config), deepspeed)
+            gpt = GPT(config)
+            gpt.treat(treatment)
+            self.shape = shape_of(gpt, deepspeed)
         self._traced: dict[tuple[int, Gradients], Activations] = {}
 
     def activations(self, micro_batch: int, gradients: Gradients) -> Activations:

@@ -41,7 +41,7 @@ def shape_of(gpt: GPT, deepspeed: DeepSpeedConfig) -> Shape:
         groups=tuple(tuple(p.numel() for p in group["params"]) for group in groups),
         matrices=sum(p.numel() for group in groups if group.get("use_muon") for p in group["params"]),
         linear=sum(linear.values()),
-        largest=max(p.numel() for p in gpt.parameters()),
+        largest=max(p.numel() for p in gpt.used_parameters()),
     )
 
 

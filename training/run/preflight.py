@@ -12,8 +12,10 @@ from .folder import RunFolder
 
 if TYPE_CHECKING:
     from model import GPTConfig
+    from model.treatment import Treatment
 
     from ..config.recipe import Recipe
+    from ..engine.ranks import Ranks
 
 
 def design_problem(recipe: "Recipe", run: RunFolder, say: Callable[[str], None]) -> str | None:
@@ -30,10 +32,13 @@ def design_problem(recipe: "Recipe", run: RunFolder, say: Callable[[str], None])
     if run.rank > 0 or run.summary.get("preflight"):
         return None
     if not recipe.train.preflight:
-        run.summary["preflight"] = "skipped"
+        from model.probe import probe
+
+        run.summary |= probe(recipe.model).facts() | {"preflight": "skipped"}
         return None
     from model import variant_name  # here: most starts are checked already, or do not want it
     from model.preflight import preflight
+    from model.treatment import Treatment
 
     config = recipe.model
     report = preflight(config, thorough=False)
@@ -51,6 +56,7 @@ def design_problem(recipe: "Recipe", run: RunFolder, say: Callable[[str], None])
             f"data.document_mask is true, but {variant_name(config)} does not keep documents apart, as "
             "contract.documents of the pre-flight check says: set it to false"
         )
+    run.summary |= {key: report.numbers[key] for key in Treatment().facts()}
     run.summary["preflight"] = report.verdict()
     run.summary["mixes_tokens"] = report.numbers["mixes_tokens"]
     say(f"pre-flight check: {report.verdict()}")
@@ -77,3 +83,10 @@ def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"{key}.{name}", inner) for name, inner in value.items())
     else:
         yield key, value
+
+
+def treatment_of_run(run: RunFolder, ranks: "Ranks") -> "Treatment":
+    """How the design's tensors are treated: what rank 0 wrote when the run began. All ranks call it."""
+    from model.treatment import Treatment
+
+    return Treatment.of(ranks.broadcast(run.summary))
