@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -152,7 +153,7 @@ def documents(candidate: Candidate) -> str:
     numbers = candidate.numbers
     numbers["documents_apart"], numbers["mixes_tokens"] = False, _mixes_tokens(candidate)
     if numbers["mixes_tokens"]:
-        raise Doubtful(f"a position reads earlier ones outside attention too: {MIXES}")
+        raise Doubtful(f"a position reads others not through scaled_dot_product_attention alone: {MIXES}")
     try:
         model.check_document_mask()
     except UserError:
@@ -203,7 +204,10 @@ class _OwnPosition(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
         query, value = given["query"], given["value"]
-        return value.repeat_interleave(query.shape[-3] // value.shape[-3], -3) if query.ndim > 3 else value
+        if (length := query.shape[-2]) > value.shape[-2]:
+            return func(*args, **(kwargs or {}))
+        own = value[..., -length:, :]  # keys that every position sees come before the positions' own
+        return own.repeat_interleave(query.shape[-3] // own.shape[-3], -3) if query.ndim > 3 else own
 
 
 def memory(candidate: Candidate) -> str:
@@ -262,7 +266,7 @@ def _check_first_calls(candidate: Candidate) -> None:
             outputs = []
             for given in inputs:
                 with loaded_afresh():
-                    model = candidate.build().to(dtype)
+                    model = replace(candidate, _models={}).model("initial", dtype)
                 model.load_state_dict(weights)
                 outputs.append(hidden(model.train(training), given))
             return first_change(outputs[0], outputs[1], tail)
