@@ -9,6 +9,7 @@ from ..treatment import in_list
 from . import independence
 from .candidate import Candidate, difference, each_layer, hidden, logits, state_for
 from .independence import BATCH, LENGTH, tokens
+from .parts import documents
 from .passes import runs
 from .perturb import with_rounding
 from .report import Doubtful, Refused, Report, raised_at
@@ -32,7 +33,7 @@ def check_contract(candidate: Candidate, report: Report) -> bool:
     report.run("contract.train_mode", lambda: independence.train_mode(candidate))
     report.run("contract.state_dict", lambda: independence.state_dict(candidate))
     report.run("contract.parameters", lambda: _parameters(candidate))
-    report.run("contract.documents", lambda: with_rounding(candidate, independence.documents))
+    report.run("contract.documents", lambda: with_rounding(candidate, documents))
     return True
 
 

@@ -2,13 +2,10 @@
 
 import copy
 import itertools
-from typing import Any
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 
-from ..errors import UserError
 from ..gpt import GPT
 from ..siblings import loaded_afresh
 from .candidate import SEED, Candidate, difference, embeddings, hidden, largest, logits, seed_all
@@ -16,7 +13,6 @@ from .perturb import WINDOW, Change, beyond_rounding, change, first_change, tail
 from .report import Doubtful, Refused
 
 BATCH, LENGTH = 3, 40
-MIXES = "it mixes tokens: data.document_mask is off for it, and the scorecard marks it"
 
 
 def tokens(candidate: Candidate, seed: int = SEED) -> torch.Tensor:
@@ -146,66 +142,6 @@ def state_dict(candidate: Candidate) -> str:
     return "a copy and a reloaded model compute the same"
 
 
-def documents(candidate: Candidate) -> str:
-    """With a document mask, the second document of a sequence does not see the first."""
-    model, idx = candidate.model(), tokens(candidate)
-    numbers = candidate.numbers
-    numbers["documents_apart"], numbers["mixes_tokens"] = False, _mixes_tokens(candidate)
-    if numbers["mixes_tokens"]:
-        raise Doubtful(f"a position reads earlier ones outside attention too: {MIXES}")
-    try:
-        model.check_document_mask()
-    except UserError:
-        raise Doubtful(
-            "data.document_mask cannot be used: not every block mixes tokens through "
-            "model.layers.CausalSelfAttention alone"
-        ) from None
-    cut = idx.shape[1] // 2
-    if cut == 0:
-        raise Doubtful("not checked: model.block_size is 1")
-    documents = (torch.arange(idx.shape[1]) >= cut).int().expand_as(idx)
-    changed = idx.clone()
-    changed[:, :cut] = tokens(candidate, SEED + 1)[:, :cut]
-
-    def find() -> Change | None:
-        outputs = [logits(model, given, documents=documents)[:, cut:] for given in (idx, changed)]
-        seed_all()
-        model.hidden(idx)  # takes the mask away again
-        return change("the second document changes by up to {} with the first", *outputs)
-
-    with torch.no_grad():
-        if found := beyond_rounding(candidate, find):
-            raise Doubtful(f"data.document_mask cannot be used: {found}")
-    numbers["documents_apart"] = True
-    return "documents of a sequence are kept apart"
-
-
-def _mixes_tokens(candidate: Candidate) -> bool:
-    """Whether a position reads earlier ones while attention sees nothing but the position itself."""
-    model, idx = candidate.model(), tokens(candidate)
-    cut = idx.shape[1] // 2
-    changed = idx.clone()
-    changed[:, :cut] = tokens(candidate, SEED + 1)[:, :cut]
-
-    def find() -> Change | None:
-        with _OwnPosition():
-            return change("{}", *(hidden(model, given)[:, cut:] for given in (idx, changed)))
-
-    with torch.no_grad():
-        return bool(beyond_rounding(candidate, find))
-
-
-class _OwnPosition(TorchFunctionMode):
-    """While it is entered, attention gives each position its own value."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-        query, value = given["query"], given["value"]
-        return value.repeat_interleave(query.shape[-3] // value.shape[-3], -3) if query.ndim > 3 else value
-
-
 def memory(candidate: Candidate) -> str:
     """Outputs up to a cut stay the same when calls with other futures come before, also after a backward."""
     length = candidate.length(40)
@@ -262,7 +198,7 @@ def _check_first_calls(candidate: Candidate) -> None:
             outputs = []
             for given in inputs:
                 with loaded_afresh():
-                    model = candidate.build().to(dtype)
+                    model = replace(candidate, _models={}).model("initial", dtype)
                 model.load_state_dict(weights)
                 outputs.append(hidden(model.train(training), given))
             return first_change(outputs[0], outputs[1], tail)

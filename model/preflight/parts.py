@@ -1,12 +1,14 @@
-"""Causality of the parts: the norm alone, and every block alone at the target's own width."""
+"""The parts apart: the norm alone, all but attention, and every block at the target's own width."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..errors import UserError
 from ..treatment import cast_floating
 from .candidate import (
     CAUTION,
@@ -14,16 +16,19 @@ from .candidate import (
     STEADY_STEP,
     Candidate,
     difference,
+    hidden,
     largest,
+    logits,
     one_layer,
     redraw,
     seed_all,
     state_for,
 )
-from .independence import MIXES
-from .perturb import ADVICE, WINDOW, Change, beyond_rounding, changed_streams, first_change, tail_mask
+from .independence import tokens
+from .perturb import ADVICE, WINDOW, Change, beyond_rounding, change, changed_streams, first_change, tail_mask
 from .report import Doubtful, Refused
 
+MIXES = "it mixes tokens: data.document_mask is off for it, and the scorecard marks it"
 LAST_DIMENSION = "statistics may run over the last dimension, and over earlier positions of the sequence"
 _POOL = 1 << 20
 _LARGE = 1 << 16
@@ -91,6 +96,70 @@ def _check_gradient(candidate: Candidate, norm: nn.Module, x: torch.Tensor, posi
             f"the norm's output at sequence 1, position {position} has a gradient of {largest(gradient):.2g} "
             f"to sequence {sequence}, position {other}: {LAST_DIMENSION}"
         )
+
+
+def documents(candidate: Candidate) -> str:
+    """With a document mask, the second document of a sequence does not see the first."""
+    model, idx = candidate.model(), tokens(candidate)
+    numbers = candidate.numbers
+    numbers["documents_apart"], numbers["mixes_tokens"] = False, _mixes_tokens(candidate)
+    if numbers["mixes_tokens"]:
+        raise Doubtful(f"a position reads others not through scaled_dot_product_attention alone: {MIXES}")
+    try:
+        model.check_document_mask()
+    except UserError:
+        raise Doubtful(
+            "data.document_mask cannot be used: not every block mixes tokens through "
+            "model.layers.CausalSelfAttention alone"
+        ) from None
+    cut = idx.shape[1] // 2
+    if cut == 0:
+        raise Doubtful("not checked: model.block_size is 1")
+    documents = (torch.arange(idx.shape[1]) >= cut).int().expand_as(idx)
+    changed = idx.clone()
+    changed[:, :cut] = tokens(candidate, SEED + 1)[:, :cut]
+
+    def find() -> Change | None:
+        outputs = [logits(model, given, documents=documents)[:, cut:] for given in (idx, changed)]
+        seed_all()
+        model.hidden(idx)  # takes the mask away again
+        return change("the second document changes by up to {} with the first", *outputs)
+
+    with torch.no_grad():
+        if found := beyond_rounding(candidate, find):
+            raise Doubtful(f"data.document_mask cannot be used: {found}")
+    numbers["documents_apart"] = True
+    return "documents of a sequence are kept apart"
+
+
+def _mixes_tokens(candidate: Candidate) -> bool:
+    """Whether a position reads earlier ones while attention sees nothing but the position itself."""
+    model, idx = candidate.model(), tokens(candidate)
+    cut = idx.shape[1] // 2
+    changed = idx.clone()
+    changed[:, :cut] = tokens(candidate, SEED + 1)[:, :cut]
+
+    def find() -> Change | None:
+        with _OwnPosition():
+            outputs = [hidden(model, given)[:, cut:] for given in (idx, changed)]
+        return change("the output changes by {} with earlier positions", *outputs)
+
+    with torch.no_grad():
+        return bool(beyond_rounding(candidate, find))
+
+
+class _OwnPosition(TorchFunctionMode):
+    """While it is entered, attention gives each position its own value."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+        query, value = given["query"], given["value"]
+        if (length := query.shape[-2]) > value.shape[-2]:
+            return func(*args, **(kwargs or {}))
+        own = value[..., -length:, :]  # keys that every position sees come before the positions' own
+        return own.repeat_interleave(query.shape[-3] // own.shape[-3], -3) if query.ndim > 3 else own
 
 
 def full_width(candidate: Candidate) -> str:

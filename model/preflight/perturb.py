@@ -4,7 +4,8 @@ A design that gathers rows before a product, as a mixture of experts does, sums 
 order when other rows are there: its outputs differ by some 1e-16 though nothing was read. So a difference of
 less than `ROUNDING` units in the last place is looked for again with `RowProducts`, in which each row of a
 product is summed in an order of its own. What is still there is refused; what is gone was rounding. A planted
-leak is no sum in another order, and stays, whatever its coefficient.
+leak is no sum in another order, and stays, whatever its coefficient. One that hides from whoever looks on is
+gone already when products are looked at and left as they are, which rounding is not.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from .report import Doubtful, Rounding
 WINDOW = 66
 """A little more than 64 tokens: a leak may live inside a window of that size."""
 SHORT = 34
-ROUNDING = 2.0**16
+ROUNDING = {torch.float64: 2.0**16, torch.float32: 2.0**12, torch.bfloat16: 2.0**6}
 """A larger difference, in units in the last place of the outputs' largest number, is none of rounding."""
 ADVICE = "a position may read itself and earlier ones only"
 
@@ -53,11 +54,11 @@ class Change:
 
     Attributes:
         words: where it is and how large, as the beginning of a sentence.
-        units: its size in units in the last place of the outputs' largest number.
+        small: whether it may be one of rounding.
     """
 
     words: str
-    units: float
+    small: bool
 
 
 def change(words: str, before: torch.Tensor, after: torch.Tensor) -> Change | None:
@@ -65,8 +66,8 @@ def change(words: str, before: torch.Tensor, after: torch.Tensor) -> Change | No
     if same(before, after).all():
         return None
     size, scale = largest(before - after), largest(before)
-    unit = torch.finfo(before.dtype).eps * scale
-    return Change(words.format(f"{size:.2g}"), size / unit if unit else float("inf"))
+    limit = ROUNDING.get(before.dtype, 0.0) * torch.finfo(before.dtype).eps * scale
+    return Change(words.format(f"{size:.2g}"), size < limit)
 
 
 def first_change(before: torch.Tensor, after: torch.Tensor, tail: torch.Tensor) -> Change | None:
@@ -86,7 +87,7 @@ def first_change(before: torch.Tensor, after: torch.Tensor, tail: torch.Tensor) 
     first = change(words, before[row, position], after[row, position])
     whole = change("", before[~tail], after[~tail])
     assert first and whole
-    return Change(first.words, max(first.units, whole.units))
+    return Change(first.words, first.small and whole.small)
 
 
 def beyond_rounding(candidate: Candidate, find: Callable[[], Change | None]) -> str:
@@ -95,8 +96,11 @@ def beyond_rounding(candidate: Candidate, find: Callable[[], Change | None]) -> 
     Rounding is noted in the candidate's numbers, for `with_rounding`.
     """
     found = find()
-    if found is None or not found.units < ROUNDING:
+    if found is None or not found.small:
         return found.words if found else ""
+    with RowProducts(exact=False):
+        if find() is None:
+            return f"{found.words} while nobody looks on"
     with RowProducts():
         again = find()
     if again:
@@ -115,7 +119,15 @@ def with_rounding(candidate: Candidate, check: Callable[[Candidate], str]) -> st
 
 
 class RowProducts(TorchDispatchMode):
-    """While it is entered, a row of a matrix product does not depend, not by one bit, on the other rows."""
+    """While it is entered, a row of a matrix product does not depend, not by one bit, on the other rows.
+
+    Args:
+        exact: False leaves products as they are.
+    """
+
+    def __init__(self, exact: bool = True) -> None:
+        super().__init__()
+        self.exact = exact
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -124,6 +136,8 @@ class RowProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         aten = torch.ops.aten
+        if not self.exact:
+            return func(*args, **kwargs)
         if func in (aten.mm.default, aten.bmm.default):
             return _product(*args)
         if func in (aten.addmm.default, aten.baddbmm.default):

@@ -44,6 +44,11 @@ ADVERSARIES = {
     ),
     "across the batch": ("pass", "x = x + 1e-6 * x.detach().mean(0, keepdim=True)", "contract.batch"),
     "with a coefficient of 1e-6": ("pass", "x = x + 1e-6 * x.detach().roll(-1, 1)", "causality.layers"),
+    "while no operation is watched": (
+        "pass",
+        "x = x if torch._C._len_torch_dispatch_stack() else x + 1e-15 * x.detach().roll(-1, 1)",
+        "causality.layers",
+    ),
     "in bf16 only": (
         "pass",
         "x = x + 0.1 * x.detach().roll(-1, 1) if x.dtype == torch.bfloat16 else x",
@@ -157,6 +162,7 @@ def test_a_norm_that_looks_ahead_or_across_stays_refused(over: str, tmp_path: Pa
     [
         ("F.scaled_dot_product_attention(x, x, x, is_causal=True)", False),
         ("F.scaled_dot_product_attention(query=x, key=x, value=x, is_causal=True)", False),
+        ("F.scaled_dot_product_attention(x, F.pad(x, (0, 0, 1, 0)), F.pad(x, (0, 0, 1, 0)), PAST)", False),
         ("x.cumsum(1)", True),
         ("F.pad(x, (0, 0, 1, -1))", True),
     ],
@@ -164,6 +170,7 @@ def test_a_norm_that_looks_ahead_or_across_stays_refused(over: str, tmp_path: Pa
 def test_a_blocks_own_attention_is_no_mixing_and_a_recurrence_is(
     mixer: str, mixes: bool, tmp_path: Path
 ) -> None:
-    report = report_of(tmp_path, "pass", f"x = x + {mixer}")
+    past = "torch.ones(x.shape[1], x.shape[1] + 1, dtype=torch.bool, device=x.device).tril(1)"
+    report = report_of(tmp_path, "pass", f"x = x + {mixer.replace('PAST', past)}")
     assert report.passed, report.table()
     assert report.numbers["mixes_tokens"] is mixes
