@@ -85,6 +85,7 @@ def test_the_command_line_is_stronger_and_the_run_folder_repeats_it(folder: Path
     _, _, run, _ = read_command(argv)
     run.path.mkdir()
     run.write_configs(vars(recipe), deepspeed.raw, argv)
+    run.append_metrics(kind="train", step=1, loss=1.0)
     files = [str(run.path / "recipe.yaml"), "--deepspeed_config", str(run.path / "ds_config.json")]
     again, of_engine, _ = resolved(["--config", *files])
     assert rates(again, of_engine) == rates(recipe, deepspeed)
@@ -152,6 +153,7 @@ def test_a_run_from_before_an_option_goes_on(folder: Path) -> None:
     recipe, deepspeed, run, _ = read_command(argv)
     run.path.mkdir()
     run.write_configs(vars(recipe), deepspeed.raw, argv)
+    run.append_metrics(kind="train", step=1, loss=1.0)
     stored = yaml.safe_load((run.path / "recipe.yaml").read_text())
     stored["schedule"]["warmup_steps"] = stored["schedule"].pop("warmup")
     del stored["schedule"]["warmup_formula"], stored["model"]["mlp"], stored["train"]["candidate_overrides"]

@@ -211,6 +211,7 @@ def test_the_configs_that_a_run_leaves_resolve_to_the_same_run(
     assert recipe.tracking.tags == ("a", "3", "b: c") and ds_config.peak_lr == 2.5e-5
     run.path.mkdir()
     run.write_configs(vars(recipe), ds_config.raw, argv)
+    run.append_metrics(kind="train", step=1, loss=1.0)
     files = [
         "--config",
         str(run.path / "recipe.yaml"),
@@ -227,6 +228,7 @@ def test_a_run_folder_in_use_takes_only_what_does_not_change_its_steps(folder: P
     recipe, ds_config, run = resolve(argv)
     run.path.mkdir()
     run.write_configs(vars(recipe), ds_config.raw, argv)
+    run.append_metrics(kind="train", step=1, loss=1.0)
     free = ["--train.steps", "60", "--train.val_every=7", "--eval.limit", "3", "--tracking.tags", "[late]"]
     assert resolve([*argv, *free])[0].train.steps == 60
     assert "schedule.steps = 120, but 60" in refusal(command(folder, "--train.steps", "60"))
