@@ -33,7 +33,10 @@ def design_problem(
     if not wanted:
         from model.probe import probe
 
-        run.summary |= probe(config).facts() | {"preflight": "skipped"}
+        treatment = probe(config)
+        for warning in filter(None, (treatment.buffer_warning(), treatment.parameter_warning())):
+            say(f"without a pre-flight check: {warning}")
+        run.summary |= treatment.facts() | {"preflight": "skipped"}
         return None
     from model import variant_name  # here: most starts are checked already, or do not want it
     from model.preflight import preflight
