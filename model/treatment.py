@@ -40,6 +40,31 @@ class Treatment:
             "sometimes_unused_parameters": list(self.sometimes),
         }
 
+    def buffer_warning(self) -> str | None:
+        """What is said where buffers are cast."""
+        if self.buffers == "kept":
+            return None
+        return (
+            f"{len(self.buffer_names)} buffers are cast like the parameters, to bf16 where those are, "
+            "because the design does not run with its own precision of them: "
+            f"{in_list(self.buffer_names)}; to keep them in fp32, write .type_as(x) where they are used"
+        )
+
+    def parameter_warning(self) -> str | None:
+        """What is said where a parameter does not always get a gradient."""
+        found = []
+        if self.unused:
+            found.append(
+                f"{len(self.unused)} parameters get no gradient and are left out of training and of the "
+                f"number of parameters: {in_list(self.unused)}"
+            )
+        if self.sometimes:
+            found.append(
+                f"{len(self.sometimes)} parameters get a gradient from some inputs only, and one of 0 from "
+                f"others: {in_list(self.sometimes)}"
+            )
+        return "; ".join(found) or None
+
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Treatment":
         """From such keys; a run that has none was made before there was a choice: all kept, all trained."""

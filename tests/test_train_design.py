@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.treatment import Treatment
 from tests.jobs import arguments, make_job, run, summary_of
+from tests.own_designs import CAST, LEFTOVER
 from training.engine.weights import load_model
 
 STEPS = 4
@@ -128,3 +130,23 @@ def test_the_files_beside_a_candidate_are_kept_and_evaluated(job: Path) -> None:
     assert [block.ln_1.layer for block in gpt.blocks] == [0, 1] and gpt.transformer["ln_f"].layer == 2
     result = run(arguments(job, job / "layered", "--model.variant", str(job / "layered.py")))
     assert "is finished" in result.stderr
+
+
+def test_what_is_decided_about_tensors_is_kept_by_the_run_and_its_evaluation(job: Path) -> None:
+    (job / "both.py").write_text(CAST + LEFTOVER)
+    given = ["--model.variant", str(job / "both.py"), "--train.preflight", "true"]
+    more = ["--train.steps", "6", "--schedule.steps", str(STEPS)]
+    for options in (given, [*given, *more]):
+        result = run(arguments(job, job / "both", *options, ds_config="bf16.json"))
+        assert result.returncode == 0, result.stderr
+        summary = summary_of(job / "both")
+        assert summary["buffers"] == "cast" and len(summary["cast_buffers"]) == 5
+        # two norms, each a vector, and two linear layers with biases that nothing calls
+        assert len(summary["unused_parameters"]) == 2 * 3
+    assert "6 parameters get no gradient" not in result.stderr  # it was said once
+    assert "resumed from" in result.stderr
+    gpt, step = load_model(job / "both")
+    assert step == 6 and gpt.treatment == Treatment.of(summary)
+    assert summary["parameters"] == sum(p.numel() for p in gpt.parameters()) - 2 * (32 + 32 * 32 + 32 + 32)
+    assert gpt.bfloat16().transformer["ln_f"].scale.dtype == torch.bfloat16
+    assert gpt(torch.zeros(1, 8, dtype=torch.long))[0].isfinite().all()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from data import open_tokenizer
 from model import GPT, flops_per_token
-from model.probe import probe
+from model.probe import probe_unless_ours
 
 from .config import DeepSpeedConfig, Recipe
 from .config.candidate import Overrides
@@ -51,7 +51,7 @@ def explanation(recipe: Recipe, ds: DeepSpeedConfig, overrides: Overrides) -> st
 
     torch.manual_seed(recipe.train.init_seed)
     gpt = GPT(recipe.model)
-    gpt.treat(probe(recipe.model))
+    gpt.treat(probe_unless_ours(recipe.model))
     start = f"drawn with init_seed {recipe.train.init_seed}"
     if source := recipe.train.init_from:
         from .engine.weights import load_weights

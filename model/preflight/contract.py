@@ -87,13 +87,8 @@ def _check_shape(what: str, y: torch.Tensor, shape: tuple[int, ...], dtype: torc
 def _buffers(candidate: Candidate) -> str:
     """Floating buffers keep their precision, whatever the parameters are cast to."""
     candidate.numbers |= candidate.treatment.facts()
-    if candidate.treatment.buffers == "cast":
-        names = candidate.treatment.buffer_names
-        raise Doubtful(
-            f"{len(names)} buffers are cast like the parameters, to bf16 where those are, because the design "
-            f"does not run with its own precision of them: {in_list(names)}; to keep them in fp32, write "
-            ".type_as(x) where they are used"
-        )
+    if warning := candidate.treatment.buffer_warning():
+        raise Doubtful(warning)
     return "buffers keep the precision that the design gives them"
 
 
@@ -159,17 +154,7 @@ def _parameters(candidate: Candidate) -> str:
     logits(model, tokens(candidate)).square().mean().backward()
     idle = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
     model.zero_grad(set_to_none=True)
-    found = []
-    if treatment.unused:
-        found.append(
-            f"{len(treatment.unused)} parameters get no gradient and are left out of training and of the "
-            f"number of parameters: {in_list(treatment.unused)}"
-        )
-    if treatment.sometimes:
-        found.append(
-            f"{len(treatment.sometimes)} parameters get a gradient from some inputs only, and one of 0 from "
-            f"others: {in_list(treatment.sometimes)}"
-        )
+    found = [warning] if (warning := treatment.parameter_warning()) else []
     # The last positions' embeddings are not reached by short sequences.
     if idle := [name for name in idle if not name.startswith("transformer.wpe")]:
         found.append(

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, GPTConfig, designs_of_file, flops_per_token
+from model import GPT, VARIANTS, GPTConfig, designs_of_file, flops_per_token
 from model.errors import UserError
 from model.preflight import Report, preflight
 from model.probe import probe
@@ -84,6 +84,12 @@ def test_a_buffer_is_cast_where_it_does_not_with_a_warning(tmp_path: Path) -> No
     gpt.treat(treatment)
     assert buffers_of(gpt) == {torch.float32}
     assert buffers_of(gpt.bfloat16()) == {torch.bfloat16} and buffers_of(gpt.float()) == {torch.float32}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_our_own_designs_need_no_treatment(bias: bool) -> None:
+    for variant in VARIANTS.values():
+        assert probe(GPTConfig(**SHAPE, bias=bias, **variant.design)) == Treatment(), variant
 
 
 def test_another_precision_with_no_buffer_to_blame_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import GPT, GPTConfig
 from model.errors import UserError
-from model.probe import probe
+from model.probe import probe_unless_ours
 
 from ..config import DeepSpeedConfig
 from .shape import copy_of_bucket, largest_copy, largest_partition, shape_of
@@ -81,7 +81,7 @@ class MemoryModel:
             raise UserError(
                 f"optimizer.type {self.optimizer} has an unknown size of states: known are {known}"
             )
-        treatment = probe(config)
+        treatment = probe_unless_ours(config)
         with FakeTensorMode():
             gpt = GPT(config)
             gpt.treat(treatment)

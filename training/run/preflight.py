@@ -34,7 +34,10 @@ def design_problem(recipe: "Recipe", run: RunFolder, say: Callable[[str], None])
     if not recipe.train.preflight:
         from model.probe import probe
 
-        run.summary |= probe(recipe.model).facts() | {"preflight": "skipped"}
+        treatment = probe(recipe.model)
+        for warning in filter(None, (treatment.buffer_warning(), treatment.parameter_warning())):
+            say(f"without a pre-flight check: {warning}")
+        run.summary |= treatment.facts() | {"preflight": "skipped"}
         return None
     from model import variant_name  # here: most starts are checked already, or do not want it
     from model.preflight import preflight
