@@ -13,14 +13,13 @@ import signal
 import torch
 
 class Failing(torch.nn.LayerNorm):
-    calls = 0
-
     def __init__(self, ndim, bias):
         super().__init__(ndim, bias=bias)
+        self.calls = 0
 
     def forward(self, x):
-        Failing.calls += self.training
-        if os.environ["RANK"] == "1" and Failing.calls > 30:  # 5 norms per forward, 2 forwards per step
+        self.calls += self.training
+        if os.environ["RANK"] == "1" and self.calls > 6:  # 2 forwards per step
             {failure}
         return super().forward(x)
 """
