@@ -16,6 +16,7 @@ LONGEST_FIRST = (
     "scripts/test_scripts.py",
     "test_train_data.py",
     "training/test_accounting.py",
+    "training/test_design_matrix.py",
     "training/test_ds_matrix.py",
     "test_train_documents.py",
     "model/test_preflight.py",
