@@ -31,7 +31,7 @@ pinned() { # NAME: NAME==VERSION as requirements.txt has it
 
 names=(hjson pydantic pydantic_core annotated-types typing-inspection # what DeepSpeed imports
     lazy-loader jsonargparse docstring-parser                         # commands and configs
-    datasets dill multiprocess zstandard                              # data
+    datasets dill multiprocess zstandard braceexpand                  # data
     lm-eval)                                                          # evaluation
 sources=(deepspeed)                                                   # published without wheels
 if [ -n "${WITH_TASKS:-}" ]; then

@@ -1,5 +1,6 @@
 """What prepares and checks a GPU machine without a network, as far as a machine without a GPU can tell."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 
@@ -173,3 +175,27 @@ def test_a_run_is_checked_as_on_the_device(kit: Path) -> None:
     assert "on cpu gloo" in done.stdout
     assert re.search(r"^RESULT small_1: finished, [\d.]+ tokens/s", done.stdout, re.MULTILINE)
     assert "sample_lastword" in done.stdout
+
+
+def test_kit_and_machine_have_all_that_is_imported() -> None:
+    ours = {"model", "data", "training", "eval", "train"}
+    files = [
+        ROOT / "train.py",
+        *(path for name in sorted(ours - {"train"}) for path in (ROOT / name).rglob("*.py")),
+    ]
+    imported = set()
+    for node in (node for path in files for node in ast.walk(ast.parse(path.read_text()))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            imported.add(node.module.partition(".")[0])
+    distributions = packages_distributions()
+    needed = {
+        distributions[name][0].lower().replace("_", "-")
+        for name in imported - ours - sys.stdlib_module_names
+        if name in distributions  # what a file of the run folder imports is not installed
+    }
+    assert {"torch", "deepspeed", "braceexpand"} <= needed
+    listed = ((FOLDER / "prepare.sh").read_text() + (ROOT / "docs" / "gpu.md").read_text()).lower()
+    words = set(re.findall(r"[\w-]+", listed.replace("_", "-")))
+    assert needed - words == set()
