@@ -2,9 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
 
 from data import open_tokenizer
 from model import GPT, flops_per_token
@@ -100,26 +102,27 @@ def _model(recipe: Recipe, gpt: GPT) -> list[str]:
 
 
 def _parameters(gpt: GPT, ds: DeepSpeedConfig, start: str) -> list[str]:
-    kinds = _kinds(gpt, ds)
+    groups = optimizer_groups(gpt, ds)
     rows = [("parameter", "shape", "tensors", "starts at", "decay", "rate")]
     rows += [
-        (k.name, k.shape, str(k.count), k.start, f"{k.weight_decay:g}", f"x {k.lr_mult:g}") for k in kinds
+        (k.name, k.shape, str(k.count), k.start, f"{k.weight_decay:g}", f"x {k.lr_mult:g}")
+        for k in _kinds(gpt, groups)
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    parameters = {decays: 0 for decays in (True, False)}
-    for group in optimizer_groups(gpt, ds):
-        parameters[group["weight_decay"] > 0] += sum(p.numel() for p in group["params"])
-    decayed, others = parameters[True], parameters[False]
+    table = tabulate(rows, tablefmt="plain", disable_numparse=True)
+    lines = [line.rstrip() for line in table.splitlines()]
+    decayed, others = (
+        sum(p.numel() for group in groups if (group["weight_decay"] > 0) == decays for p in group["params"])
+        for decays in (True, False)
+    )
     return [start, *lines, f"{decayed:,} parameters decay, {others:,} do not"]
 
 
-def _kinds(gpt: GPT, ds: DeepSpeedConfig) -> list[_Kind]:
-    """The model's parameters by kind, in their order; a tied tensor counts once.
+def _kinds(gpt: GPT, groups: Sequence[Mapping[str, Any]]) -> list[_Kind]:
+    """The model's parameters by kind, in their order, with their optimizer group; a tied tensor counts once.
 
     One that does not train has a learning rate of 0 times the schedule's.
     """
-    groups = {id(p): group for group in optimizer_groups(gpt, ds) for p in group["params"]}
+    group_of = {id(p): group for group in groups for p in group["params"]}
     by_kind: dict[tuple[str, str], list[torch.nn.Parameter]] = {}
     for name, parameter in gpt.named_parameters():
         kind = re.sub(r"\.\d+\.", ".*.", name.removeprefix("transformer."))
@@ -128,7 +131,7 @@ def _kinds(gpt: GPT, ds: DeepSpeedConfig) -> list[_Kind]:
     return [
         _Kind(name, shape, len(same), _start(same), group["weight_decay"], group["lr_mult"])
         for (name, shape), same in by_kind.items()
-        for group in (groups.get(id(same[0]), not_trained),)
+        for group in (group_of.get(id(same[0]), not_trained),)
     ]
 
 

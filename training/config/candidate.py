@@ -10,7 +10,7 @@ from typing import Any
 from model import design_files, module_literal
 from model.errors import UserError, did_you_mean
 
-from .deepspeed import DeepSpeedConfig
+from .deepspeed import DeepSpeedConfig, set_key
 from .recipe import Recipe
 
 NAME = "CONFIG_OVERRIDES"
@@ -90,8 +90,11 @@ def with_overrides(
         "warmup_iters": schedule.warmup_steps,
         "min_lr": schedule.floor * deepspeed.peak_lr,
     }
-    of_engine = {place: own[name] for name, place in STANDS_FOR.items() if name in own and place[:3] == "ds."}
-    deepspeed = _with(deepspeed, of_engine)
+    raw = copy.deepcopy(dict(deepspeed.raw))
+    for name, value in own.items():
+        if STANDS_FOR[name].startswith("ds."):
+            set_key(raw, STANDS_FOR[name].removeprefix("ds."), value)
+    deepspeed = DeepSpeedConfig(raw, deepspeed.source)
     if "min_lr" in own:
         if own["min_lr"] > deepspeed.peak_lr:
             raise UserError(f"{NAME} sets min_lr to {own['min_lr']:g}, above the peak {deepspeed.peak_lr:g}")
@@ -136,18 +139,6 @@ def _check(path: Path, name: Any, value: Any) -> None:
         raise UserError(f"{path}: {NAME} sets {name} to {value!r}, but it must be a number {kind}")
     if name == "warmup_iters" and value != int(value):
         raise UserError(f"{path}: {NAME} sets warmup_iters to {value!r}, but it must be whole steps")
-
-
-def _with(deepspeed: DeepSpeedConfig, values: Mapping[str, float]) -> DeepSpeedConfig:
-    """The engine with some of its keys set, by their names on the command line: `ds.gradient_clipping`."""
-    raw = copy.deepcopy(dict(deepspeed.raw))
-    for place, value in values.items():
-        *sections, key = place.removeprefix("ds.").split(".")
-        section = raw
-        for name in sections:
-            section = section[name]
-        section[key] = value
-    return DeepSpeedConfig(raw, deepspeed.source)
 
 
 def _in_words(value: float | None) -> str:

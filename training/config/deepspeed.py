@@ -255,6 +255,11 @@ def _override(raw: dict[str, Any], path: str, text: str) -> None:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = text
+    set_key(raw, path, value)
+
+
+def set_key(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set `path.to.key` of a DeepSpeed JSON. Raises UserError where the path leads below a value."""
     *parents, leaf = path.split(".")
     section = raw
     for name in parents:
