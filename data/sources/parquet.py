@@ -25,9 +25,11 @@ STREAM_BUFFER_BYTES = 2**21
 
 
 class _Footer(NamedTuple):
-    """What is kept of a file's footer: its rows by row group, its columns, and the file's size."""
+    """What is kept of a file's footer: rows and uncompressed bytes of text by row group, the file's columns,
+    and its size."""
 
     rows: list[int]
+    text_bytes: list[int]
     schema: pa.Schema
     size: int
 
@@ -56,6 +58,7 @@ class ParquetSource(Source):
         storage_options: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
+        self._text_column = config.text_column
         self._storage_options = storage_options or {}
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         # large row groups that are being read, by the next row
@@ -172,8 +175,10 @@ class ParquetSource(Source):
             filesystem, location = filesystem_of(path, self._storage_options)
             with self._open(path) as file:
                 metadata = file.metadata
-                rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-                return _Footer(rows, file.schema_arrow, filesystem.size(location))
+                groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+                text_bytes = [_bytes_of(group, self._text_column) for group in groups]
+                rows = [group.num_rows for group in groups]
+                return _Footer(rows, text_bytes, file.schema_arrow, filesystem.size(location))
 
         try:
             return with_retries(read, path, opening=True)
@@ -181,6 +186,12 @@ class ParquetSource(Source):
             if is_damage(error):
                 return f"{path} is not a readable parquet file ({' '.join(str(error).split())})"
             raise
+
+
+def _bytes_of(group: pq.RowGroupMetaData, column: str) -> int:
+    """The uncompressed bytes of a column of a row group; 0 where it has no such column."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
 
 
 def _take(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Array]:
