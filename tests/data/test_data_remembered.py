@@ -74,4 +74,4 @@ def test_what_the_cache_does_not_have_ends_with_a_sentence(tmp_path: Path, serve
     steps(config, 1)
     server.faults = ["drop"] * 10_000
     with pytest.raises(ConnectionError, match=r"data\.cache_dir does not have its shard"):
-        steps(config, 100)
+        steps(config, 400)
