@@ -136,7 +136,8 @@ class ParquetSource(Source):
             metadata = self._file(shard.path).metadata
             group = metadata.row_group(shard.group)
             if group.num_rows <= WHOLE_ROWS and _bytes_of(group, place.column) <= WHOLE_BYTES:
-                values = self._whole_group(place, group.num_rows).slice(shard.first_row, shard.rows)
+                values = self._whole_group(place, group.num_rows, keep=shard.rows < group.num_rows)
+                values = values.slice(shard.first_row, shard.rows)
             else:
                 values = self._next_of_stream(shard, place, metadata)
         except BaseException:
@@ -146,14 +147,15 @@ class ParquetSource(Source):
             raise pa.ArrowInvalid(f"{len(values)} rows came instead of {shard.rows}")
         return values
 
-    def _whole_group(self, place: _Place, rows: int) -> pa.ChunkedArray:
+    def _whole_group(self, place: _Place, rows: int, keep: bool) -> pa.ChunkedArray:
         values = self._decoded.pop(place, None)
         if values is None:
             file = self._file(place.path)
             values = file.read_row_group(place.group, columns=[place.column], use_threads=False).column(0)
             if len(values) != rows:
                 raise pa.ArrowInvalid(f"{len(values)} rows came instead of {rows}")
-        self._decoded[place] = values
+        if keep:
+            self._decoded[place] = values
         if len(self._decoded) > DECODED_GROUPS:
             self._decoded.popitem(last=False)
         return values
