@@ -48,13 +48,13 @@ def main(argv: list[str]) -> int:
         return model.print_error(error)
     try:
         folder.claim()
-        recipe = dataclasses.replace(recipe, data=training.as_begun(recipe.data, folder))
-        corpus, validation = data.open_data(recipe.data, console.say)
-        data.check_lanes(recipe.data, corpus, training.world_size_from_environment())
+        begun = training.as_begun(recipe.data, folder, console.say)
+        corpus, validation = data.open_data(begun, console.say)
+        data.check_lanes(begun, corpus, training.world_size_from_environment())
         for note in (*overrides.sentences(), *training.ineffective_keys(ds), *corpus.source.notes):
             console.say(note)
         # A run goes on with the data and the code that it began with, or not at all.
-        settled = training.settle_data(recipe.data, folder, corpus, validation)
+        settled = training.settle_data(recipe.data, begun, folder, corpus, validation)
         recipe = dataclasses.replace(recipe, data=settled)
         folder.record_fingerprints("code", design_fingerprint=model.design_fingerprint(recipe.model))
         start_up.mark("data")

@@ -4,6 +4,9 @@ from .corpus import Corpus as Corpus
 from .corpus import document_digest as document_digest
 from .corpus import lanes_of as lanes_of
 from .corpus import settled as settled
+from .files.commits import COMMITS as COMMITS
+from .files.commits import keep_commits as keep_commits
+from .files.commits import with_commits_of as with_commits_of
 from .lanes import Cursor as Cursor
 from .lanes import Lane as Lane
 from .lanes import deal as deal
