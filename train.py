@@ -11,6 +11,7 @@ Run again, the same command goes on where it stopped.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 # Each of these loads a name when it is first used: a refusal does not wait for torch.
@@ -47,14 +48,14 @@ def main(argv: list[str]) -> int:
         return model.print_error(error)
     try:
         folder.claim()
-        corpus, validation = data.open_data(recipe.data, console.say)
-        data.check_lanes(recipe.data, corpus, training.world_size_from_environment())
+        begun = training.as_begun(recipe.data, folder, console.say)
+        corpus, validation = data.open_data(begun, console.say)
+        data.check_lanes(begun, corpus, training.world_size_from_environment())
         for note in (*overrides.sentences(), *training.ineffective_keys(ds), *corpus.source.notes):
             console.say(note)
         # A run goes on with the data and the code that it began with, or not at all.
-        folder.record_fingerprints(
-            "data", data_fingerprint=corpus.fingerprint, val_fingerprint=validation.fingerprint
-        )
+        settled = training.settle_data(recipe.data, begun, folder, corpus, validation)
+        recipe = dataclasses.replace(recipe, data=settled)
         folder.record_fingerprints("code", design_fingerprint=model.design_fingerprint(recipe.model))
         start_up.mark("data")
         problem = training.design_problem(recipe, folder, console.say)
@@ -87,7 +88,7 @@ def train(
 
     # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
     checkpoint = training.newest_checkpoint(folder.checkpoints, console.say)
-    state = training.read_state(checkpoint, corpus.fingerprint, any_ranks=ds.load_universal)
+    state = training.read_state(checkpoint, corpus.fingerprints, any_ranks=ds.load_universal)
 
     # Data first: its workers are forked while this process is small, and copy the pages it writes later.
     training.finish_loading()

@@ -1,6 +1,12 @@
+from .config import MOST_LANES as MOST_LANES
 from .config import DataConfig as DataConfig
 from .corpus import Corpus as Corpus
 from .corpus import document_digest as document_digest
+from .corpus import lanes_of as lanes_of
+from .corpus import settled as settled
+from .files.commits import COMMITS as COMMITS
+from .files.commits import keep_commits as keep_commits
+from .files.commits import with_commits_of as with_commits_of
 from .lanes import Cursor as Cursor
 from .lanes import Lane as Lane
 from .lanes import deal as deal
@@ -14,6 +20,7 @@ from .sample.build import build_sample as build_sample
 from .sample.folder import SAMPLE_DIR as SAMPLE_DIR
 from .sample.folder import is_complete as is_complete
 from .sources.documents import BAD_REASONS as BAD_REASONS
+from .sources.documents import FORM as FORM
 from .sources.documents import Documents as Documents
 from .sources.documents import Shard as Shard
 from .sources.documents import Source as Source

@@ -10,14 +10,16 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
+from typing import TypedDict
 
 from model.errors import UserError
 from model.files import write_bytes
 
 from .config import DataConfig
 from .sources import (
+    FORM,
     SHARDS_FORMAT,
     BadRow,
     DamagedShard,
@@ -51,15 +53,15 @@ class CachedSource(Source):
 
     def __init__(self, source: Source, tokenizer: Tokenizer, cache_dir: str) -> None:
         """Raises UserError where `cache_dir` cannot be written."""
-        super().__init__(source.config, source.file_sizes, source.shards)
+        super().__init__(source.config, source.file_sizes, source.shards, source.revision, source.versions)
         self.fingerprint = source.fingerprint
+        self.older_fingerprint = source.older_fingerprint
+        self.shards_per_window = source.shards_per_window
         self.notes = source.notes
         self._source = source
         self._tokenizer = tokenizer
         self._warned = False
         key = [SHARDS_FORMAT, corpus_fingerprint(source, tokenizer), self.config.max_document_bytes]
-        # a file that was edited may have its old size, and so its old fingerprint
-        key += [os.stat(path).st_mtime_ns for path in source.file_sizes if os.path.exists(path)]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.folder = os.path.abspath(os.path.join(os.path.expanduser(cache_dir), name))
         try:
@@ -107,8 +109,12 @@ def read_if_final(path: str, eot: int, config: DataConfig) -> Documents | None:
 class RememberedSource(Source):
     """The files and shards of a source that cannot be reached; `data.cache_dir` may have its tokens."""
 
-    def __init__(self, config: DataConfig, file_sizes: dict[str, int], shards: Sequence[Shard]) -> None:
-        super().__init__(config, file_sizes, shards)
+    def __init__(self, config: DataConfig, remembered: "_Remembered") -> None:
+        shards = [Shard(*shard) for shard in remembered["shards"]]
+        super().__init__(config, remembered["file_sizes"], shards, remembered["revision"])
+        self.fingerprint = remembered["fingerprint"]
+        self.older_fingerprint = remembered["older_fingerprint"]
+        self.shards_per_window = remembered["shards_per_window"]
         self.notes = [
             f"data.source: {config.source} cannot be reached, so what data.cache_dir has of it is read."
         ]
@@ -120,6 +126,17 @@ class RememberedSource(Source):
         )
 
 
+class _Remembered(TypedDict):
+    """What a note in `data.cache_dir` says of a remote source."""
+
+    fingerprint: str
+    older_fingerprint: str
+    revision: str | None
+    file_sizes: dict[str, int]
+    shards: list[tuple[int, str, int, int, int]]
+    shards_per_window: int
+
+
 def open_or_remember(config: DataConfig, tokenizer: Tokenizer) -> Source:
     """`open_source`; with `data.cache_dir` a remote source is noted there, and opened from that note when it
     cannot be reached.
@@ -129,27 +146,31 @@ def open_or_remember(config: DataConfig, tokenizer: Tokenizer) -> Source:
     """
     if config.cache_dir is None:
         return open_source(config, tokenizer)
-    asked_for = [config.source, config.subset, config.revision, config.split, config.text_column]
-    asked_for += [config.files] if config.files is not None else []
-    name = hashlib.sha256(json.dumps(asked_for).encode()).hexdigest()[:16]
-    note = os.path.join(os.path.expanduser(config.cache_dir), f"source-{name}.json")
     try:
         source = open_source(config, tokenizer)
     except OSError:
-        if not os.path.exists(note):
-            raise
-        with open(note) as file:
-            content = json.load(file)
-        shards = [Shard(*shard) for shard in content["shards"]]
-        source = RememberedSource(config, content["file_sizes"], shards)
-        source.fingerprint = content["fingerprint"]
-        return source
+        with suppress(FileNotFoundError):
+            return RememberedSource(config, json.loads(_note(config, config.cache_dir).read_text()))
+        raise
     if any(map(is_remote, source.file_sizes)):
-        content = {
+        remembered: _Remembered = {
             "fingerprint": source.fingerprint,
+            "older_fingerprint": source.older_fingerprint,
+            "revision": source.revision,
             "file_sizes": source.file_sizes,
-            "shards": list(map(astuple, source.shards)),
+            "shards": [astuple(shard) for shard in source.shards],
+            "shards_per_window": source.shards_per_window,
         }
-        with suppress(OSError):  # `CachedSource` says so
-            write_bytes(Path(note), json.dumps(content).encode())
+        # a run that goes on asks for the commit that it began with
+        for one in (config, replace(config, revision=source.revision)):
+            with suppress(OSError):  # `CachedSource` says so
+                write_bytes(_note(one, config.cache_dir), json.dumps(remembered).encode())
     return source
+
+
+def _note(config: DataConfig, cache_dir: str) -> Path:
+    asked_for = [config.source, config.subset, config.revision, config.split, config.text_column]
+    asked_for += [config.files] if config.files is not None else []
+    # of another form than those of older NormLabs, which knew no content
+    name = hashlib.sha256(json.dumps([FORM, *asked_for]).encode()).hexdigest()[:16]
+    return Path(cache_dir).expanduser() / f"source-{name}.json"

@@ -5,6 +5,9 @@ from typing import Literal
 
 from model.errors import UserError
 
+MOST_LANES = 64
+"""So many lanes a source is cut into that has the shards for them, where no number is asked for."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -25,15 +28,16 @@ class DataConfig:
         tokenizer: `gpt2`, `bytes` (257 symbols), a tiktoken encoding such as `cl100k_base`, or the path of a
             Hugging Face tokenizer.json.
         validation_source: Held-out documents, in any form that `source` takes. When left out, `sample` has a
-            part of its own and any other source reserves its last shards, which training then never reads.
+            part of its own and any other source reserves its last documents, which training then never reads.
+        validation_revision: The hub's commit, branch or tag of `validation_source`; the newest when left out.
         validation_tokens: At most this many validation tokens, in whole documents; counted in GPT-2's, so
-            that every tokenizer has the same documents. Reserved shards are never more than a tenth of the
-            source's.
+            that every tokenizer has the same documents. What is reserved is at most a tenth of the source's
+            documents, and at least one.
         packing: `concat` fills every block and cuts documents at its end; `best_fit` keeps documents whole
             where they fit and fills the rest with targets that are not learnt.
         document_mask: Attention and loss stay within a document.
         lanes: How many lanes the stream is cut into. A run keeps its lanes for life; its world size must
-            divide them.
+            divide them. The largest power of two that the source has shards for, at most 64, when left out.
         shuffle_window: So many shards of a lane are shuffled together. Each lane holds that many in memory.
         seed: Decides the order of the documents and nothing else.
         workers: Processes per rank that read and tokenise ahead of the training loop; 0 does it in the loop.
@@ -53,10 +57,11 @@ class DataConfig:
     text_column: str = "text"
     tokenizer: str = "gpt2"
     validation_source: str | None = None
+    validation_revision: str | None = None
     validation_tokens: int = 10_485_760
     packing: Literal["concat", "best_fit"] = "concat"
     document_mask: bool = False
-    lanes: int = 64
+    lanes: int | None = None
     shuffle_window: int = 1
     seed: int = 1234
     workers: int = 1
@@ -69,6 +74,11 @@ class DataConfig:
         for key, given in vars(self).items():
             if given == "":
                 raise UserError(f"data.{key} is empty: it must name something, or be left out")
+        if self.validation_revision is not None and self.validation_source is None:
+            raise UserError(
+                f"data.validation_revision is {self.validation_revision!r}, but there is no "
+                "data.validation_source: leave it out"
+            )
         lowest = {"seed": 0, "workers": 0}
         for key in (
             "validation_tokens",
@@ -80,5 +90,5 @@ class DataConfig:
             "max_document_bytes",
         ):
             value = getattr(self, key)
-            if value < lowest.get(key, 1):
+            if value is not None and value < lowest.get(key, 1):
                 raise UserError(f"data.{key} is {value}: it must be {lowest.get(key, 1)} or more")

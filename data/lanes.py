@@ -1,13 +1,14 @@
 """Lanes: documents in, packed blocks of tokens out, in an order that no number of processes can change.
 
-A source comes in *shards* of up to 1,000 documents. Each epoch they are permuted by (seed, epoch), those of
-one row group staying together where they can, and dealt to the *lanes*: `data.lanes` streams of tokens that
-run side by side, a fixed number for the life of a run, each with its equal part of the shards. A lane reads
-`data.shuffle_window` of its shards at a time, a *window*: it permutes the window's documents, tokenises them,
-closes each with `eot` and cuts the stream into blocks of `block_size + 1` tokens. How far it has come (epoch,
-window, document and token) is its *cursor*: with the seed, nothing else is needed to read on. Sequence n of a
-run is the next block of lane n mod `data.lanes`. The ranks divide the lanes among themselves, so a run reads
-the same sequences on any number of ranks, with any number of workers.
+A source comes in *shards* of up to 1,000 documents, a small one in smaller ones. Each epoch they are
+permuted by (seed, epoch), those of one row group staying together where they can, and dealt to the *lanes*:
+`data.lanes` streams of tokens that run side by side, a fixed number for the life of a run, each with its
+equal part of the shards. A lane reads `data.shuffle_window` of its shards at a time, or as many small ones
+as make up so many large ones, a *window*: it permutes the window's documents, tokenises them, closes each
+with `eot` and cuts the stream into blocks of `block_size + 1` tokens. How far it has come (epoch, window,
+document and token) is its *cursor*: with the seed, nothing else is needed to read on. Sequence n of a run is
+the next block of lane n mod `data.lanes`. The ranks divide the lanes among themselves, so a run reads the
+same sequences on any number of ranks, with any number of workers.
 """
 
 import functools
@@ -20,7 +21,7 @@ import numpy as np
 from model.errors import UserError
 
 from .config import DataConfig
-from .corpus import Corpus
+from .corpus import Corpus, lanes_of
 from .packing import best_fit
 from .sources import Document, Shard, shard_runs
 
@@ -78,6 +79,8 @@ class Lane:
         self._corpus = corpus
         self._config = config
         self._lane = lane
+        self._lanes = lanes_of(config, corpus)
+        self._shards_per_window = config.shuffle_window * corpus.source.shards_per_window
         self._block_length = block_size + 1
         self._epoch, self._window, self._row, self._offset = cursor or Cursor()
         self._shards: list[Shard] | None = None  # the lane's shards of this epoch
@@ -128,8 +131,8 @@ class Lane:
     def _read_window(self) -> Sequence[Document]:
         config = self._config
         if self._shards is None:
-            self._shards = deal(self._corpus, config.lanes, self._lane, config.seed, self._epoch)
-        shards = self._shards[self._window * config.shuffle_window :][: config.shuffle_window]
+            self._shards = deal(self._corpus, self._lanes, self._lane, config.seed, self._epoch)
+        shards = self._shards[self._window * self._shards_per_window :][: self._shards_per_window]
         if not shards:
             raise UserError(self._misfit(f"the lane has {len(self._shards)} shards"))
         documents: list[Document] = []
@@ -163,7 +166,7 @@ class Lane:
         self._rows = None
         self._row = 0
         self._window += 1
-        if self._window * self._config.shuffle_window >= len(self._shards):
+        if self._window * self._shards_per_window >= len(self._shards):
             # a lane may draw only empty shards in one epoch and fare better in the next, unless all are empty
             if not self._any_text and not self._corpus_has_text():
                 raise UserError(

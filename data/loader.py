@@ -16,8 +16,8 @@ import numpy as np
 
 from model.errors import UserError
 
-from .config import DataConfig
-from .corpus import Corpus
+from .config import MOST_LANES, DataConfig
+from .corpus import Corpus, lanes_of
 from .lanes import Cursor, Lane
 from .parallel import portable
 
@@ -31,18 +31,29 @@ PARENT_LOOK_SECONDS = 1.0
 
 def check_lanes(config: DataConfig, corpus: Corpus, world_size: int) -> None:
     """Raise UserError where the source has fewer shards than lanes, or ranks cannot share these evenly."""
-    lanes, shards = config.lanes, len(corpus.shards)
+    lanes, shards = lanes_of(config, corpus), len(corpus.shards)
     if lanes > shards:
         raise UserError(
             f"data.lanes is {lanes}, but {corpus.source.name} has {shards} shards to train on: "
-            f"set data.lanes to {shards} or less"
+            f"set data.lanes to {shards} or less, or leave it out"
         )
-    if lanes % world_size:
+    if lanes % world_size == 0:
+        return
+    if config.lanes is not None:
         fitting = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
         raise UserError(
             f"data.lanes is {lanes}, which {world_size} processes cannot share evenly: "
             f"world sizes that divide it are {fitting}"
         )
+    if world_size > shards:
+        raise UserError(
+            f"{corpus.source.name} has {shards} shards to train on, too few for {world_size} processes: "
+            f"start {lanes} of them or fewer"
+        )
+    raise UserError(
+        f"{world_size} processes cannot share evenly the {lanes} lanes that {corpus.source.name} gets by "
+        f"itself: set data.lanes to {min(shards, MOST_LANES) // world_size * world_size}"
+    )
 
 
 class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
@@ -62,7 +73,7 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
         block_size: Input tokens per sequence, T; blocks are disjoint and T + 1 tokens long.
         micro_batch: Sequences per micro-batch, B.
         rank: This process, from 0.
-        world_size: The number of processes; it divides `config.lanes`.
+        world_size: The number of processes; it divides the lanes.
         first_sequence: The sequence of the run to begin with, a multiple of `world_size`.
         cursors: Where lanes continue; a lane that is not named begins at its beginning.
 
@@ -86,6 +97,7 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
         if block_size < 1 or micro_batch < 1:
             raise UserError(f"block_size {block_size} and micro_batch {micro_batch} must both be 1 or more")
         check_lanes(config, corpus, world_size)
+        lanes = lanes_of(config, corpus)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}: with a world size of {world_size} it is 0 to {world_size - 1}")
         if first_sequence < 0 or first_sequence % world_size:
@@ -98,10 +110,10 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
         places = cursors or {}
         mine = {
             lane: Lane(corpus, config, lane, block_size, Cursor(*places.get(lane, Cursor())))
-            for lane in range(rank, config.lanes, world_size)
+            for lane in range(rank, lanes, world_size)
         }
         # the lanes that this rank's sequences come from, round and round
-        turn = [(first_sequence + rank + i * world_size) % config.lanes for i in range(len(mine))]
+        turn = [(first_sequence + rank + i * world_size) % lanes for i in range(len(mine))]
         self._workers: list[_Worker] = []
         if config.workers == 0:
             self._sequences = _fill_in_turn(mine, turn, block_size, self._dtype)

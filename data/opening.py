@@ -1,9 +1,10 @@
 """`open_data`: where a run's documents begin, and which of them are held out for validation."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,10 @@ import xxhash
 from model.errors import UserError
 
 from .cache import CachedSource, RememberedSource, open_or_remember
-from .config import DataConfig
-from .corpus import Corpus, document_digest
+from .config import MOST_LANES, DataConfig
+from .corpus import Corpus, document_digest, lanes_of
 from .sample import SAMPLE_DIR, is_complete
 from .sources import (
-    ROWS_PER_SHARD,
     Document,
     Documents,
     Shard,
@@ -44,9 +44,9 @@ def open_data(
     """What a run trains on, and the documents that are held out of it.
 
     The validation set is the beginning of `data.validation_source`, or of the sample's own validation part,
-    or else of the source's last shards: as many as hold `data.validation_tokens` tokens, but at most a tenth
-    of all and at least one. Copies of its documents elsewhere in the source are left out of training. With
-    `data.cache_dir` tokens are read from there, where it has them.
+    or else the source's last documents: as many as hold `data.validation_tokens` tokens, but at most a tenth
+    of all and at least one. Training never reads the shards that these are in, and leaves out copies of them
+    elsewhere. With `data.cache_dir` tokens are read from there, where it has them.
 
     Args:
         config: What to open.
@@ -68,13 +68,15 @@ def open_data(
     if config.validation_source is None and config.source == "sample":
         config = replace(config, validation_source="sample")
     shards = source.shards
+    validation_revision = None
     if config.validation_source is None:
         # as text where it can be reached: tokens may have lost some of it
         reserved = _reserve(config, read if isinstance(source, RememberedSource) else source, tokenizer)
         for shard in shards[-len(reserved) :] if read is not source else ():
             read.read(shard)  # so that a start without the network finds them too
         shards = shards[: -len(reserved)]
-        held_out = _collect(chain.from_iterable(reserved), config.validation_tokens, source.name)
+        documents = islice(chain.from_iterable(reserved), _tenth(source))
+        held_out = _collect(documents, config.validation_tokens, source.name)
     else:
         held_out_source = open_validation_source(config, tokenizer)
         of_shards = (_of_shard(one, held_out_source.read(one), tokenizer) for one in held_out_source.shards)
@@ -83,10 +85,13 @@ def open_data(
         )
         _check_held_out(config, source, held_out_source, held_out, tokenizer)
         source.notes += held_out_source.notes
-    source.notes += _notes(config, source, held_out, tokenizer)
+        validation_revision = held_out_source.revision
     tokens = [document.tokens for document in held_out]
     validation = ValidationSet.of([document.text for document in held_out], tokens, tokenizer)
-    return Corpus(read, tokenizer, shards, frozenset(map(document_digest, tokens))), validation
+    digests = frozenset(map(document_digest, tokens))
+    corpus = Corpus(read, tokenizer, shards, digests, validation_revision)
+    source.notes += _notes(config, corpus, held_out)
+    return corpus, validation
 
 
 class _HeldOut(NamedTuple):
@@ -118,16 +123,25 @@ def _reserve(config: DataConfig, source: Source, tokenizer: Tokenizer) -> list[l
         )
     reserved: list[list[_HeldOut]] = []
     tokens = 0
+    rows = 0
     at_most = max(1, len(source.shards) // 10)
     for shard, documents in _from_the_end(source):
         reserved.append(list(_of_shard(shard, documents, tokenizer)))
         tokens += sum(document.gpt2_tokens for document in reserved[-1])
+        rows += shard.rows
+        is_tenth = len(reserved) >= at_most or rows >= _tenth(source)
         # past the tenth only where it holds no document at all
-        if tokens and (tokens >= config.validation_tokens or len(reserved) >= at_most):
+        if tokens and (tokens >= config.validation_tokens or is_tenth):
             break
     if not tokens or len(reserved) == len(source.shards):
         raise UserError(f"data.source {source.name} holds too little text to reserve validation from")
     return reserved[::-1]
+
+
+def _tenth(source: Source) -> int:
+    """A tenth of the documents, at least one; any number where shards do not say how many they hold."""
+    rows = sum(shard.rows for shard in source.shards)
+    return max(1, rows // 10) if rows else sys.maxsize
 
 
 def _from_the_end(source: Source) -> Iterator[tuple[Shard, Documents]]:
@@ -191,10 +205,12 @@ def _check_held_out(
                 raise overlap(f"the document that begins {_beginning(document, tokenizer)!r}")
 
 
-def _notes(
-    config: DataConfig, source: Source, held_out: Sequence[_HeldOut], tokenizer: Tokenizer
-) -> Iterator[str]:
+def _notes(config: DataConfig, corpus: Corpus, held_out: Sequence[_HeldOut]) -> Iterator[str]:
     """What a user should know of how the source and the options go together."""
+    source, tokenizer, lanes = corpus.source, corpus.tokenizer, lanes_of(config, corpus)
+    if config.lanes is None and lanes < MOST_LANES:
+        number = len(corpus.shards)
+        yield f"data.lanes: {lanes}, as the source has {number} shard{'s' * (number > 1)} to train on."
     tried = held_out[:CHECKED_DOCUMENTS]
     changed = sum(tokenizer.decode(document.tokens[:-1]) != document.text for document in tried)
     if changed:
@@ -202,10 +218,10 @@ def _notes(
             f"data.tokenizer: {tokenizer.name} does not give back {changed} of {len(tried)} validation "
             "documents as they were: what it loses is free, so its bits per byte are too low."
         )
-    largest = max(map(len, shard_runs(source.shards))) * ROWS_PER_SHARD
-    if config.lanes * largest // 2 > SLOW_START_ROWS and source.decodes_from_group_start:
+    largest = max(sum(shard.rows for shard in run) for run in shard_runs(source.shards))
+    if lanes * largest // 2 > SLOW_START_ROWS and source.decodes_from_group_start:
         yield (
-            f"data.source: row groups of {largest:,} rows make every start slow, as {config.lanes} lanes "
+            f"data.source: row groups of {largest:,} rows make every start slow, as {lanes} lanes "
             "begin inside of them: scripts/tokenize_data.py makes token shards, which start at once."
         )
 

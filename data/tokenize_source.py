@@ -116,6 +116,8 @@ def _describe(source: Source, config: DataConfig, tokenizer: Tokenizer) -> dict[
         "source": source.name,
         **{key: getattr(config, key) for key in asked_for},
         "fingerprint": source.fingerprint,
+        "older_fingerprint": source.older_fingerprint,
+        "shards_per_window": source.shards_per_window,
         "tokenizer": {
             "name": tokenizer.name,
             "fingerprint": tokenizer.fingerprint,

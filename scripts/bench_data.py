@@ -181,8 +181,9 @@ def resume(arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds from cursors to the first block of each of 64 lanes, at 10, 50 and 90 % of the corpus."""
     config = DataConfig(source=arguments.source, workers=0)
     corpus, _ = open_data(config)
-    config = replace(config, lanes=min(64, len(corpus.shards)))
-    open_at = partial(LaneLoader, corpus, config, block_size=BLOCK_SIZE, micro_batch=config.lanes)
+    lanes = min(64, len(corpus.shards))
+    config = replace(config, lanes=lanes)
+    open_at = partial(LaneLoader, corpus, config, block_size=BLOCK_SIZE, micro_batch=lanes)
     loader = open_at()
     places: list[dict[int, Cursor]] = [{}]
     while not any(cursor.epoch for cursor in places[-1].values()):
@@ -193,7 +194,7 @@ def resume(arguments: argparse.Namespace) -> dict[str, float]:
         times = []
         for _ in range(9):
             started = time.perf_counter()
-            next(open_at(first_sequence=step * config.lanes, cursors=places[step]))
+            next(open_at(first_sequence=step * lanes, cursors=places[step]))
             times.append(time.perf_counter() - started)
         found[f"{percent} %"] = statistics.median(times)
     return found

@@ -31,6 +31,12 @@ SPLIT = ("training/test_catalogue.py", "training/test_ds_matrix.py", "training/t
 """Files whose tests share nothing that is dear to make, so that several workers may take them."""
 
 
+@pytest.fixture
+def large_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cuts a tiny source as a large one is cut: a shard is a row group, or a thousand rows of one."""
+    monkeypatch.setattr("data.sources.documents.SHARDS", 1e-3)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file goes to one worker, which makes its fixtures, and the longest first."""
     order = {name: number for number, name in enumerate(LONGEST_FIRST)}

@@ -172,12 +172,13 @@ def run_until(
     ranks: int = 1,
     typed: bool = False,
     whole_group: bool = True,
+    main: Main = train_main,
 ) -> int:
     """Start, and once metrics.jsonl has `lines` lines send `signum` to all processes, or to the first alone.
 
     Returns the exit status.
     """
-    started = start_until(words, lines, ranks, typed)
+    started = start_until(words, lines, ranks, typed, main)
     started.send(signum, whole_group)
     return started.wait()
 

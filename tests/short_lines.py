@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from data import DataConfig, open_data
 from data.lanes import deal
-from tests.jobs import lines_of, summary_of
+from data.sources import documents
+from tests.jobs import lines_of, summary_of, train_main
 
 STEPS = 32
 SHARDS, RESERVED, LANES, SEED = 30, 3, 4, 1234
@@ -23,6 +24,12 @@ TEXTS = list(dict.fromkeys(line for line in LINES if len(line) > 50))[: SHARDS *
 def config_of(job: Path, **settings: Any) -> DataConfig:
     settings = {"tokenizer": "bytes", "lanes": LANES, "validation_tokens": 4000} | settings
     return DataConfig(source=str(job / "corpus"), **settings)
+
+
+def train_as_large(words: list[str]) -> int:
+    """train.py that takes the corpus for a part of a large one, whose shards are its row groups."""
+    documents.SHARDS = 1e-3  # type: ignore[assignment]  # in a process of its own
+    return train_main(words)
 
 
 def first_shards(job: Path, lanes: Sequence[int], seed: int, count: int) -> list[int]:

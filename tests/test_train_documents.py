@@ -28,6 +28,7 @@ from tests.short_lines import (
     damage,
     error_in,
     first_shards,
+    train_as_large,
 )
 
 BAD = {1: "empty", 2: "empty", 3: "not_utf8", 4: "too_long", 5: "unreadable"}
@@ -74,6 +75,7 @@ def bad_documents_passed(job: Path, run_dir: Path, seed: int) -> dict[str, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("large_shards")
 def test_bad_documents_are_skipped_and_counted_or_stop_the_run_there(bad_job: Path) -> None:
     job, lanes = bad_job, range(LANES)
     late = next(seed for seed in range(99) if not BAD.keys() & first_shards(job, lanes, seed, 2))
@@ -86,8 +88,11 @@ def test_bad_documents_are_skipped_and_counted_or_stop_the_run_there(bad_job: Pa
     whole, killed, stopped, stopped_at_once = (
         job / name for name in ("whole", "killed", "stopped", "stopped_at_once")
     )
-    skipped, stop = run(bad(whole, "skip")), run(bad(stopped, "stop"))
-    stop_at_once = run(bad(stopped_at_once, "stop", early))
+    skipped, stop = (
+        run(bad(whole, "skip"), main=train_as_large),
+        run(bad(stopped, "stop"), main=train_as_large),
+    )
+    stop_at_once = run(bad(stopped_at_once, "stop", early), main=train_as_large)
 
     assert skipped.returncode == 0, skipped.stderr
     counts = [line.get("bad_documents", {}) for line in lines_of(whole) if line["kind"] == "train"]
@@ -109,10 +114,10 @@ def test_bad_documents_are_skipped_and_counted_or_stop_the_run_there(bad_job: Pa
     step = assert_interrupted(stopped, error_in(stop.stderr))
     assert f"is stopped and saved at step {step}: the same command goes on from there" in stop.stderr
 
-    run_until(bad(killed, "skip"), 24, signal.SIGKILL)
+    run_until(bad(killed, "skip"), 24, signal.SIGKILL, main=train_as_large)
     assert any("bad_documents" in line for line in lines_of(killed))
     for run_dir in (killed, stopped):
-        result = run(bad(run_dir, "skip"))
+        result = run(bad(run_dir, "skip"), main=train_as_large)
         assert result.returncode == 0, result.stderr
     for run_dir in (killed, stopped):
         assert steps_of(run_dir) == steps_of(whole)

@@ -21,6 +21,8 @@ from .engine.start import initial_model as initial_model
 from .explain import explanation as explanation
 from .feed import Feed as Feed
 from .run.console import Console as Console
+from .run.data_of_run import as_begun as as_begun
+from .run.data_of_run import settle_data as settle_data
 from .run.failures import failures_recorded as failures_recorded
 from .run.folder import RunFolder as RunFolder
 from .run.preflight import design_problem as design_problem

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from data import open_tokenizer
+from data import MOST_LANES, open_tokenizer
 from model import GPT, flops_per_token
 from model.probe import probe_unless_ours
 
@@ -200,11 +200,12 @@ def _data(recipe: Recipe) -> list[str]:
     data = recipe.data
     names = ("subset", "revision", "files", "split", "text_column")
     given = [f"{name} {value}" for name in names if (value := getattr(data, name, None))]
-    held_out = data.validation_source or "a part of its own or the last shards, which training never reads"
+    held_out = data.validation_source or "a part of its own or the last documents, which training never reads"
+    lanes = data.lanes or f"up to {MOST_LANES}, by the source,"
     masked = ", attention within a document" if data.document_mask else ""
     return [
         ", ".join([data.source, *given]),
-        f"documents in an order fixed by seed {data.seed}, each followed by <|endoftext|>, in {data.lanes} "
+        f"documents in an order fixed by seed {data.seed}, each followed by <|endoftext|>, in {lanes} "
         f"lanes; packing {data.packing}{masked}",
         f"held out: {held_out}",
     ]

@@ -1,6 +1,6 @@
 from .bin_files import BinFiles as BinFiles
 from .documents import BAD_REASONS as BAD_REASONS
-from .documents import ROWS_PER_SHARD as ROWS_PER_SHARD
+from .documents import FORM as FORM
 from .documents import BadRow as BadRow
 from .documents import DamagedShard as DamagedShard
 from .documents import Document as Document
@@ -24,4 +24,5 @@ from .token_shards import SHARDS_FORMAT as SHARDS_FORMAT
 from .token_shards import corpus_fingerprint as corpus_fingerprint
 from .token_shards import is_token_source as is_token_source
 from .token_shards import manifest_of as manifest_of
+from .token_shards import older_corpus_fingerprint as older_corpus_fingerprint
 from .token_shards import shard_path as shard_path

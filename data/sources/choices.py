@@ -11,11 +11,11 @@ LOCAL_CHOICES = "`sample`, or a file, folder, glob or URL of .parquet, .jsonl or
 
 def refuse_options(config: DataConfig, key: str, options: Sequence[str] = ()) -> None:
     """Raise UserError for a `data.subset` or `data.revision` that has no effect, as only `options` have."""
+    of_source = key.removesuffix("source")  # `data.` or `data.validation_`
     for option in ("subset", "revision"):
-        if getattr(config, option) is not None and option not in options:
-            raise UserError(
-                f"data.{option} is {getattr(config, option)!r}, but {key} {config.source} has no {option}s"
-            )
+        given = getattr(config, option)
+        if given is not None and option not in options:
+            raise UserError(f"{of_source}{option} is {given!r}, but {key} {config.source} has no {option}s")
 
 
 def split_of(key: str, source: str, wanted: Sequence[str], available: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from model.errors import UserError
 
-from .network import filesystem_of, with_retries
+from .network import filesystem_of, is_damage, with_retries
 
 PIECE_BYTES = 2**22  # one request per piece where the file is remote
 DECODED_BYTES = 2**14  # at once, as they may become a thousand times as many
@@ -27,13 +27,21 @@ _DECODERS: dict[str, Callable[[], Any]] = {
 }
 
 
+class DamagedContent(EOFError):
+    """A compressed file cannot be decompressed behind its first `at` bytes."""
+
+    def __init__(self, message: str, at: int) -> None:
+        super().__init__(message)
+        self.at = at
+
+
 def content_of(path: str, storage_options: dict[str, Any], size: int, bar: bool) -> Iterator[bytes]:
     """The content of a file of `size` bytes in pieces that are not empty, decompressed as its name says.
 
     Raises:
         ConnectionError: a remote file cannot be fetched, after several tries.
         UserError: a file here cannot be read.
-        EOFError: a compressed file ends before its content does.
+        DamagedContent: a compressed file cannot be decompressed, or ends before its content does.
     """
     pieces = _pieces(path, storage_options, size, bar)
     suffix = Path(path.partition("?")[0]).suffix
@@ -41,17 +49,25 @@ def content_of(path: str, storage_options: dict[str, Any], size: int, bar: bool)
         yield from pieces
         return
     decoder = None
+    at = 0
     for piece in pieces:
         for begin in range(0, len(piece), DECODED_BYTES):
             rest = piece[begin : begin + DECODED_BYTES]
             while rest:  # compressed files may follow one another
                 decoder = decoder or _DECODERS[suffix]()
-                if content := decoder.decompress(rest):
+                try:
+                    content = decoder.decompress(rest)
+                except Exception as error:
+                    if not is_damage(error):
+                        raise
+                    raise DamagedContent(str(error), at + begin) from error
+                if content:
                     yield content
                 rest = decoder.unused_data if decoder.eof else b""
                 decoder = None if decoder.eof else decoder
+        at += len(piece)
     if decoder is not None:
-        raise EOFError(f"{path} ends in the middle of its content")
+        raise DamagedContent(f"{path} ends in the middle of its content", at)
 
 
 def late_bar(*arguments: Any, **options: Any) -> tqdm:

@@ -1,9 +1,12 @@
 """Folders, files, globs and hub ids, whose files `datasets` finds and, in rare formats, reads."""
 
 import glob
+import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from model.errors import UserError, did_you_mean
 
 from ..config import DataConfig
+from ..files.hashes import content_hashes
+from ..files.versions import version_of
 from .choices import LOCAL_CHOICES, refuse_options, split_of
-from .documents import ROWS_PER_SHARD, BadRow, Document, Shard, Source
+from .documents import BadRow, Document, RowGroup, Shard, Source, cut_into_shards
 from .jsonl import JsonlSource
 from .network import filesystem_of
 from .parquet import ParquetSource, check_text_column
@@ -37,15 +42,15 @@ class TableSource(Source):
         file_sizes: dict[str, int],
         table: datasets.Dataset,
         revision: str | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         check_text_column(config, table.features.arrow_schema, config.source)
         self._table = table.select_columns([config.text_column])
-        starts = range(0, table.num_rows, ROWS_PER_SHARD)
-        shards = [
-            Shard(index, "table", index, start, min(ROWS_PER_SHARD, table.num_rows - start))
-            for index, start in enumerate(starts)
-        ]
-        super().__init__(config, file_sizes, shards, revision)
+        text_bytes = self._table.data.nbytes
+        cut, self.shards_per_window = cut_into_shards([RowGroup("table", 0, table.num_rows, text_bytes)])
+        # any row is read as fast as the next one, so that each shard is a group of its own
+        shards = [replace(shard, group=shard.index) for shard in cut]
+        super().__init__(config, file_sizes, shards, revision, versions)
 
     def _rows(self, shard: Shard) -> Sequence[Document | BadRow | None]:
         return self._table[shard.first_row : shard.first_row + shard.rows][self.config.text_column]
@@ -78,16 +83,23 @@ def _source_of(
         return ParquetSource(config, paths, storage_options, revision)
     if isinstance(builder, Json):
         return JsonlSource(config, paths, storage_options, revision)
+    sizes: dict[str, int] = {}
+    versions: dict[str, str] = {}
+    for path in paths:
+        filesystem, location = filesystem_of(path, storage_options)
+        info = filesystem.info(location)
+        sizes[path] = info["size"]
+        if (version := version_of(path, info)) is not None:
+            versions[path] = version
+    # where `datasets` keeps the table: its own name for it follows only a file's size and date
+    content = json.dumps(versions or content_hashes(paths))
+    output_dir = os.path.join(builder.cache_dir, hashlib.sha256(content.encode()).hexdigest()[:16])
     try:
-        builder.download_and_prepare()
+        builder.download_and_prepare(output_dir)
     except (DatasetGenerationError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{key}: {config.source} cannot be read as documents ({reason})") from error
-    sizes = {}
-    for path in paths:
-        filesystem, location = filesystem_of(path, storage_options)
-        sizes[path] = filesystem.size(location)
-    return TableSource(config, sizes, builder.as_dataset(split=split), revision)
+    return TableSource(config, sizes, builder.as_dataset(split=split), revision, versions)
 
 
 def _notes(builder: datasets.DatasetBuilder, config: DataConfig, key: str) -> Iterator[str]:

@@ -6,8 +6,9 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
@@ -16,11 +17,21 @@ import numpy as np
 from model.errors import UserError
 
 from ..config import DataConfig
+from ..files.hashes import content_hashes
+from ..files.versions import WITHOUT_CHECKSUM
 
 ROWS_PER_SHARD = 1_000
+"""No shard has more rows."""
+SHARD_TEXT_BYTES = 2**23
+"""About so much text a shard holds at most."""
+SHARDS = 1024
+"""A source that has fewer shards of `ROWS_PER_SHARD` is cut into about so many smaller ones."""
 
 Document = str | np.ndarray
 """A document's text, or its tokens (n + 1,) with the `eot` that closes it."""
+
+FORM = "content:"
+"""How a fingerprint begins; those of older NormLabs, which do not know a file's content, begin otherwise."""
 
 BAD_REASONS = {
     "empty": "has no text",
@@ -71,6 +82,38 @@ def shard_runs(shards: Sequence[Shard], longest: int = sys.maxsize) -> list[list
     return [group[at : at + longest] for group in groups for at in range(0, len(group), longest)]
 
 
+class RowGroup(NamedTuple):
+    """Consecutive rows of a file, number `group` of its groups, and the bytes of their text."""
+
+    path: str
+    group: int
+    rows: int
+    text_bytes: int
+
+
+def cut_into_shards(groups: Iterable[RowGroup]) -> tuple[list[Shard], int]:
+    """The shards of all groups, in order, and how many of them are a window of lanes together.
+
+    It follows from the rows and bytes alone. A shard has `ROWS_PER_SHARD` rows, or less where they would hold
+    more than `SHARD_TEXT_BYTES` or the source fewer than `SHARDS` shards; what a group has to be cut into is
+    cut evenly. Small shards are shuffled with as many others as make up a large one.
+    """
+    groups = [group for group in groups if group.rows]
+    of_source = -(-sum(group.rows for group in groups) // SHARDS)
+    shards: list[Shard] = []
+    per_window = ROWS_PER_SHARD
+    for path, group, rows, size in groups:
+        together = min(ROWS_PER_SHARD, max(1, SHARD_TEXT_BYTES * rows // max(1, size)))
+        wanted = min(together, of_source)
+        parts = max(round(rows / wanted), -(-rows // ROWS_PER_SHARD))
+        # where nothing asks for less, the last shard of a group is what remains
+        per_shard = -(-rows // parts) if wanted < ROWS_PER_SHARD else ROWS_PER_SHARD
+        per_window = min(per_window, max(1, together // per_shard))
+        for first in range(0, rows, per_shard):
+            shards.append(Shard(len(shards), path, group, first, min(per_shard, rows - first)))
+    return shards, per_window
+
+
 class Source(ABC):
     """Documents in shards.
 
@@ -78,15 +121,17 @@ class Source(ABC):
         name: What `data.source` said.
         file_sizes: Bytes by path.
         shards: All shards in file order.
+        shards_per_window: So many shards a lane shuffles together for each of `data.shuffle_window`.
         config: Which text column, and what is done with bad documents.
         notes: What a user should know of the source, a sentence each.
         decodes_from_group_start: Whether a shard inside a large row group costs decoding what stands
             before it in the row group.
-        fingerprint: A hash of the files' names and sizes, their shards, the revision and the text column. It
-            stays the same when the files move to another folder.
+        revision: The commit that the hub's files are of.
+        versions: Of each remote file what the storage tells its content by.
     """
 
     decodes_from_group_start = False
+    shards_per_window = 1
 
     def __init__(
         self,
@@ -94,18 +139,45 @@ class Source(ABC):
         file_sizes: dict[str, int],
         shards: Sequence[Shard],
         revision: str | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         self.name = config.source
         self.notes: list[str] = []
         self.file_sizes = file_sizes
         self.shards = tuple(shards)
         self.config = config
-        content = [config.text_column, [[os.path.basename(path), size] for path, size in file_sizes.items()]]
-        content.append([[os.path.basename(s.path), s.group, s.first_row, s.rows] for s in self.shards])
-        content.append([revision] if revision else [])
-        self.fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        self.revision = revision
+        self.versions = versions or {}
         if not self.shards:
             raise UserError(f"data.source: {self.name} holds no documents")
+        if any(version.startswith(WITHOUT_CHECKSUM) for version in self.versions.values()):
+            self.notes.append(
+                f"data.source: the storage of {self.name} gives no checksums, so an edit that keeps a file's "
+                "size and date would not be seen."
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the files' names and content, their shards and the text column.
+
+        It stays the same when the files move to another folder, and when the hub's commit changes none of
+        them. Files here are read when it is first asked for. Raises UserError where one cannot be.
+        """
+        here = [path for path in self.file_sizes if path not in self.versions]
+        versions = {**self.versions, **content_hashes(here)}
+        files = [[os.path.basename(path), versions[path]] for path in self.file_sizes]
+        content = [self.config.text_column, files, self._cut(), self.shards_per_window]
+        return FORM + hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @cached_property
+    def older_fingerprint(self) -> str:
+        """What the fingerprint was until NormLab hashed content: of names, sizes and the hub's commit."""
+        files = [[os.path.basename(path), size] for path, size in self.file_sizes.items()]
+        content = [self.config.text_column, files, self._cut(), [self.revision] if self.revision else []]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _cut(self) -> list[list[str | int]]:
+        return [[os.path.basename(s.path), s.group, s.first_row, s.rows] for s in self.shards]
 
     def read(self, shard: Shard) -> Documents:
         """The documents of a shard.

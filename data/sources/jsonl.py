@@ -3,7 +3,6 @@
 A line becomes a row, in order; one that holds no text becomes a row that says why. Blank lines are left out.
 """
 
-import codecs
 import hashlib
 import json
 import os
@@ -16,27 +15,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from model.errors import UserError, did_you_mean
+from model.errors import UserError
 from model.files import write_whole
 
 from ..config import DataConfig
+from ..files.hashes import content_hashes
+from ..files.json_rows import JsonRows, Row
+from ..files.versions import version_of
 from ..parallel import default_workers, in_processes
 from .content import content_of, late_bar
-from .documents import BAD_REASONS, ROWS_PER_SHARD, BadRow, Document, Shard
-from .network import filesystem_of, is_damage, with_retries
+from .documents import BAD_REASONS, ROWS_PER_SHARD, SHARD_TEXT_BYTES, BadRow, Document, Shard
+from .network import filesystem_of, with_retries
 from .parquet import ParquetSource
+from .places import is_remote
 
 JSONL_DIR = Path(
     os.environ.get("NORMLAB_JSONL_DIR") or Path(__file__).resolve().parents[2] / ".cache" / "jsonl"
 )
 
-FORMAT = 1  # of the converted files: a file of another is converted again
-LONGEST_LINE_BYTES = 2**28
-LARGEST_GROUP_CHARACTERS = 2**28
+FORMAT = 2  # of the converted files: a file of another is converted again
 # names that no text column has
 _PROBLEM, _LINE = "normlab_problem", "normlab_line"
-# what a file system knows of a file that changes when the file does
-_VERSION_KEYS = ("size", "mtime", "LastModified", "Last-Modified", "ETag", "md5Hash", "blob_id")
+_ENDING = b"normlab_ending"
 
 
 class JsonlSource(ParquetSource):
@@ -53,8 +53,14 @@ class JsonlSource(ParquetSource):
         storage_options: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
-        self._converted = _convert_all(config.text_column, paths, storage_options or {})
+        jobs = _convert_all(config.text_column, paths, storage_options or {})
+        self._converted = {job.path: job.target for job in jobs}
+        losses = [loss for job in jobs if (loss := _loss(job))]
+        if losses and config.on_bad_document == "stop":
+            raise UserError(f"data.source: {losses[0]}: mend the file, or set data.on_bad_document to skip")
         super().__init__(config, paths, storage_options, revision)
+        self.versions = {job.path: job.version for job in jobs}
+        self.notes += [f"data.source: {loss}." for loss in losses]
 
     def _open(self, path: str, **options: Any) -> pq.ParquetFile:
         return super()._open(str(self._converted[path]), **options)
@@ -80,22 +86,15 @@ class _Job(NamedTuple):
     storage_options: dict[str, Any]
     text_column: str
     size: int
+    version: str
     target: Path
 
 
-class _Row(NamedTuple):
-    """A line of a file as a row of the converted file."""
-
-    text: str | None
-    id: str | None
-    problem: str | None
-    line: int
-
-
-def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[str, Any]) -> dict[str, Path]:
-    """The converted file of each path. One process converts at a time, the others find what it made."""
+def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[str, Any]) -> list[_Job]:
+    """What was to convert, and is converted. One process converts at a time, the others find what it made."""
+    hashes = content_hashes([path for path in paths if not is_remote(path)])
     with ThreadPoolExecutor(16) as pool:
-        jobs = list(pool.map(lambda path: _job(path, storage_options, text_column), paths))
+        jobs = list(pool.map(lambda path: _job(path, storage_options, text_column, hashes.get(path)), paths))
     if not all(job.target.exists() for job in jobs):
         try:
             JSONL_DIR.mkdir(parents=True, exist_ok=True)
@@ -112,18 +111,20 @@ def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[s
                 f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): free some space "
                 "there, or set NORMLAB_JSONL_DIR to another folder"
             ) from error
-    return {job.path: job.target for job in jobs}
+    return jobs
 
 
-def _job(path: str, storage_options: dict[str, Any], text_column: str) -> _Job:
+def _job(path: str, storage_options: dict[str, Any], text_column: str, content_hash: str | None) -> _Job:
     filesystem, location = filesystem_of(path, storage_options)
     info = with_retries(lambda: filesystem.info(location), path, opening=True)
     if info["size"] is None:
         raise UserError(f"data.source: the server of {path} does not say its size: download the file")
-    version = [str(info.get(key)) for key in _VERSION_KEYS]
+    version = content_hash or version_of(path, info)
+    assert version is not None
     key = hashlib.sha256(json.dumps([FORMAT, path, version, text_column]).encode()).hexdigest()
     name = os.path.basename(path).partition("?")[0][:100]
-    return _Job(path, storage_options, text_column, info["size"], JSONL_DIR / f"{name}-{key[:16]}.parquet")
+    target = JSONL_DIR / f"{name}-{key[:16]}.parquet"
+    return _Job(path, storage_options, text_column, info["size"], version, target)
 
 
 def _run(jobs: Sequence[_Job]) -> None:
@@ -137,11 +138,13 @@ def _run(jobs: Sequence[_Job]) -> None:
 
 def _convert(job: _Job, bar: bool = False) -> Path:
     """Writes `job.target`, which is complete or absent, and gives it."""
-    write_whole(job.target, lambda partial: _write_rows(_rows(job, bar), job.text_column, partial))
+    content = content_of(job.path, job.storage_options, job.size, bar)
+    rows = JsonRows(job.path, content, job.text_column)
+    write_whole(job.target, lambda partial: _write_rows(rows, job.text_column, partial))
     return job.target
 
 
-def _write_rows(rows: Iterable[_Row], text_column: str, path: Path) -> None:
+def _write_rows(rows: JsonRows, text_column: str, path: Path) -> None:
     columns = {"id": pa.string()} | {text_column: pa.string(), _PROBLEM: pa.string(), _LINE: pa.int64()}
     schema = pa.schema(columns)
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
@@ -149,115 +152,38 @@ def _write_rows(rows: Iterable[_Row], text_column: str, path: Path) -> None:
             texts, ids, problems, lines = map(list, zip(*group, strict=True))
             values = {"id": ids} | {text_column: texts, _PROBLEM: problems, _LINE: lines}
             writer.write_table(pa.table(values, schema))
+        ending = {"kept": rows.kept, "damaged_at": rows.damaged_at, "is_cut": rows.is_cut}
+        writer.add_key_value_metadata({_ENDING: json.dumps(ending)})
 
 
-def _groups(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-    """Row groups: a shard each, or less where the texts are so long that they would fill the memory."""
-    group: list[_Row] = []
+def _loss(job: _Job) -> str | None:
+    """A sentence where a file lacks or has lost documents; None where it is whole."""
+    ending = json.loads(pq.read_metadata(job.target).metadata[_ENDING])
+    kept, damaged_at = ending["kept"], ending["damaged_at"]
+    if damaged_at is not None and damaged_at < job.size:
+        lost = f"about {round(kept * (job.size - damaged_at) / damaged_at):,}" if damaged_at else "all"
+        return (
+            f"{job.path} is damaged behind {damaged_at:,} of its {job.size:,} bytes: {kept:,} documents were "
+            f"read before, and {lost} behind it are lost"
+        )
+    if damaged_at is not None or ending["is_cut"]:
+        what = "its compressed content" if damaged_at is not None else "a line"
+        return (
+            f"{job.path} ends in the middle of {what}, as a file does that was not copied whole: "
+            f"{kept:,} documents were read from it, and all that followed are lost"
+        )
+    return None
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Row groups: as many rows as a shard has at most."""
+    group: list[Row] = []
     size = 0
     for row in rows:
         group.append(row)
         size += len(row.text or "")
-        if len(group) == ROWS_PER_SHARD or size > LARGEST_GROUP_CHARACTERS:
+        if len(group) == ROWS_PER_SHARD or size >= SHARD_TEXT_BYTES:
             yield group
             group, size = [], 0
     if group:
         yield group
-
-
-def _rows(job: _Job, bar: bool) -> Iterator[_Row]:
-    """A row for each line that is not blank, and a last one where damage ends the file."""
-    columns: list[str] = []  # of the first object
-    kinds: set[str] = set()  # of what stands in the text column
-    number, beginning = 0, ""
-    content = content_of(job.path, job.storage_options, job.size, bar)
-    try:
-        for number, line in enumerate(_lines(job.path, content), start=1):
-            if not line.strip():
-                continue
-            beginning = beginning or repr(line[:40])[1:]
-            value = _parsed(line)
-            if isinstance(value, dict):
-                columns = columns or list(value)
-                if job.text_column in value:
-                    kinds.add(type(value[job.text_column]).__name__)
-            yield _row(value, job.text_column, number)
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        yield _Row(None, None, "unreadable", number + 1)
-        return
-    if beginning and not columns:
-        raise UserError(
-            f"data.source: {job.path} does not hold one JSON object per line: it begins with {beginning}"
-        )
-    if columns and not kinds:
-        raise UserError(
-            f"data.text_column is {job.text_column!r}, but {job.path} has the columns "
-            f"{', '.join(columns)}{did_you_mean(job.text_column, columns)}"
-        )
-    if kinds and kinds.isdisjoint({"str", "NoneType"}):
-        raise UserError(
-            f"data.text_column is {job.text_column!r}, but that column of {job.path} holds "
-            f"{', '.join(sorted(kinds))}, not text"
-        )
-
-
-def _row(value: Any, text_column: str, line: int) -> _Row:
-    if isinstance(value, BadRow):
-        return _Row(None, None, value.reason, line)
-    if not isinstance(value, dict) or not isinstance(value.get(text_column, 0), str | None):
-        return _Row(None, None, "not_json", line)
-    text, id_ = value[text_column], value.get("id")
-    id_ = None if id_ is None or not _is_utf8(str(id_)) else str(id_)
-    if text is not None and not _is_utf8(text):
-        return _Row(None, id_, "not_utf8", line)
-    return _Row(text, id_, None, line)
-
-
-def _parsed(line: bytes) -> Any:
-    """A line's JSON value, or the BadRow that it is."""
-    if len(line) > LONGEST_LINE_BYTES:
-        return BadRow("too_long")
-    try:
-        return json.loads(line.decode())
-    except UnicodeDecodeError:
-        return BadRow("not_utf8")
-    except (ValueError, RecursionError):
-        return BadRow("not_json")
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, as JSON can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _lines(path: str, content: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their ends.
-
-    Once a line is longer than `LONGEST_LINE_BYTES` the rest of it is dropped, as it would fill the memory:
-    it counts as too long.
-    """
-    parts: list[bytes] = []
-    size = 0
-    for number, piece in enumerate(content):
-        if number == 0:
-            piece = piece.removeprefix(codecs.BOM_UTF8)
-            if piece.lstrip().startswith(b"["):
-                raise UserError(
-                    f"data.source: {path} holds a JSON array: write one object per line, as "
-                    "`jq -c '.[]' array.json > lines.jsonl` does"
-                )
-        *ends, rest = piece.split(b"\n")
-        for end in ends:
-            yield b"".join((*parts, end))
-            parts, size = [], 0
-        if size <= LONGEST_LINE_BYTES:
-            parts.append(rest)
-            size += len(rest)
-    if size:
-        yield b"".join(parts)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 LARGEST_RANGE = 100_000
 """More names than this are a slip of the pen."""
 NAMES_PER_REQUEST = 500
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_URL = re.compile(
     r"hf://datasets/(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<files>.*))?"
 )
@@ -50,6 +51,8 @@ def hub_files(config: DataConfig, key: str) -> DataConfig:
         raise UserError(f"{key} is {config.source}, but it must look like hf://datasets/OWNER/NAME/PATTERN")
     revision = unquote(parts["revision"]) if parts["revision"] else None
     files = parts["files"] or None
+    if _COMMIT.fullmatch(config.revision or "") and not _COMMIT.fullmatch(revision or ""):
+        revision = None  # the branch or tag whose commit is given
     for option, found in {"revision": revision, "files": files}.items():
         given = getattr(config, option)
         if found is not None and given is not None:

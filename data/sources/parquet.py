@@ -16,20 +16,28 @@ import pyarrow.parquet as pq
 
 from model.errors import UserError, did_you_mean
 
-from ..config import DataConfig
-from .documents import ROWS_PER_SHARD, BadRow, DamagedShard, Document, Shard, Source
+from ..config import MOST_LANES, DataConfig
+from ..files.versions import version_of
+from .documents import BadRow, DamagedShard, Document, RowGroup, Shard, Source, cut_into_shards
 from .network import filesystem_of, is_damage, with_retries
 
 OPEN_FILES = 32
 STREAM_BUFFER_BYTES = 2**21
+WHOLE_ROWS, WHOLE_BYTES = 1_000, 2**24
+"""A row group of no more rows and bytes is decoded at once."""
+DECODED_GROUPS = 4
+"""So many of them are kept for the shards that come next."""
 
 
 class _Footer(NamedTuple):
-    """What is kept of a file's footer: its rows by row group, its columns, and the file's size."""
+    """What is kept of a file's footer: rows and uncompressed bytes of text by row group, the file's columns,
+    its size, and its version where it is remote."""
 
     rows: list[int]
+    text_bytes: list[int]
     schema: pa.Schema
     size: int
+    version: str | None
 
 
 class _Place(NamedTuple):
@@ -41,10 +49,11 @@ class _Place(NamedTuple):
 
 
 class ParquetSource(Source):
-    """Row groups of up to `ROWS_PER_SHARD` rows are one shard, larger ones several.
+    """Row groups as `cut_into_shards` cuts them.
 
-    A large row group is decoded as a stream, one shard after the other; a shard in its middle costs decoding
-    what stands before it, unless a stream has come that far.
+    A small row group is decoded once for all of its shards that are read one after the other. A large one is
+    decoded as a stream; a shard in its middle costs decoding what stands before it, unless a stream has come
+    that far.
     """
 
     decodes_from_group_start = True
@@ -56,17 +65,20 @@ class ParquetSource(Source):
         storage_options: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
+        self._text_column = config.text_column
         self._storage_options = storage_options or {}
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         # large row groups that are being read, by the next row
         self._streams: OrderedDict[tuple[_Place, int], Iterator[pa.RecordBatch]] = OrderedDict()
+        self._decoded: OrderedDict[_Place, pa.ChunkedArray] = OrderedDict()
         self._broken: dict[_Place, tuple[int, str]] = {}  # from which row on, and why
         self._process = os.getpid()
         with ThreadPoolExecutor(16) as pool:  # on the hub each footer is a request or two
             footers = list(pool.map(self._footer, paths))
         notes: list[str] = []
-        shards: list[Shard] = []
+        groups: list[RowGroup] = []
         sizes: dict[str, int] = {}
+        versions: dict[str, str] = {}
         self._has_ids = True
         for path, footer in zip(paths, footers, strict=True):
             if isinstance(footer, str):
@@ -77,12 +89,14 @@ class ParquetSource(Source):
             check_text_column(config, footer.schema, path)
             self._has_ids &= "id" in footer.schema.names
             sizes[path] = footer.size
-            for group, rows in enumerate(footer.rows):
-                for first in range(0, rows, ROWS_PER_SHARD):
-                    shards.append(Shard(len(shards), path, group, first, min(ROWS_PER_SHARD, rows - first)))
+            if footer.version is not None:
+                versions[path] = footer.version
+            in_file = enumerate(zip(footer.rows, footer.text_bytes, strict=True))
+            groups += [RowGroup(path, group, rows, size) for group, (rows, size) in in_file]
         if not sizes and notes:
             raise UserError(notes[0].removesuffix(": it is left out."))
-        super().__init__(config, sizes, shards, revision)
+        shards, self.shards_per_window = cut_into_shards(groups)
+        super().__init__(config, sizes, shards, revision, versions)
         self.notes += notes
 
     def ids(self, shard: Shard) -> list[str] | None:
@@ -116,14 +130,16 @@ class ParquetSource(Source):
         if self._process != os.getpid():  # two processes must not move one file's position
             self._files.clear()
             self._streams.clear()
+            self._decoded.clear()
             self._process = os.getpid()
         try:
-            file = self._file(shard.path)
-            if file.metadata.row_group(shard.group).num_rows <= ROWS_PER_SHARD:
-                table = file.read_row_group(shard.group, columns=[place.column], use_threads=False)
-                values = table.column(place.column)
+            metadata = self._file(shard.path).metadata
+            group = metadata.row_group(shard.group)
+            if group.num_rows <= WHOLE_ROWS and _bytes_of(group, place.column) <= WHOLE_BYTES:
+                values = self._whole_group(place, group.num_rows, keep=shard.rows < group.num_rows)
+                values = values.slice(shard.first_row, shard.rows)
             else:
-                values = self._next_of_stream(shard, place, file.metadata)
+                values = self._next_of_stream(shard, place, metadata)
         except BaseException:
             self._files.pop(shard.path, None)  # another try opens it again
             raise
@@ -131,12 +147,27 @@ class ParquetSource(Source):
             raise pa.ArrowInvalid(f"{len(values)} rows came instead of {shard.rows}")
         return values
 
+    def _whole_group(self, place: _Place, rows: int, keep: bool) -> pa.ChunkedArray:
+        values = self._decoded.pop(place, None)
+        if values is None:
+            file = self._file(place.path)
+            values = file.read_row_group(place.group, columns=[place.column], use_threads=False).column(0)
+            if len(values) != rows:
+                raise pa.ArrowInvalid(f"{len(values)} rows came instead of {rows}")
+        if keep:
+            self._decoded[place] = values
+        if len(self._decoded) > DECODED_GROUPS:
+            self._decoded.popitem(last=False)
+        return values
+
     def _next_of_stream(self, shard: Shard, place: _Place, metadata: pq.FileMetaData) -> pa.ChunkedArray:
         batches = self._streams.pop((place, shard.first_row), None)
         if batches is None:
             file = self._open(shard.path, metadata=metadata, buffer_size=STREAM_BUFFER_BYTES)
+            # of a group's shards only the last may have other rows
+            one_of_them = self.shards[shard.index - 1] if shard.first_row else shard
             batches = file.iter_batches(
-                ROWS_PER_SHARD, [shard.group], columns=[place.column], use_threads=False
+                one_of_them.rows, [shard.group], columns=[place.column], use_threads=False
             )
             for _ in _take(batches, shard.first_row):
                 pass
@@ -144,7 +175,8 @@ class ParquetSource(Source):
         next_row = shard.first_row + shard.rows
         if next_row < metadata.row_group(shard.group).num_rows:
             self._streams[place, next_row] = batches
-            if len(self._streams) > 2 * self.config.lanes:  # one per lane, and what lanes left half read
+            # one per lane, and what lanes left half read
+            if len(self._streams) > 2 * (self.config.lanes or MOST_LANES):
                 self._streams.popitem(last=False)
         return values
 
@@ -172,8 +204,12 @@ class ParquetSource(Source):
             filesystem, location = filesystem_of(path, self._storage_options)
             with self._open(path) as file:
                 metadata = file.metadata
-                rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-                return _Footer(rows, file.schema_arrow, filesystem.size(location))
+                groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+                text_bytes = [_bytes_of(group, self._text_column) for group in groups]
+                rows = [group.num_rows for group in groups]
+                info = filesystem.info(location)
+                version = version_of(path, info)
+                return _Footer(rows, text_bytes, file.schema_arrow, info["size"], version)
 
         try:
             return with_retries(read, path, opening=True)
@@ -181,6 +217,12 @@ class ParquetSource(Source):
             if is_damage(error):
                 return f"{path} is not a readable parquet file ({' '.join(str(error).split())})"
             raise
+
+
+def _bytes_of(group: pq.RowGroupMetaData, column: str) -> int:
+    """The uncompressed bytes of a column of a row group; 0 where it has no such column."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
 
 
 def _take(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Array]:

@@ -57,7 +57,8 @@ def refuse_missing(config: DataConfig) -> None:
 def _held_out(config: DataConfig) -> DataConfig:
     assert config.validation_source is not None
     source = config.validation_source
-    return replace(config, source=source, subset=None, revision=None, files=None, split="validation")
+    revision = config.validation_revision
+    return replace(config, source=source, subset=None, revision=revision, files=None, split="validation")
 
 
 def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str, ...]) -> Source:

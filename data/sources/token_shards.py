@@ -15,7 +15,7 @@ from model.errors import UserError
 from ..config import DataConfig
 from ..tokenizer import Tokenizer
 from .bin_files import BinFiles, bin_paths
-from .documents import BadRow, DamagedShard, Document, Shard, Source
+from .documents import FORM, BadRow, DamagedShard, Document, Shard, Source
 from .places import is_remote
 from .shard_file import as_rows, read_shard
 
@@ -29,7 +29,16 @@ MANIFEST = "manifest.json"
 
 def corpus_fingerprint(source: Source, tokenizer: Tokenizer) -> str:
     """A hash of what a run reads: the same for a source and for the token shards made of it."""
-    return hashlib.sha256(f"{source.fingerprint} {tokenizer.fingerprint}".encode()).hexdigest()
+    return FORM + _with_tokenizer(source.fingerprint, tokenizer)
+
+
+def older_corpus_fingerprint(source: Source, tokenizer: Tokenizer) -> str:
+    """The same as NormLab made it before it hashed the content of files."""
+    return _with_tokenizer(source.older_fingerprint, tokenizer)
+
+
+def _with_tokenizer(fingerprint: str, tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(f"{fingerprint} {tokenizer.fingerprint}".encode()).hexdigest()
 
 
 def shard_path(folder: str, index: int) -> str:
@@ -103,6 +112,8 @@ class TokenFolder(Source):
             shards.append(Shard(index, entry["path"], entry["group"], entry["first_row"], entry["rows"]))
         super().__init__(config, sizes, shards)
         self.fingerprint = manifest["fingerprint"]
+        self.older_fingerprint = manifest.get("older_fingerprint", manifest["fingerprint"])
+        self.shards_per_window = manifest.get("shards_per_window", 1)
 
     def _rows(self, shard: Shard) -> list[Document | BadRow | None]:
         path, xxh3 = self._files[shard.index]

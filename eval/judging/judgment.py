@@ -3,10 +3,11 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data import open_data
+from data import keep_commits, open_data, settled, with_commits_of
 from model.errors import UserError
 from model.files import write_json
 from training.run.folder import RunFolder, recipe_as_dict
@@ -108,14 +109,20 @@ class Judgment:
     ) -> None:
         self.request, self.start, self.say, self.content = request, start, say, content
         self.fingerprints: dict[str, str] = {}
+        self.data = request.first("candidate").recipe.data
+        self.older_data: str | None = None
 
     def run(self) -> None:
         """All of it. Raises Ending, UserError or OSError where there is no verdict."""
         recipe = self.request.first("candidate").recipe
         check_tasks(recipe.eval.tasks, recipe.eval.data_dir)
-        corpus, validation = open_data(recipe.data, self.say)
+        asked = with_commits_of(self.request.runs, recipe.data)
+        corpus, validation = open_data(asked, self.say)
+        self.data = settled(asked, corpus)
+        keep_commits(self.request.runs, recipe.data, self.data)  # so that all runs read the same
+        data_fingerprint, self.older_data = corpus.fingerprints
         self.fingerprints = {
-            "data_fingerprint": corpus.fingerprint,
+            "data_fingerprint": data_fingerprint,
             "val_fingerprint": validation.fingerprint,
         }
         self.content["data"] |= self.fingerprints
@@ -175,7 +182,8 @@ class Judgment:
         """
         design = describe_design(trial)["code_fingerprint"]
         fingerprints = {**self.fingerprints, "design_fingerprint": design}
-        wanted = WantedRun(trial.recipe, trial.deepspeed, self.request.ranks, fingerprints)
+        recipe = replace(trial.recipe, data=self.data)
+        wanted = WantedRun(recipe, trial.deepspeed, self.request.ranks, fingerprints, self.older_data)
         name = f"{trial.recipe.variant}, seed {trial.seed} ({number} of {len(self.request.trials)})"
         with held_folder(
             self.request.runs, trial.name, lambda: find_run(self.request.runs, wanted), self.say

@@ -21,7 +21,8 @@ class MemorySource(Source):
         for index, rows in enumerate(texts):
             group = 5 if index in ROWS_IN_GROUP else index
             shards.append(Shard(index, "memory", group, 0 if index == group else index, len(rows)))
-        super().__init__(config or DataConfig(source="memory"), {"memory": 0}, shards)
+        config = config or DataConfig(source="memory")
+        super().__init__(config, {"memory": 0}, shards, versions={"memory": "of a test"})
 
     def _rows(self, shard: Shard) -> Sequence[str | None]:
         self.reads.append(shard.index)

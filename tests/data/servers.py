@@ -129,8 +129,13 @@ def serving() -> Iterator[Server]:
     server.server_close()
 
 
-def hub(server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, str]) -> None:
-    """A data set in the hub's own URLs; `subsets` are patterns by name."""
+def hub(
+    server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, str], commit: str = COMMIT
+) -> None:
+    """A data set in the hub's own URLs, whose newest commit this is; `subsets` are patterns by name.
+
+    What an earlier call committed stays there under its own name.
+    """
     card = {
         "configs": [
             {"config_name": name, "data_files": [{"split": "train", "path": path}]}
@@ -140,27 +145,37 @@ def hub(server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, s
     files = {"README.md": f"---\n{json.dumps(card)}\n---\n".encode(), **files}
     siblings = [{"rfilename": name} for name in files]
     api = f"/api/datasets/{repo}"
-    for revision in "", "/revision/v1", f"/revision/{COMMIT}":
-        about = {"id": repo, "sha": COMMIT, "siblings": siblings}
+    for revision in "", "/revision/main", "/revision/v1", f"/revision/{commit}":
+        about = {"id": repo, "sha": commit, "siblings": siblings}
         server.files[api + revision] = json.dumps(about).encode()
     for name, content in files.items():
-        path = f"/datasets/{repo}/resolve/{COMMIT}/{name}"
+        path = f"/datasets/{repo}/resolve/{commit}/{name}"
         if name == "README.md":
             server.files[path] = content
         else:
-            server.files[f"/storage/{name}"] = content
-            server.redirects[path] = f"{server.url}/storage/{name}?Signature=secret"
+            place = name if commit == COMMIT else f"{commit}/{name}"
+            server.files[f"/storage/{place}"] = content
+            server.redirects[path] = f"{server.url}/storage/{place}?Signature=secret"
     folders = {str(folder) for name in files for folder in Path(name).parents} - {"."}
-    tree = [{"type": "file", "oid": "0" * 40, "size": len(files[name]), "path": name} for name in files] + [
-        {"type": "directory", "oid": "0" * 40, "size": 0, "path": name} for name in folders
-    ]
-    server.path_infos[f"{api}/paths-info/{COMMIT}"] = {str(entry["path"]): entry for entry in tree}
+    tree: list[dict[str, Any]] = [_tree_entry(name, content) for name, content in files.items()]
+    tree += [{"type": "directory", "oid": "0" * 40, "size": 0, "path": name} for name in folders]
+    server.path_infos[f"{api}/paths-info/{commit}"] = {str(entry["path"]): entry for entry in tree}
     for folder in ("", *folders):
-        place = f"{api}/tree/{COMMIT}{'/' if folder else ''}{folder.replace('/', '%2F')}"
+        place = f"{api}/tree/{commit}{'/' if folder else ''}{folder.replace('/', '%2F')}"
         below = [entry for entry in tree if Path(folder) in Path(str(entry["path"])).parents]
         children = [entry for entry in below if Path(str(entry["path"])).parent == Path(folder)]
         server.files[f"{place}?recursive=true&expand=false"] = json.dumps(below).encode()
         server.files[f"{place}?recursive=false&expand=false"] = json.dumps(children).encode()
+
+
+def _tree_entry(name: str, content: bytes) -> dict[str, Any]:
+    """What the hub says of a file: its blob in git, and the sha256 of what is too large for that."""
+    blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    entry: dict[str, Any] = {"type": "file", "oid": blob, "size": len(content), "path": name}
+    if name.endswith(".parquet"):
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
+    return entry
 
 
 ROWS = [f"Text {row} " + "words and more " * 20 for row in range(6000)]

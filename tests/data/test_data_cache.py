@@ -31,7 +31,8 @@ class Texts(Source):
         self.reads: Counter[int] = Counter()
         self.is_damaged = False
         shards = [Shard(index, "texts", index, 0, len(part)) for index, part in enumerate(rows)]
-        super().__init__(DataConfig(source="texts", **options), {"texts": 9}, shards)  # type: ignore[arg-type]
+        config = DataConfig(source="texts", **options)  # type: ignore[arg-type]
+        super().__init__(config, {"texts": 9}, shards, versions={"texts": "of a test"})
 
     def ids(self, shard: Shard) -> list[str] | None:
         return [f"{shard.index} {row}" for row in range(shard.rows)]

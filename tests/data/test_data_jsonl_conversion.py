@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from data.files import json_rows
+from data.files.hashes import content_hashes
 from data.sources import jsonl
 from model.errors import UserError
 from tests.data.json_lines import TEXTS, documents, lines, opened
@@ -24,8 +26,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.usefixtures("large_shards")
 def test_long_texts_make_smaller_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "LARGEST_GROUP_CHARACTERS", 5000)
+    monkeypatch.setattr(jsonl, "SHARD_TEXT_BYTES", 5000)
     (tmp_path / "rows.jsonl").write_bytes(lines(["x" * 1500] * 9))
     assert [shard.rows for shard in opened(tmp_path / "rows.jsonl").shards] == [4, 4, 1]
 
@@ -66,6 +69,8 @@ def test_many_files_are_converted_side_by_side(tmp_path: Path) -> None:
 
 OPEN_TWO = """
 import sys, os
+from data.files import json_rows
+from data.files.hashes import content_hashes
 from data.sources import jsonl
 from data import DataConfig
 convert = jsonl._convert
@@ -131,18 +136,18 @@ def test_an_interrupted_conversion_leaves_nothing_and_starts_again(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(lines(TEXTS))
-    parsed = jsonl._parsed
+    parsed = json_rows._parsed
 
     def interrupted(line: bytes) -> object:
         if b"Text 1500 " in line:
             raise KeyboardInterrupt
         return parsed(line)
 
-    monkeypatch.setattr(jsonl, "_parsed", interrupted)
+    monkeypatch.setattr(json_rows, "_parsed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         opened(path)
     assert [file.name for file in cache.iterdir()] == ["lock"]
-    monkeypatch.setattr(jsonl, "_parsed", parsed)
+    monkeypatch.setattr(json_rows, "_parsed", parsed)
     assert documents(opened(path)) == TEXTS
 
 
@@ -150,7 +155,7 @@ def test_a_killed_conversion_starts_again(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(lines(TEXTS))
     cache.mkdir()
-    job = jsonl._job(str(path), {}, "text")
+    job = jsonl._job(str(path), {}, "text", content_hashes([str(path)])[str(path)])
     job.target.with_name(f".{job.target.name}.7.partial").write_bytes(b"PAR1 half of it")
     assert documents(opened(path)) == TEXTS
     assert sorted(file.suffix for file in cache.iterdir()) == ["", ".parquet"]
@@ -159,7 +164,7 @@ def test_a_killed_conversion_starts_again(tmp_path: Path, cache: Path) -> None:
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(lines(["some text " * 300] * 20_000), 1))  # 60 MB
-    job = jsonl._job(str(path), {}, "text")
+    job = jsonl._job(str(path), {}, "text", content_hashes([str(path)])[str(path)])
     (tmp_path / "small.jsonl").write_bytes(lines(["one"]))
     opened(tmp_path / "small.jsonl")  # so that no library is loaded while memory is measured
     tracemalloc.start()

@@ -27,7 +27,7 @@ def loader_error(corpus: Corpus | None = None, **changes: object) -> str:
 
 def test_impossible_numbers_are_refused_in_a_sentence() -> None:
     assert loader_error(make_corpus(make_texts(5))) == (
-        "data.lanes is 8, but memory has 5 shards to train on: set data.lanes to 5 or less"
+        "data.lanes is 8, but memory has 5 shards to train on: set data.lanes to 5 or less, or leave it out"
     )
     assert "world sizes that divide it are 1, 2, 4, 8" in loader_error(world_size=3)
     assert "first_sequence is 3: it must be a multiple of the world size 2" in loader_error(

@@ -12,6 +12,8 @@ import pytest
 from data.sources import Documents, ParquetSource, parquet
 from tests.data.parquet_files import ROWS, expected, opened, write
 
+pytestmark = pytest.mark.usefixtures("large_shards")
+
 
 @pytest.mark.parametrize("group", [1, 64, 999, 1000, 1001, 2500, 25_000])
 def test_shards_cover_every_row_once(tmp_path: Path, group: int) -> None:

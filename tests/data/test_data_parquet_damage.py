@@ -13,6 +13,8 @@ from data.sources import Documents
 from model.errors import UserError
 from tests.data.parquet_files import ROWS, expected, opened, write
 
+pytestmark = pytest.mark.usefixtures("large_shards")
+
 
 @pytest.mark.parametrize(
     ("kind", "stored"),

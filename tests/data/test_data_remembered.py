@@ -68,6 +68,7 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path: Path, server: Se
         open_data(config)
 
 
+@pytest.mark.usefixtures("large_shards")
 def test_what_the_cache_does_not_have_ends_with_a_sentence(tmp_path: Path, server: Server) -> None:
     cache = str(tmp_path / "cache")
     config = DataConfig(source=server.url + "/rows.parquet", lanes=4, workers=0, cache_dir=cache)

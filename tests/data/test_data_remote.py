@@ -77,6 +77,7 @@ def test_no_fault_of_the_network_leaves_a_trace(
     ("fault", "why"),
     [("drop", "ServerDisconnectedError"), ("cut", "ClientPayloadError"), (503, "503, message")],
 )
+@pytest.mark.usefixtures("large_shards")
 def test_patience_ends_with_a_sentence_and_the_source_goes_on_afterwards(
     server: Server, source: ParquetSource, fault: int | str, why: str
 ) -> None:

@@ -77,6 +77,7 @@ def test_every_form_of_a_source_gives_the_same_documents(files: Path, where: str
     assert sum(shard.rows for shard in source.shards) == len(ROWS)
 
 
+@pytest.mark.usefixtures("large_shards")
 @pytest.mark.parametrize("where", ["plain/rows.jsonl", "gz/rows.jsonl.gz", "plain/*.jsonl"])
 def test_json_lines_are_cut_into_shards_of_a_thousand_rows(files: Path, where: str) -> None:
     source = open_source(DataConfig(source=str(files / where)))
@@ -84,6 +85,7 @@ def test_json_lines_are_cut_into_shards_of_a_thousand_rows(files: Path, where: s
     assert source.read(source.shards[2]).kept == [text for text in ROWS[2000:] if text]
 
 
+@pytest.mark.usefixtures("large_shards")
 def test_a_shard_is_a_row_group(files: Path) -> None:
     source = open_source(DataConfig(source=str(files / "parquet")))
     assert [shard.rows for shard in source.shards] == [300, 300, 300, 100, 300, 300, 300, 300, 100]

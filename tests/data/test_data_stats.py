@@ -32,6 +32,7 @@ def figures(where: Path, tokenizer: str = "bytes", **options: int) -> dict:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.usefixtures("large_shards")
 def test_every_figure_is_what_counting_by_hand_gives(parquet: Path, workers: int) -> None:
     found = figures(parquet, workers=workers)
     texts = [text for text in ROWS if text]

@@ -15,7 +15,16 @@ import pytest
 from filelock import FileLock
 
 from data import Corpus, DataConfig, Lane, open_source, open_tokenizer
-from data.sources import Documents, Source, corpus_fingerprint, read_shard, write_shard
+from data.sources import (
+    DamagedShard,
+    Documents,
+    ParquetSource,
+    Shard,
+    Source,
+    corpus_fingerprint,
+    read_shard,
+    write_shard,
+)
 from data.tokenize_source import tokenize_source
 from model.errors import UserError
 
@@ -106,6 +115,7 @@ def test_a_run_reads_the_same_sequences_from_the_shards(parquet: Path, tmp_path:
                 assert np.array_equal(*blocks)
 
 
+@pytest.mark.usefixtures("large_shards")
 def test_the_manifest_says_what_is_there(parquet: Path, tmp_path: Path) -> None:
     manifest = json.loads((tokenized(parquet, tmp_path / "out") / "manifest.json").read_text())
     source = opened(parquet)
@@ -237,6 +247,7 @@ def test_two_at_once_are_not_let_into_one_folder(
         tokenized(parquet, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("large_shards")
 def test_a_folder_that_is_not_what_it_says_gets_a_sentence(parquet: Path, tmp_path: Path) -> None:
     out = tokenized(parquet, tmp_path / "out", max_document_bytes=1000)
     assert opened(out).read(opened(out).shards[0]).kept
@@ -267,16 +278,21 @@ def test_a_folder_that_is_not_what_it_says_gets_a_sentence(parquet: Path, tmp_pa
     assert shard.read_bytes() == whole and opened(out).read(source.shards[1]).bad == {"empty": 4}
 
 
-def test_what_was_unreadable_is_tried_again(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("large_shards")
+def test_what_was_unreadable_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path / "in" / "a.parquet", 0, 300, 100)
-    path = tmp_path / "in" / "a.parquet"
-    whole = path.read_bytes()
-    begin = pq.read_metadata(path).row_group(1).column(0).dictionary_page_offset
-    path.write_bytes(whole[:begin] + bytes(50) + whole[begin + 50 :])
-    out = tokenized(tmp_path / "in", tmp_path / "out")
+    rows = ParquetSource._rows
+
+    def failing(source: ParquetSource, shard: Shard) -> object:
+        if shard.index == 1:
+            raise DamagedShard("a failing disk")
+        return rows(source, shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParquetSource, "_rows", failing)
+        out = tokenized(tmp_path / "in", tmp_path / "out")
+        assert_same(opened(tmp_path / "in"), opened(out))
     assert json.loads((out / "manifest.json").read_text())["bad"] == {"empty": 12, "unreadable": 100}
-    assert_same(opened(tmp_path / "in"), opened(out))
-    path.write_bytes(whole)
     tokenized(tmp_path / "in", out)
     assert json.loads((out / "manifest.json").read_text())["bad"] == {"empty": 16}
     assert_same(opened(tmp_path / "in"), opened(out))

@@ -221,7 +221,7 @@ def test_the_whole_state_survives(tmp_path: Path) -> None:
     )  # fmt: skip
     checkpoint = save_checkpoint(FileEngine(b"the weights"), tmp_path, replace(state), keep=1)
     engine = FileEngine(b"")
-    loaded = read_state(checkpoint, DATA)
+    loaded = read_state(checkpoint, [DATA])
     load_checkpoint(engine, checkpoint, loaded)
     assert engine.weights == b"the weights"
     assert {lane: tuple(cursor) for lane, cursor in loaded.cursors.items()} == state.cursors
@@ -266,19 +266,19 @@ def test_another_number_of_ranks_is_refused(saved: Path, monkeypatch: pytest.Mon
     with pytest.raises(
         UserError, match=r"step_00000030 was written on 1 rank\(s\), but 2 are running"
     ) as caught:
-        read_state(saved, DATA)
+        read_state(saved, [DATA])
     message = str(caught.value)
     assert "\n" not in message and message.endswith("or set checkpoint.load_universal to true")
-    assert read_state(saved, DATA, any_ranks=True).step == 30
+    assert read_state(saved, [DATA], any_ranks=True).step == 30
 
 
 def test_other_data_is_refused(saved: Path) -> None:
     with pytest.raises(UserError, match=r"step_00000030 was written on other data") as caught:
-        read_state(saved, "b" * 64)
+        read_state(saved, ["b" * 64])
     assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_that_the_engine_does_not_find_is_an_error(saved: Path) -> None:
     (saved / "model.pt").unlink()
     with pytest.raises(ValueError, match=r"no checkpoint in .*step_00000030"):
-        load_checkpoint(FileEngine(), saved, read_state(saved, DATA))
+        load_checkpoint(FileEngine(), saved, read_state(saved, [DATA]))

@@ -148,7 +148,7 @@ def resume(rank: int, world_size: int, folder: Path, modes: list[str], universal
             run = folder / mode
             checkpoint = newest_checkpoint(run / "checkpoints", print)
             assert checkpoint is not None
-            state = read_state(checkpoint, "d", any_ranks=universal)
+            state = read_state(checkpoint, ["d"], any_ranks=universal)
             torch.manual_seed(1000 + rank)
             untouched = torch.get_rng_state()
             load_checkpoint(engine, checkpoint, state)

@@ -112,7 +112,7 @@ def save_and_resume(rank: int, folder: Path, config: GPTConfig, treatment: Treat
         ahead = [one_step(engine, step) for step in (1, 2)]
         engine.destroy()
         fresh = engine_of(folder, config, keys, treatment)
-        load_checkpoint(fresh, saved, read_state(saved, "of a test"))
+        load_checkpoint(fresh, saved, read_state(saved, ["of a test"]))
         assert [one_step(fresh, step) for step in (1, 2)] == ahead, (precision, stage)
         fresh.destroy()
         if rank == 0:

@@ -111,6 +111,9 @@ FREE_TO_CHANGE = {
     "train.preflight",
     "train.profile_steps",
     "train.candidate_overrides",  # what they set is not free
+    # A run knows its data by what its files hold, and stays with its commit unless another is asked for.
+    "data.revision",
+    "data.validation_revision",
     "data.workers",
     "data.prefetch",
     "data.cache_dir",

@@ -224,11 +224,15 @@ def differing_keys(
     """In what a run's stored configs differ from these: the key, its value in the run, and its value here.
 
     A key that the run does not know yet was at its default, which is what NormLab did before there was one.
-    Keys and sections in `free` are passed over. Raises UserError where the run's files cannot be read.
+    A number of lanes that is left open is the run's own. Keys and sections in `free` are passed over. Raises
+    UserError where the run's files cannot be read.
     """
     defaults = _flat(recipe_as_dict({name: type(section)() for name, section in recipe.items()}))
     before = defaults | _flat(read_recipe(run_dir)) | _flat({"ds": read_json(run_dir / "ds_config.json")})
     now = _flat(recipe_as_dict(recipe)) | _flat({"ds": dict(ds_config)})
+    if now.get("data.lanes", 0) is None:
+        del now["data.lanes"]
+        before.pop("data.lanes", None)
     for key in sorted(before.keys() | now.keys()):
         if key not in free and key.partition(".")[0] not in free and before.get(key) != now.get(key):
             yield key, before.get(key), now.get(key)

@@ -31,12 +31,14 @@ class WantedRun:
         deepspeed: the engine for `ranks`
         ranks: the world size
         fingerprints: of data and code, by their keys in summary.json
+        older_data: the data's as an older NormLab gives it
     """
 
     recipe: Recipe
     deepspeed: DeepSpeedConfig
     ranks: int
     fingerprints: Mapping[str, str | None]
+    older_data: str | None = None
 
 
 def find_run(runs: Path, wanted: WantedRun) -> Path | None:
@@ -58,7 +60,10 @@ def _summary_if_same(folder: Path, wanted: WantedRun) -> Mapping[str, Any] | Non
     summary = read_summary(folder)
     if summary.get("world_size") != wanted.ranks:
         return None
-    if any(summary.get(key) != value for key, value in wanted.fingerprints.items()):
+    found = {key: summary.get(key) for key in wanted.fingerprints}
+    if "data_fingerprint" in found and found["data_fingerprint"] == wanted.older_data:
+        found["data_fingerprint"] = wanted.fingerprints["data_fingerprint"]
+    if found != wanted.fingerprints:
         return None
     differing = list(differing_keys(folder, vars(wanted.recipe), wanted.deepspeed.raw, OF_NO_EFFECT))
     # The code's fingerprint is the same: a file that was moved is no other design. train.py would not go on.
