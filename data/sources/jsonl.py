@@ -23,8 +23,9 @@ from ..config import DataConfig
 from ..parallel import default_workers, in_processes
 from .content import content_of, late_bar
 from .documents import BAD_REASONS, ROWS_PER_SHARD, BadRow, Document, Shard
-from .network import filesystem_of, is_damage, with_retries
+from .network import filesystem_of, is_damage, version_of, with_retries
 from .parquet import ParquetSource
+from .remote import Footer, read_footers
 
 JSONL_DIR = Path(
     os.environ.get("NORMLAB_JSONL_DIR") or Path(__file__).resolve().parents[2] / ".cache" / "jsonl"
@@ -35,8 +36,6 @@ LONGEST_LINE_BYTES = 2**28
 LARGEST_GROUP_CHARACTERS = 2**28
 # names that no text column has
 _PROBLEM, _LINE = "normlab_problem", "normlab_line"
-# what a file system knows of a file that changes when the file does
-_VERSION_KEYS = ("size", "mtime", "LastModified", "Last-Modified", "ETag", "md5Hash", "blob_id")
 
 
 class JsonlSource(ParquetSource):
@@ -53,11 +52,20 @@ class JsonlSource(ParquetSource):
         storage_options: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
-        self._converted = _convert_all(config.text_column, paths, storage_options or {})
+        self._jobs = _convert_all(config, paths, storage_options or {})
         super().__init__(config, paths, storage_options, revision)
 
-    def _open(self, path: str, **options: Any) -> pq.ParquetFile:
-        return super()._open(str(self._converted[path]), **options)
+    def _location(self, path: str) -> str:
+        return str(self._jobs[path].target)
+
+    def _read_footers(self, paths: Sequence[str]) -> list[Footer | str]:
+        columns = (self.config.text_column, "id", _PROBLEM, _LINE)
+        footers = read_footers([self._location(path) for path in paths], {}, columns, self.config.timeout_s)
+        sizes = [self._jobs[path].size for path in paths]
+        return [
+            footer if isinstance(footer, str) else footer.with_size(size)
+            for footer, size in zip(footers, sizes, strict=True)
+        ]
 
     def _rows(self, shard: Shard) -> list[Document | BadRow | None]:
         rows = super()._rows(shard)
@@ -79,6 +87,7 @@ class _Job(NamedTuple):
     path: str
     storage_options: dict[str, Any]
     text_column: str
+    timeout_s: float
     size: int
     target: Path
 
@@ -92,10 +101,12 @@ class _Row(NamedTuple):
     line: int
 
 
-def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[str, Any]) -> dict[str, Path]:
-    """The converted file of each path. One process converts at a time, the others find what it made."""
+def _convert_all(
+    config: DataConfig, paths: Sequence[str], storage_options: dict[str, Any]
+) -> dict[str, "_Job"]:
+    """What was done for each path. One process converts at a time, the others find what it made."""
     with ThreadPoolExecutor(16) as pool:
-        jobs = list(pool.map(lambda path: _job(path, storage_options, text_column), paths))
+        jobs = list(pool.map(lambda path: _job(path, storage_options, config), paths))
     if not all(job.target.exists() for job in jobs):
         try:
             JSONL_DIR.mkdir(parents=True, exist_ok=True)
@@ -112,18 +123,19 @@ def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[s
                 f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): free some space "
                 "there, or set NORMLAB_JSONL_DIR to another folder"
             ) from error
-    return {job.path: job.target for job in jobs}
+    return {job.path: job for job in jobs}
 
 
-def _job(path: str, storage_options: dict[str, Any], text_column: str) -> _Job:
+def _job(path: str, storage_options: dict[str, Any], config: DataConfig) -> _Job:
     filesystem, location = filesystem_of(path, storage_options)
-    info = with_retries(lambda: filesystem.info(location), path, opening=True)
+    info = with_retries(lambda: filesystem.info(location), path, config.timeout_s, opening=True)
     if info["size"] is None:
         raise UserError(f"data.source: the server of {path} does not say its size: download the file")
-    version = [str(info.get(key)) for key in _VERSION_KEYS]
-    key = hashlib.sha256(json.dumps([FORMAT, path, version, text_column]).encode()).hexdigest()
+    version = version_of(info)
+    key = hashlib.sha256(json.dumps([FORMAT, path, version, config.text_column]).encode()).hexdigest()
     name = os.path.basename(path).partition("?")[0][:100]
-    return _Job(path, storage_options, text_column, info["size"], JSONL_DIR / f"{name}-{key[:16]}.parquet")
+    target = JSONL_DIR / f"{name}-{key[:16]}.parquet"
+    return _Job(path, storage_options, config.text_column, config.timeout_s, info["size"], target)
 
 
 def _run(jobs: Sequence[_Job]) -> None:
@@ -170,7 +182,7 @@ def _rows(job: _Job, bar: bool) -> Iterator[_Row]:
     columns: list[str] = []  # of the first object
     kinds: set[str] = set()  # of what stands in the text column
     number, beginning = 0, ""
-    content = content_of(job.path, job.storage_options, job.size, bar)
+    content = content_of(job.path, job.storage_options, job.size, bar, job.timeout_s)
     try:
         for number, line in enumerate(_lines(job.path, content), start=1):
             if not line.strip():

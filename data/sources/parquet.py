@@ -1,14 +1,13 @@
 """Parquet files, here or remote, read a row group at a time with pyarrow.
 
-A partly read `datasets` stream can hang the process when it exits, and opening a file again for each of its
-row groups costs more than the row groups: an open file is kept.
+A partly read `datasets` stream can hang the process when it exits. No file is kept open: a `Footer` makes
+opening one cheap, and only the column chunk that is asked for is read.
 """
 
 import os
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,20 +17,11 @@ from model.errors import UserError, did_you_mean
 
 from ..config import DataConfig
 from .documents import ROWS_PER_SHARD, BadRow, DamagedShard, Document, Shard, Source
-from .network import filesystem_of, is_damage, with_retries
+from .network import filesystem_of, is_damage, retry_damage
+from .places import is_remote
+from .remote import Footer, RemoteFile, read_footers
 
-OPEN_FILES = 32
 STREAM_BUFFER_BYTES = 2**21
-
-
-class _Footer(NamedTuple):
-    """What is kept of a file's footer: rows and uncompressed bytes of text by row group, the file's columns,
-    and its size."""
-
-    rows: list[int]
-    text_bytes: list[int]
-    schema: pa.Schema
-    size: int
 
 
 class _Place(NamedTuple):
@@ -46,7 +36,7 @@ class ParquetSource(Source):
     """Row groups of up to `ROWS_PER_SHARD` rows are one shard, larger ones several.
 
     A large row group is decoded as a stream, one shard after the other; a shard in its middle costs decoding
-    what stands before it, unless a stream has come that far.
+    what stands before it, unless a stream has come that far. Several threads may read shards at a time.
     """
 
     decodes_from_group_start = True
@@ -58,18 +48,17 @@ class ParquetSource(Source):
         storage_options: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
-        self._text_column = config.text_column
+        self.config = config
         self._storage_options = storage_options or {}
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         # large row groups that are being read, by the next row
         self._streams: OrderedDict[tuple[_Place, int], Iterator[pa.RecordBatch]] = OrderedDict()
         self._broken: dict[_Place, tuple[int, str]] = {}  # from which row on, and why
         self._process = os.getpid()
-        with ThreadPoolExecutor(16) as pool:  # on the hub each footer is a request or two
-            footers = list(pool.map(self._footer, paths))
+        footers = self._read_footers(paths)
         notes: list[str] = []
         shards: list[Shard] = []
         sizes: dict[str, int] = {}
+        self._footers: dict[str, Footer] = {}
         self._has_ids = True
         for path, footer in zip(paths, footers, strict=True):
             if isinstance(footer, str):
@@ -80,6 +69,7 @@ class ParquetSource(Source):
             check_text_column(config, footer.schema, path)
             self._has_ids &= "id" in footer.schema.names
             sizes[path] = footer.size
+            self._footers[path] = footer
             for group, rows in enumerate(footer.rows):
                 for first in range(0, rows, ROWS_PER_SHARD):
                     shards.append(Shard(len(shards), path, group, first, min(ROWS_PER_SHARD, rows - first)))
@@ -107,7 +97,7 @@ class ParquetSource(Source):
         if shard.first_row >= first_broken:
             raise DamagedShard(reason)
         try:
-            return with_retries(lambda: self._column(shard, place), shard.path)
+            return retry_damage(lambda: self._column(shard, place), shard.path, self.config.timeout_s)
         except Exception as error:
             if not is_damage(error):
                 raise
@@ -117,81 +107,53 @@ class ParquetSource(Source):
 
     def _column(self, shard: Shard, place: _Place) -> pa.ChunkedArray:
         if self._process != os.getpid():  # two processes must not move one file's position
-            self._files.clear()
             self._streams.clear()
             self._process = os.getpid()
-        try:
-            file = self._file(shard.path)
-            if file.metadata.row_group(shard.group).num_rows <= ROWS_PER_SHARD:
-                table = file.read_row_group(shard.group, columns=[place.column], use_threads=False)
-                values = table.column(place.column)
-            else:
-                values = self._next_of_stream(shard, place, file.metadata)
-        except BaseException:
-            self._files.pop(shard.path, None)  # another try opens it again
-            raise
+        rows = int(self._footers[shard.path].counts[0, shard.group])
+        if shard.rows == rows:
+            file, group = self._open(shard.path, shard.group)
+            with file:
+                values = file.read_row_group(group, columns=[place.column], use_threads=False).column(0)
+        else:
+            values = self._next_of_stream(shard, place, rows)
         if len(values) != shard.rows:  # which pyarrow does not always see in a damaged page
             raise pa.ArrowInvalid(f"{len(values)} rows came instead of {shard.rows}")
         return values
 
-    def _next_of_stream(self, shard: Shard, place: _Place, metadata: pq.FileMetaData) -> pa.ChunkedArray:
+    def _next_of_stream(self, shard: Shard, place: _Place, rows: int) -> pa.ChunkedArray:
         batches = self._streams.pop((place, shard.first_row), None)
         if batches is None:
-            file = self._open(shard.path, metadata=metadata, buffer_size=STREAM_BUFFER_BYTES)
-            batches = file.iter_batches(
-                ROWS_PER_SHARD, [shard.group], columns=[place.column], use_threads=False
-            )
+            file, group = self._open(shard.path, shard.group, buffer_size=STREAM_BUFFER_BYTES)
+            batches = file.iter_batches(ROWS_PER_SHARD, [group], columns=[place.column], use_threads=False)
             for _ in _take(batches, shard.first_row):
                 pass
         values = pa.chunked_array(_take(batches, shard.rows))
         next_row = shard.first_row + shard.rows
-        if next_row < metadata.row_group(shard.group).num_rows:
+        if next_row < rows:
             self._streams[place, next_row] = batches
             if len(self._streams) > 2 * self.config.lanes:  # one per lane, and what lanes left half read
                 self._streams.popitem(last=False)
         return values
 
-    def _file(self, path: str) -> pq.ParquetFile:
-        if path not in self._files:
-            self._files[path] = self._open(path)
-            if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)
-        self._files.move_to_end(path)
-        return self._files[path]
-
-    def _open(self, path: str, **options: Any) -> pq.ParquetFile:
+    def _open(self, path: str, group: int, **options: Any) -> tuple[pq.ParquetFile, int]:
+        """A file for one of its row groups, and the number that it has there."""
+        footer = self._footers[path]
         # `pre_buffer` reads in threads, which a fork loses, and keeps the whole column of a row group
         options |= {"pre_buffer": False, "page_checksum_verification": True}
-        if os.path.isfile(path):
-            return pq.ParquetFile(path, **options)
-        filesystem, location = filesystem_of(path, self._storage_options)
-        # read what pyarrow asks for and no more: it knows where each column lies
-        return pq.ParquetFile(filesystem.open(location, "rb", cache_type="none"), **options)
+        options["metadata"], number = footer.of_group(group)
+        location = self._location(path)
+        if is_remote(location):
+            file = RemoteFile(location, self._storage_options, footer.size, self.config.timeout_s)
+            return pq.ParquetFile(file, **options), number
+        return pq.ParquetFile(filesystem_of(location, {})[1], **options), number
 
-    def _footer(self, path: str) -> _Footer | str:
-        """The footer, or what is wrong with the file."""
+    def _location(self, path: str) -> str:
+        """The parquet file that is read for one of the source's files."""
+        return path
 
-        def read() -> _Footer:
-            filesystem, location = filesystem_of(path, self._storage_options)
-            with self._open(path) as file:
-                metadata = file.metadata
-                groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-                text_bytes = [_bytes_of(group, self._text_column) for group in groups]
-                rows = [group.num_rows for group in groups]
-                return _Footer(rows, text_bytes, file.schema_arrow, filesystem.size(location))
-
-        try:
-            return with_retries(read, path, opening=True)
-        except Exception as error:
-            if is_damage(error):
-                return f"{path} is not a readable parquet file ({' '.join(str(error).split())})"
-            raise
-
-
-def _bytes_of(group: pq.RowGroupMetaData, column: str) -> int:
-    """The uncompressed bytes of a column of a row group; 0 where it has no such column."""
-    chunks = [group.column(number) for number in range(group.num_columns)]
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+    def _read_footers(self, paths: Sequence[str]) -> list[Footer | str]:
+        columns = (self.config.text_column, "id")
+        return read_footers(paths, self._storage_options, columns, self.config.timeout_s)
 
 
 def _take(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Array]:
