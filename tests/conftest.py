@@ -8,11 +8,11 @@ import tempfile
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# what tests read of remote files is kept by no later run
+import pytest
+
+# what tests read of remote files is kept for no later run
 _footers = tempfile.TemporaryDirectory()
 os.environ["NORMLAB_FOOTERS_DIR"] = _footers.name
-
-import pytest
 
 LONGEST_FIRST = (
     "test_train.py",
