@@ -70,7 +70,7 @@ def _pieces(
 
     def read(start: int, length: int) -> bytes:
         if is_remote(path):
-            return read_range(path, storage_options, start, start + length, timeout_s)
+            return read_range(path, storage_options, start, start + length, timeout_s).to_pybytes()
         filesystem, location = filesystem_of(path, storage_options)
         with filesystem.open(location, "rb", cache_type="none") as file:
             file.seek(start)

@@ -1,15 +1,18 @@
 """Reading many files' footers: those of remote files once for all processes of a machine."""
 
+import gc
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
+import pyarrow as pa
 from filelock import FileLock
 
 from model.errors import UserError
@@ -128,14 +131,16 @@ def _read(files: Sequence[_File]) -> Iterator[tuple[str, Footer | str]]:
                     with suppress(OSError):  # it is done without
                         write_bytes(file.kept, footer.to_bytes())
                 yield file.path, footer
+                gc.collect(1)  # pyarrow's metadata and schema refer to each other, tens of MB for each file
+    pa.default_memory_pool().release_unused()
 
 
-def _footer(file: _File, end: bytes) -> Footer | str:
+def _footer(file: _File, end: pa.Buffer) -> Footer | str:
     """The footer that is the end of a file, fetched again where it is damaged; or what is wrong with it."""
-    ends = iter([end])
+    ends = chain([end], (_end_of(file) for _ in count()))
 
     def read() -> Footer:
-        return cut(parse(next(ends, None) or _end_of(file)), file.size, file.columns)
+        return cut(parse(next(ends)), file.size, file.columns)
 
     try:
         return retry_damage(read, file.path, file.timeout_s)
@@ -145,20 +150,18 @@ def _footer(file: _File, end: bytes) -> Footer | str:
         raise
 
 
-def _end_of(file: _File) -> bytes:
+def _end_of(file: _File) -> pa.Buffer:
     """The end of a file from its footer on, or so much of it as tells that it has none."""
-    start = max(0, file.size - TAIL_BYTES)
-    tail = _part(file, start, file.size)
-    footer = int.from_bytes(tail[-8:-4], "little") + 8
-    if tail.endswith(MAGIC) and len(tail) < footer <= file.size:
-        tail = _part(file, file.size - footer, start) + tail
-    return tail
+    tail = _part(file, max(0, file.size - TAIL_BYTES))
+    last = tail.to_pybytes()[-8:]
+    footer = int.from_bytes(last[:4], "little") + 8
+    return _part(file, file.size - footer) if last[4:] == MAGIC and tail.size < footer <= file.size else tail
 
 
-def _part(file: _File, start: int, stop: int) -> bytes:
+def _part(file: _File, start: int) -> pa.Buffer:
     if is_remote(file.path):
-        return read_range(file.path, file.storage_options, start, stop, file.timeout_s)
+        return read_range(file.path, file.storage_options, start, file.size, file.timeout_s)
     filesystem, location = filesystem_of(file.path, file.storage_options)
     with filesystem.open(location, "rb", cache_type="none") as opened:
         opened.seek(start)
-        return opened.read(stop - start)
+        return pa.py_buffer(opened.read())

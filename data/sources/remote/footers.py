@@ -140,7 +140,7 @@ def footer_from(content: bytes) -> Footer:
     return Footer(schema, about["size"], counts, about["created_by"], columns, chunks, whole)
 
 
-def parse(content: bytes) -> pq.FileMetaData:
+def parse(content: bytes | pa.Buffer) -> pq.FileMetaData:
     """The end of a file as its footer. Raises pyarrow's errors where it is none."""
     return pq.read_metadata(pa.BufferReader(content))
 
