@@ -1,6 +1,7 @@
 """How the suite runs: without busy threads, and cut so that two workers share it evenly."""
 
 import os
+import tempfile
 
 # Before torch is imported: its threads would wait for each other busily where others use the cores too, and
 # one is enough for tiny models.
@@ -8,6 +9,10 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+
+# what tests read of remote files is kept for no later run
+_footers = tempfile.TemporaryDirectory()
+os.environ["NORMLAB_FOOTERS_DIR"] = _footers.name
 
 LONGEST_FIRST = (
     "test_train.py",

@@ -7,6 +7,8 @@ from ..sources.places import is_remote
 
 WITHOUT_CHECKSUM = "modified"
 """How the version of a file begins that only its date and size tell."""
+UNKNOWN = f"{WITHOUT_CHECKSUM}:None"
+"""How it begins where there is not even a date."""
 _CHECKSUMS = ("blob_id", "ETag", "etag", "md5Hash", "Content-MD5", "content_md5")
 _DATES = ("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created")
 

@@ -28,6 +28,7 @@ from .documents import BAD_REASONS, ROWS_PER_SHARD, SHARD_TEXT_BYTES, BadRow, Do
 from .network import filesystem_of, with_retries
 from .parquet import ParquetSource
 from .places import is_remote
+from .remote import Footer, read_footers
 
 JSONL_DIR = Path(
     os.environ.get("NORMLAB_JSONL_DIR") or Path(__file__).resolve().parents[2] / ".cache" / "jsonl"
@@ -53,8 +54,8 @@ class JsonlSource(ParquetSource):
         storage_options: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
-        jobs = _convert_all(config.text_column, paths, storage_options or {})
-        self._converted = {job.path: job.target for job in jobs}
+        jobs = _convert_all(config, paths, storage_options or {})
+        self._jobs = {job.path: job for job in jobs}
         losses = [loss for job in jobs if (loss := _loss(job))]
         if losses and config.on_bad_document == "stop":
             raise UserError(f"data.source: {losses[0]}: mend the file, or set data.on_bad_document to skip")
@@ -62,8 +63,17 @@ class JsonlSource(ParquetSource):
         self.versions = {job.path: job.version for job in jobs}
         self.notes += [f"data.source: {loss}." for loss in losses]
 
-    def _open(self, path: str, **options: Any) -> pq.ParquetFile:
-        return super()._open(str(self._converted[path]), **options)
+    def _location(self, path: str) -> str:
+        return str(self._jobs[path].target)
+
+    def _read_footers(self, paths: Sequence[str]) -> list[Footer | str]:
+        columns = (self.config.text_column, "id", _PROBLEM, _LINE)
+        footers = read_footers([self._location(path) for path in paths], {}, columns, self.config.timeout_s)
+        sizes = [self._jobs[path].size for path in paths]
+        return [
+            footer if isinstance(footer, str) else footer.with_size(size)
+            for footer, size in zip(footers, sizes, strict=True)
+        ]
 
     def _rows(self, shard: Shard) -> list[Document | BadRow | None]:
         rows = super()._rows(shard)
@@ -85,16 +95,17 @@ class _Job(NamedTuple):
     path: str
     storage_options: dict[str, Any]
     text_column: str
+    timeout_s: float
     size: int
     version: str
     target: Path
 
 
-def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[str, Any]) -> list[_Job]:
+def _convert_all(config: DataConfig, paths: Sequence[str], storage_options: dict[str, Any]) -> list[_Job]:
     """What was to convert, and is converted. One process converts at a time, the others find what it made."""
     hashes = content_hashes([path for path in paths if not is_remote(path)])
     with ThreadPoolExecutor(16) as pool:
-        jobs = list(pool.map(lambda path: _job(path, storage_options, text_column, hashes.get(path)), paths))
+        jobs = list(pool.map(lambda path: _job(path, storage_options, config, hashes.get(path)), paths))
     if not all(job.target.exists() for job in jobs):
         try:
             JSONL_DIR.mkdir(parents=True, exist_ok=True)
@@ -114,17 +125,17 @@ def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[s
     return jobs
 
 
-def _job(path: str, storage_options: dict[str, Any], text_column: str, content_hash: str | None) -> _Job:
+def _job(path: str, storage_options: dict[str, Any], config: DataConfig, content_hash: str | None) -> _Job:
     filesystem, location = filesystem_of(path, storage_options)
-    info = with_retries(lambda: filesystem.info(location), path, opening=True)
+    info = with_retries(lambda: filesystem.info(location), path, config.timeout_s, opening=True)
     if info["size"] is None:
         raise UserError(f"data.source: the server of {path} does not say its size: download the file")
     version = content_hash or version_of(path, info)
     assert version is not None
-    key = hashlib.sha256(json.dumps([FORMAT, path, version, text_column]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([FORMAT, path, version, config.text_column]).encode()).hexdigest()
     name = os.path.basename(path).partition("?")[0][:100]
     target = JSONL_DIR / f"{name}-{key[:16]}.parquet"
-    return _Job(path, storage_options, text_column, info["size"], version, target)
+    return _Job(path, storage_options, config.text_column, config.timeout_s, info["size"], version, target)
 
 
 def _run(jobs: Sequence[_Job]) -> None:
@@ -138,7 +149,7 @@ def _run(jobs: Sequence[_Job]) -> None:
 
 def _convert(job: _Job, bar: bool = False) -> Path:
     """Writes `job.target`, which is complete or absent, and gives it."""
-    content = content_of(job.path, job.storage_options, job.size, bar)
+    content = content_of(job.path, job.storage_options, job.size, bar, job.timeout_s)
     rows = JsonRows(job.path, content, job.text_column)
     write_whole(job.target, lambda partial: _write_rows(rows, job.text_column, partial))
     return job.target
