@@ -26,7 +26,7 @@ from .corpus import Corpus, lanes_of
 from .packing import best_fit
 from .sources import Document, Shard, is_remote, shard_runs
 
-OPENED_AT_ONCE = 16
+OPENED_AT_ONCE = 8
 """Lanes of a remote source, each of which waits for the network before its first block."""
 
 
