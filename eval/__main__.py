@@ -147,12 +147,17 @@ def load(job: Job) -> "tuple[GPT, Tokenizer]":
 def score(
     job: Job, names: tuple[str, ...], loaded: "tuple[GPT, Tokenizer] | None", console: "Console"
 ) -> None:
-    """Score the model on these tasks; each one's results are on disk before the next begins."""
+    """Score the model on these tasks; each one's results are on disk before the next begins.
+
+    What is wrong with a task's items or requests is said before any is scored.
+    """
+    from .checks.requests import check_requests
     from .jobs import run_tasks
 
     data_dir, limit = job.config.data_dir, job.config.limit
     tasks = load_tasks(names, data_dir, job.like)
     gpt, tokenizer = loaded or load(job)
+    check_requests(tasks, tokenizer, gpt.config.block_size, limit)
     what = job.source if job.is_given else f"step {job.step} of {job.source}"
     console.say(f"scoring {what} on {next(gpt.parameters()).device}")
     for name, task in tasks.items():

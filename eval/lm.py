@@ -1,7 +1,7 @@
 """Our GPT as a model of lm-eval, with the log-likelihoods that its `hf` backend gives the same weights.
 
-Two exceptions: a context of whitespace alone is empty, as all of it moves into the continuation (lm-eval 0.4.13
-scores that from the wrong place), and a continuation longer than the block is scored in windows.
+Two exceptions: a context of whitespace alone is empty, as all of it moves into the continuation (lm-eval
+0.4.13 scores that from the wrong place), and a continuation longer than the block is scored in windows.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,9 +55,7 @@ class NormLabLM(TemplateLM):
         """Token ids of a text; nothing in it is read as a special token."""
         return self.tokenizer.encode(string).tolist()
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """For each (context, continuation) the continuation's log-likelihood in nats, and whether greedy
         decoding gives it; 0 and True for an empty one."""
         return self._loglikelihood_tokens([(one.args, *self._encode_pair(*one.args)) for one in requests])
