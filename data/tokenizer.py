@@ -32,7 +32,10 @@ class Tokenizer(ABC):
         eot: The id that closes every document.
         fingerprint: Changes with anything that changes the tokens.
         dtype: uint16 where the vocabulary fits, else int32.
+        file: The tokenizer.json that it was read from; None where its name says all.
     """
+
+    file: Path | None = None
 
     def __init__(self, name: str, vocab_size: int, eot: int, fingerprint: str) -> None:
         self.name = name
@@ -90,12 +93,13 @@ class ByteTokenizer(Tokenizer):
 
 
 class FileTokenizer(Tokenizer):
-    """A Hugging Face `tokenizer.json`."""
+    """A Hugging Face `tokenizer.json`, which `data.tokenizer` names, or a copy of it in `file`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, file: Path | None = None) -> None:
         import tokenizers
 
-        content = Path(path).read_bytes()
+        self.file = file or Path(path)
+        content = self.file.read_bytes()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # tokenizers raises plain Exception for a file that it cannot parse
@@ -125,8 +129,12 @@ class FileTokenizer(Tokenizer):
 
 
 @functools.cache
-def open_tokenizer(name: str) -> Tokenizer:
+def open_tokenizer(name: str, kept: Path | None = None) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names: `gpt2`, `bytes`, a tiktoken encoding, or a tokenizer.json.
+
+    Args:
+        name: What `data.tokenizer` says.
+        kept: A copy of the tokenizer.json, which is read in its place.
 
     Raises:
         UserError: no such encoding or file, or a file that is no tokenizer or has no end of text.
@@ -136,6 +144,8 @@ def open_tokenizer(name: str) -> Tokenizer:
         return TiktokenTokenizer(name, gpt2_encoding())
     if name == "bytes":
         return ByteTokenizer()
+    if kept is not None:
+        return FileTokenizer(name, kept)
     if name.endswith(".json"):
         if not Path(name).expanduser().is_file():
             raise UserError(f"data.tokenizer: {name} does not exist")

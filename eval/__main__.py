@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from training.config.evaluation import KNOWN_TASKS, EvalConfig
-from training.run.reader import find_checkpoint, is_model_folder, read_recipe, read_tokenizer
+from training.run.reader import (
+    find_checkpoint,
+    is_model_folder,
+    read_recipe,
+    read_tokenizer,
+    tokenizer_note,
+)
 
 from .command import checkpoint_parser, run_job
 from .given import STEP, check_given, load_given, score_validation
@@ -119,6 +125,8 @@ def check(options: argparse.Namespace) -> Job:
 def evaluate_model(job: Job, console: "Console") -> None:
     """Score the model on the tasks that have no results yet, and say the results of all."""
     config, loaded = job.config, None
+    if note := tokenizer_note(job.like):
+        console.say(note)
     if job.is_given:
         loaded = load(job)
         score_validation(*loaded, job.source, job.like, job.out, console)

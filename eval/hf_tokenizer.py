@@ -80,8 +80,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     elif isinstance(tokenizer, ByteTokenizer):
         theirs = PreTrainedTokenizerFast(tokenizer_object=of_bytes(), eos_token=_END_OF_TEXT, **plain)
     else:
-        path = str(Path(tokenizer.name).expanduser())
-        theirs = PreTrainedTokenizerFast(tokenizer_file=path, **plain)
+        assert tokenizer.file is not None
+        theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer.file), **plain)
         theirs.eos_token = theirs.convert_ids_to_tokens(tokenizer.eot)
     theirs.save_pretrained(folder)
 
