@@ -35,7 +35,7 @@ class FolderTokenizer(Tokenizer):
             raise UserError(f"{folder} has a tokenizer without a token that ends a text (eos_token)")
         super().__init__(str(folder), len(self._theirs), eot, str(folder))
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         ids = self._theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return np.array(ids, dtype=self.dtype)
 
