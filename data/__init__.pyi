@@ -1,6 +1,5 @@
 from .config import DataConfig as DataConfig
 from .corpus import Corpus as Corpus
-from .corpus import document_digest as document_digest
 from .lanes import Cursor as Cursor
 from .lanes import Lane as Lane
 from .lanes import deal as deal

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import xxhash
 
-from .sources import Document, Documents, Shard, Source, corpus_fingerprint
-from .tokenizer import Tokenizer
+from .overlap.copies import Copies
+from .sources import BadRow, Document, Documents, Shard, Source, corpus_fingerprint
+from .tokenizer import NotTokenizable, Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,13 +17,13 @@ class Corpus:
         source: The documents.
         tokenizer: Turns them into tokens.
         shards: The shards to train on; the others of the source are held out.
-        held_out: `document_digest` of every validation document: a copy of one is left out of training.
+        held_out: Finds copies of the validation documents, which are left out of training.
     """
 
     source: Source
     tokenizer: Tokenizer
     shards: tuple[Shard, ...]
-    held_out: frozenset[bytes] = field(default=frozenset(), repr=False)
+    held_out: Copies = field(default_factory=lambda: Copies([]), repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -34,12 +34,22 @@ class Corpus:
         """The documents of a shard; see `Source.read`."""
         return self.source.read(shard)
 
-    def tokens(self, document: Document) -> np.ndarray | None:
-        """A document's tokens and the `eot` that closes it; None for a copy of a validation document."""
-        tokens = self.tokenizer.encode_document(document) if isinstance(document, str) else document
-        return None if self.held_out and document_digest(tokens) in self.held_out else tokens
+    def tokens(self, document: Document) -> np.ndarray | BadRow:
+        """A document's tokens and the `eot` that closes it, or why it is left out.
 
-
-def document_digest(tokens: np.ndarray) -> bytes:
-    """A hash of a document: two with the same text and tokenizer have the same."""
-    return xxhash.xxh3_128_digest(tokens.data)
+        A copy of a validation document is, and one that the tokenizer fails on.
+        """
+        if not isinstance(document, str):
+            copy = self.held_out.find(document, self.tokenizer)
+            return BadRow(copy.reason) if copy else document
+        # what a tokenizer loses is lost to copies too, whether they come as text or as tokens
+        by_text = self.tokenizer.keeps_text
+        if by_text and (copy := self.held_out.find(document, self.tokenizer)):
+            return BadRow(copy.reason)
+        try:
+            tokens = self.tokenizer.encode_document(document)
+        except NotTokenizable:
+            return BadRow("not_tokenizable")
+        if not by_text and (copy := self.held_out.find(tokens, self.tokenizer)):
+            return BadRow(copy.reason)
+        return tokens

@@ -22,7 +22,7 @@ from model.errors import UserError
 from .config import DataConfig
 from .corpus import Corpus
 from .packing import best_fit
-from .sources import Document, Shard, shard_runs
+from .sources import BadRow, Document, Shard, shard_runs
 
 
 class Cursor(NamedTuple):
@@ -112,10 +112,14 @@ class Lane:
             if self._rows is None:
                 self._rows = self._read_window()
             if self._row < len(self._rows):
-                self._document = self._corpus.tokens(self._rows[self._row])
-                if self._document is None:
-                    self.bad["held_out"] += 1
+                row = self._rows[self._row]
+                made = self._corpus.tokens(row)
+                if isinstance(made, BadRow):
+                    self._leave_out(row, made.reason)
+                    self.bad[made.reason] += 1
                     self._end_row()
+                else:
+                    self._document = made
             elif self._row == 0:
                 self._end_window()
             else:
@@ -129,7 +133,7 @@ class Lane:
         config = self._config
         if self._shards is None:
             self._shards = deal(self._corpus, config.lanes, self._lane, config.seed, self._epoch)
-        shards = self._shards[self._window * config.shuffle_window :][: config.shuffle_window]
+        shards = self._shards_of_window()
         if not shards:
             raise UserError(self._misfit(f"the lane has {len(self._shards)} shards"))
         documents: list[Document] = []
@@ -145,9 +149,24 @@ class Lane:
         return documents if config.packing == "concat" else self._pack(documents, generator)
 
     def _pack(self, documents: Sequence[Document], generator: np.random.Generator) -> list[np.ndarray]:
-        tokens = [tokens for document in documents if (tokens := self._corpus.tokens(document)) is not None]
-        self._bad_in_window["held_out"] += len(documents) - len(tokens)
+        tokens: list[np.ndarray] = []
+        for document in documents:
+            made = self._corpus.tokens(document)
+            if isinstance(made, BadRow):
+                self._leave_out(document, made.reason)
+                self._bad_in_window[made.reason] += 1
+            else:
+                tokens.append(made)
         return best_fit(tokens, self._block_length, self._corpus.tokenizer.eot, generator)
+
+    def _leave_out(self, document: Document, reason: str) -> None:
+        # a copy of a validation document is never a reason to stop
+        if reason == "not_tokenizable" and isinstance(document, str):
+            self._corpus.source.leave_out(document, self._shards_of_window(), reason)
+
+    def _shards_of_window(self) -> list[Shard]:
+        assert self._shards is not None
+        return self._shards[self._window * self._config.shuffle_window :][: self._config.shuffle_window]
 
     def _end_row(self) -> None:
         assert self._rows is not None
@@ -177,7 +196,7 @@ class Lane:
 
     def _corpus_has_text(self) -> bool:
         return any(
-            self._corpus.tokens(document) is not None
+            not isinstance(self._corpus.tokens(document), BadRow)
             for shard in self._corpus.shards
             for document in self._corpus.read(shard).kept
         )

@@ -43,9 +43,11 @@ class Tokenizer(ABC):
         fingerprint: Changes with anything that changes the tokens.
         dtype: uint16 where the vocabulary fits, else int32.
         file: The tokenizer.json that it was read from; None where its name says all.
+        keeps_text: Whether every text surely comes back from its tokens.
     """
 
     file: Path | None = None
+    keeps_text = True
 
     def __init__(self, name: str, vocab_size: int, eot: int, fingerprint: str) -> None:
         self.name = name
@@ -141,6 +143,8 @@ class ByteTokenizer(Tokenizer):
 
 class FileTokenizer(Tokenizer):
     """A Hugging Face `tokenizer.json`, which `data.tokenizer` names, or a copy of it in `file`."""
+
+    keeps_text = False
 
     def __init__(self, path: str, file: Path | None = None) -> None:
         import tokenizers
