@@ -1,5 +1,6 @@
 """A source as one tokenizer reads it, and the part of it that training may see."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,20 +35,33 @@ class Corpus:
         """The documents of a shard; see `Source.read`."""
         return self.source.read(shard)
 
-    def tokens(self, document: Document) -> np.ndarray | BadRow:
-        """A document's tokens and the `eot` that closes it, or why it is left out.
+    def rows(self, shard: Shard) -> tuple[list[Document | BadRow], Counter[str]]:
+        """The documents of a shard, and how many were left out by reason; see `Source.read`.
 
-        A copy of a validation document is, and one that the tokenizer fails on.
+        Of those that are tokens, the copies of validation documents are a BadRow in their place.
         """
-        if not isinstance(document, str):
-            copy = self.held_out.find(document, self.tokenizer)
-            return BadRow(copy.reason) if copy else document
+        kept, bad = self.source.read(shard)
+        rows: list[Document | BadRow] = [*kept]
+        tokens = [document for document in kept if not isinstance(document, str)]
+        if len(tokens) == len(kept):  # a source has either
+            for number in self.held_out.candidates(tokens, self.tokenizer):
+                if copy := self.held_out.find(kept[number], self.tokenizer):
+                    rows[number] = BadRow(copy.reason)
+        return rows, bad
+
+    def tokens(self, row: Document | BadRow) -> np.ndarray | BadRow:
+        """The tokens of one of `rows` and the `eot` that closes it, or why it is left out.
+
+        A text is where it is a copy of a validation document, and where the tokenizer fails on it.
+        """
+        if not isinstance(row, str):
+            return row
         # what a tokenizer loses is lost to copies too, whether they come as text or as tokens
         by_text = self.tokenizer.keeps_text
-        if by_text and (copy := self.held_out.find(document, self.tokenizer)):
+        if by_text and (copy := self.held_out.find(row, self.tokenizer)):
             return BadRow(copy.reason)
         try:
-            tokens = self.tokenizer.encode_document(document)
+            tokens = self.tokenizer.encode_document(row)
         except NotTokenizable:
             return BadRow("not_tokenizable")
         if not by_text and (copy := self.held_out.find(tokens, self.tokenizer)):

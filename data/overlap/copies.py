@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,15 +10,13 @@ import xxhash
 
 from ..sources import Document
 from ..tokenizer import Tokenizer
+from .beginnings import Beginnings, first_letters
 
 END = 24
 """So many normalised characters at the beginning, and at the end, are compared before a whole document is."""
 _WINDOW = 64
 # a cut may change so many normalised characters before it, as a combining mark does that it loses
 _SPARE = 16
-SIGNATURE = 16
-"""Of tokens, so many letters and digits are compared before they are decoded."""
-_FIRST_TOKENS = 8
 
 _QUOTES = "'\"`´‘’‚‛“”„‟‹›«»′″‵‶「」『』〝〞〟＂＇"  # noqa: RUF001
 _DASHES = "-‐‑‒–—―−⸺⸻"  # noqa: RUF001
@@ -56,26 +54,32 @@ class Copies:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._signatures: set[str] = set()
+        self._beginnings: Beginnings | None = None
         self._heads: set[str] = set()
         self._tails: set[str] = set()
         self._exact: set[bytes] = set()
         self._near: set[bytes] = set()
-        self._of_token: _SignatureOfToken | None = None
+        self._letters: list[str] = []
         for text in texts:
             of_text = normalised(text)
-            self._signatures.add(_letters_and_digits(of_text)[:SIGNATURE])
+            self._letters.append(first_letters(of_text))
             self._heads.add(of_text[:END])
             self._tails.add(of_text[-END:])
             self._exact.add(_digest(text))
             self._near.add(_digest(of_text))
 
+    def candidates(self, documents: Sequence[np.ndarray], tokenizer: Tokenizer) -> list[int]:
+        """Numbers of the documents, tokens with their `eot`, that `find` must be asked about."""
+        if not self._near:
+            return []
+        if self._beginnings is None:  # not before: most sources are of text
+            self._beginnings = Beginnings(self._letters, tokenizer)
+        return self._beginnings.candidates(documents)
+
     def find(self, document: Document, tokenizer: Tokenizer) -> Copy | None:
         """How a document is a copy; None where it is none. Tokens, with their `eot`, are decoded."""
         if isinstance(document, str):
             return self._of_text(document) if self._may_begin(document) else None
-        if not self._may_be_signed(document, tokenizer):
-            return None
         count = _WINDOW // 2
         while count < len(document) - 1:
             head = normalised(tokenizer.decode(document[:count]))
@@ -85,18 +89,6 @@ class Copies:
                 break
             count *= 4
         return self._of_text(tokenizer.decode(document[:-1]))
-
-    def _may_be_signed(self, document: np.ndarray, tokenizer: Tokenizer) -> bool:
-        """Whether tokens are worth decoding. A third of what it costs to read a document is for this."""
-        if self._of_token is None:
-            self._of_token = _SignatureOfToken(tokenizer)
-        if len(document) <= _FIRST_TOKENS:
-            return True
-        try:
-            signature = "".join(map(self._of_token.__getitem__, document[:_FIRST_TOKENS].tolist()))  # type: ignore[arg-type]
-        except TypeError:  # one of them is a part of a letter
-            return True
-        return len(signature) < SIGNATURE or signature[:SIGNATURE] in self._signatures
 
     def _may_begin(self, text: str) -> bool:
         window = _WINDOW
@@ -121,29 +113,6 @@ class Copies:
         if near not in self._near:
             return None
         return Copy("held_out" if _digest(text) in self._exact else "held_out_near", near)
-
-
-class _SignatureOfToken(dict[int, str | None]):
-    """The letters and digits of each token's text, as it is asked for; None where it may have part of one."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __missing__(self, token: int) -> str | None:
-        text = self._tokenizer.decode_bytes(np.array([token], self._tokenizer.dtype))
-        # U+2000 to U+203F are punctuation; what ends a character follows what begins it
-        text = text.lstrip(bytes(range(0x80, 0xC0))).removesuffix(b"\xe2\x80")
-        try:
-            whole = text.decode()
-        except UnicodeDecodeError:
-            whole = "\ufffd"
-        self[token] = None if "\ufffd" in whole else _letters_and_digits(whole)
-        return self[token]
-
-
-def _letters_and_digits(text: str) -> str:
-    """Those of a text in their plainest form, which is that of its normalised text too."""
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text)))
 
 
 def text_hash(text: str) -> bytes:
