@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
         for note in (*overrides.sentences(), *training.ineffective_keys(ds), *corpus.source.notes):
             console.say(note)
         # A run goes on with the data and the code that it began with, or not at all.
+        folder.record_fingerprints("tokenizer files", tokenizer_fingerprint=corpus.tokenizer.fingerprint)
         settled = training.settle_data(recipe.data, begun, folder, corpus, validation)
         recipe = dataclasses.replace(recipe, data=settled)
         folder.record_fingerprints("code", design_fingerprint=model.design_fingerprint(recipe.model))
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> int:
         return console.fail(problem)
     folder.write_configs(vars(recipe), ds.raw, argv)
     folder.keep_designs(model.files_to_keep(recipe.model))
+    folder.keep_tokenizer(corpus.tokenizer.file)
     folder.update_summary(**overrides.facts())
     with training.failures_recorded(folder, ranks.world_size, console), training.bf16_arithmetic():
         return train(recipe, ds, folder, console, corpus, validation, ranks, start_up)

@@ -1,7 +1,6 @@
 from .config import MOST_LANES as MOST_LANES
 from .config import DataConfig as DataConfig
 from .corpus import Corpus as Corpus
-from .corpus import document_digest as document_digest
 from .corpus import lanes_of as lanes_of
 from .corpus import settled as settled
 from .files.commits import COMMITS as COMMITS

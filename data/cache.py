@@ -80,7 +80,7 @@ class CachedSource(Source):
         path = shard_path(self.folder, shard.index)
         documents = read_if_final(path, self._tokenizer.eot, self.config)
         if documents is None:
-            documents = tokenized(self._source.read(shard), self._tokenizer)
+            documents, _ = tokenized(self._source, shard, self._tokenizer)
             if not documents.bad["unreadable"]:
                 self._keep(path, documents)
         return as_rows(documents)

@@ -1,12 +1,14 @@
 """A source as one tokenizer reads it, and the part of it that training may see."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import xxhash
 
 from .config import MOST_LANES, DataConfig
+from .overlap.copies import Copies
 from .sources import (
+    BadRow,
     Document,
     Documents,
     Shard,
@@ -14,7 +16,7 @@ from .sources import (
     corpus_fingerprint,
     older_corpus_fingerprint,
 )
-from .tokenizer import Tokenizer
+from .tokenizer import NotTokenizable, Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +27,14 @@ class Corpus:
         source: The documents.
         tokenizer: Turns them into tokens.
         shards: The shards to train on; the others of the source are held out.
-        held_out: `document_digest` of every validation document: a copy of one is left out of training.
+        held_out: Finds copies of the validation documents, which are left out of training.
         validation_revision: The commit of a validation source on the hub.
     """
 
     source: Source
     tokenizer: Tokenizer
     shards: tuple[Shard, ...]
-    held_out: frozenset[bytes] = field(default=frozenset(), repr=False)
+    held_out: Copies = field(default_factory=lambda: Copies([]), repr=False)
     validation_revision: str | None = None
 
     @property
@@ -49,10 +51,38 @@ class Corpus:
         """The documents of a shard; see `Source.read`."""
         return self.source.read(shard)
 
-    def tokens(self, document: Document) -> np.ndarray | None:
-        """A document's tokens and the `eot` that closes it; None for a copy of a validation document."""
-        tokens = self.tokenizer.encode_document(document) if isinstance(document, str) else document
-        return None if self.held_out and document_digest(tokens) in self.held_out else tokens
+    def rows(self, shard: Shard) -> tuple[list[Document | BadRow], Counter[str]]:
+        """The documents of a shard, and how many were left out by reason; see `Source.read`.
+
+        Of those that are tokens, the copies of validation documents are a BadRow in their place.
+        """
+        kept, bad = self.source.read(shard)
+        rows: list[Document | BadRow] = [*kept]
+        tokens = [document for document in kept if not isinstance(document, str)]
+        if len(tokens) == len(kept):  # a source has either
+            for number in self.held_out.candidates(tokens, self.tokenizer):
+                if copy := self.held_out.find(kept[number], self.tokenizer):
+                    rows[number] = BadRow(copy.reason)
+        return rows, bad
+
+    def tokens(self, row: Document | BadRow) -> np.ndarray | BadRow:
+        """The tokens of one of `rows` and the `eot` that closes it, or why it is left out.
+
+        A text is where it is a copy of a validation document, and where the tokenizer fails on it.
+        """
+        if not isinstance(row, str):
+            return row
+        # what a tokenizer loses is lost to copies too, whether they come as text or as tokens
+        by_text = self.tokenizer.keeps_text
+        if by_text and (copy := self.held_out.find(row, self.tokenizer)):
+            return BadRow(copy.reason)
+        try:
+            tokens = self.tokenizer.encode_document(row)
+        except NotTokenizable:
+            return BadRow("not_tokenizable")
+        if not by_text and (copy := self.held_out.find(tokens, self.tokenizer)):
+            return BadRow(copy.reason)
+        return tokens
 
 
 def lanes_of(config: DataConfig, corpus: Corpus) -> int:
@@ -68,8 +98,3 @@ def settled(config: DataConfig, corpus: Corpus) -> DataConfig:
         revision=corpus.source.revision or config.revision,
         validation_revision=corpus.validation_revision or config.validation_revision,
     )
-
-
-def document_digest(tokens: np.ndarray) -> bytes:
-    """A hash of a document: two with the same text and tokenizer have the same."""
-    return xxhash.xxh3_128_digest(tokens.data)

@@ -24,7 +24,7 @@ from model.errors import UserError
 from .config import DataConfig
 from .corpus import Corpus, lanes_of
 from .packing import best_fit
-from .sources import Document, Shard, is_remote, shard_runs
+from .sources import BadRow, Document, Shard, is_remote, shard_runs
 
 OPENED_AT_ONCE = 8
 """Lanes of a remote source, each of which waits for the network before its first block."""
@@ -88,7 +88,8 @@ class Lane:
         self._block_length = block_size + 1
         self._epoch, self._window, self._row, self._offset = cursor or Cursor()
         self._shards: list[Shard] | None = None  # the lane's shards of this epoch
-        self._rows: Sequence[Document] | None = None  # the window's documents (or blocks), as they are read
+        # the window's documents (or blocks), as they are read
+        self._rows: Sequence[Document | BadRow] | None = None
         self._bad_in_window: Counter[str] = Counter()
         self._document: np.ndarray | None = None  # the tokens of the current row
         self._any_text = True  # whether this epoch gave a token
@@ -129,10 +130,14 @@ class Lane:
             self.open()
             assert self._rows is not None
             if self._row < len(self._rows):
-                self._document = self._corpus.tokens(self._rows[self._row])
-                if self._document is None:
-                    self.bad["held_out"] += 1
+                row = self._rows[self._row]
+                made = self._corpus.tokens(row)
+                if isinstance(made, BadRow):
+                    self._leave_out(row, made.reason)
+                    self.bad[made.reason] += 1
                     self._end_row()
+                else:
+                    self._document = made
             elif self._row == 0:
                 self._end_window()
             else:
@@ -142,29 +147,44 @@ class Lane:
         self._any_text = True
         return self._document
 
-    def _read_window(self) -> Sequence[Document]:
+    def _read_window(self) -> Sequence[Document | BadRow]:
         config = self._config
         if self._shards is None:
             self._shards = deal(self._corpus, self._lanes, self._lane, config.seed, self._epoch)
-        shards = self._shards[self._window * self._shards_per_window :][: self._shards_per_window]
+        shards = self._shards_of_window()
         if not shards:
             raise UserError(self._misfit(f"the lane has {len(self._shards)} shards"))
-        documents: list[Document] = []
+        rows: list[Document | BadRow] = []
         self._bad_in_window = Counter()
         for shard in shards:
-            kept, bad = self._corpus.read(shard)
-            documents += kept
+            of_shard, bad = self._corpus.rows(shard)
+            rows += of_shard
             self._bad_in_window += bad
         # + 1 because a SeedSequence takes (seed, epoch, 0) for (seed, epoch), which orders the shards
         entropy = np.random.SeedSequence([config.seed, self._epoch, shards[0].index + 1])
         generator = np.random.default_rng(entropy)
-        documents = [documents[row] for row in generator.permutation(len(documents))]
-        return documents if config.packing == "concat" else self._pack(documents, generator)
+        rows = [rows[row] for row in generator.permutation(len(rows))]
+        return rows if config.packing == "concat" else self._pack(rows, generator)
 
-    def _pack(self, documents: Sequence[Document], generator: np.random.Generator) -> list[np.ndarray]:
-        tokens = [tokens for document in documents if (tokens := self._corpus.tokens(document)) is not None]
-        self._bad_in_window["held_out"] += len(documents) - len(tokens)
+    def _pack(self, rows: Sequence[Document | BadRow], generator: np.random.Generator) -> list[np.ndarray]:
+        tokens: list[np.ndarray] = []
+        for row in rows:
+            made = self._corpus.tokens(row)
+            if isinstance(made, BadRow):
+                self._leave_out(row, made.reason)
+                self._bad_in_window[made.reason] += 1
+            else:
+                tokens.append(made)
         return best_fit(tokens, self._block_length, self._corpus.tokenizer.eot, generator)
+
+    def _leave_out(self, row: Document | BadRow, reason: str) -> None:
+        # a copy of a validation document is never a reason to stop
+        if reason == "not_tokenizable" and isinstance(row, str):
+            self._corpus.source.leave_out(row, self._shards_of_window(), reason)
+
+    def _shards_of_window(self) -> list[Shard]:
+        assert self._shards is not None
+        return self._shards[self._window * self._shards_per_window :][: self._shards_per_window]
 
     def _end_row(self) -> None:
         assert self._rows is not None
@@ -194,9 +214,9 @@ class Lane:
 
     def _corpus_has_text(self) -> bool:
         return any(
-            self._corpus.tokens(document) is not None
+            not isinstance(self._corpus.tokens(row), BadRow)
             for shard in self._corpus.shards
-            for document in self._corpus.read(shard).kept
+            for row in self._corpus.rows(shard)[0]
         )
 
     def _misfit(self, reason: str) -> str:

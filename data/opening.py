@@ -1,6 +1,5 @@
 """`open_data`: where a run's documents begin, and which of them are held out for validation."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -8,30 +7,27 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from model.errors import UserError
 
 from .cache import CachedSource, RememberedSource, open_or_remember
 from .config import MOST_LANES, DataConfig
-from .corpus import Corpus, document_digest, lanes_of
+from .corpus import Corpus, lanes_of
+from .overlap.copies import Copies
+from .overlap.held_out import check_held_out
 from .sample import SAMPLE_DIR, is_complete
 from .sources import (
-    Document,
     Documents,
     Shard,
     Source,
-    is_remote,
     is_token_source,
     open_validation_source,
     refuse_missing,
     shard_runs,
 )
-from .tokenizer import Tokenizer, open_tokenizer
+from .tokenizer import NotTokenizable, Tokenizer, open_tokenizer
 from .validation import ValidationSet
 
-CHECKED_AT_START_BYTES = 2**28
-"""Local sources up to this size are searched for validation documents before a run begins."""
 CHECKED_DOCUMENTS = 1_000
 """So many validation documents must come back from their tokens."""
 SLOW_START_ROWS = 2_000_000
@@ -79,17 +75,18 @@ def open_data(
         held_out = _collect(documents, config.validation_tokens, source.name)
     else:
         held_out_source = open_validation_source(config, tokenizer)
-        of_shards = (_of_shard(one, held_out_source.read(one), tokenizer) for one in held_out_source.shards)
+        of_shards = (_of_shard(held_out_source, one, tokenizer) for one in held_out_source.shards)
         held_out = _collect(
             chain.from_iterable(of_shards), config.validation_tokens, config.validation_source
         )
-        _check_held_out(config, source, held_out_source, held_out, tokenizer)
+        shards_held_out = [document.shard for document in held_out]
+        copies = _copies_of(held_out, tokenizer)
+        check_held_out(config, source, held_out_source, shards_held_out, copies, tokenizer)
         source.notes += held_out_source.notes
         validation_revision = held_out_source.revision
     tokens = [document.tokens for document in held_out]
     validation = ValidationSet.of([document.text for document in held_out], tokens, tokenizer)
-    digests = frozenset(map(document_digest, tokens))
-    corpus = Corpus(read, tokenizer, shards, digests, validation_revision)
+    corpus = Corpus(read, tokenizer, shards, _copies_of(held_out, tokenizer), validation_revision)
     source.notes += _notes(config, corpus, held_out)
     return corpus, validation
 
@@ -103,10 +100,16 @@ class _HeldOut(NamedTuple):
     gpt2_tokens: int
 
 
-def _of_shard(shard: Shard, documents: Documents, tokenizer: Tokenizer) -> Iterator[_HeldOut]:
-    for document in documents.kept:
+def _of_shard(
+    source: Source, shard: Shard, tokenizer: Tokenizer, read: Documents | None = None
+) -> Iterator[_HeldOut]:
+    for document in (read or source.read(shard)).kept:
         if isinstance(document, str):
-            text, tokens = document, tokenizer.encode_document(document)
+            try:
+                text, tokens = document, tokenizer.encode_document(document)
+            except NotTokenizable:
+                source.leave_out(document, [shard], "not_tokenizable")
+                continue
         else:
             text, tokens = tokenizer.decode(document[:-1]), document
         # in GPT-2's vocabulary, so that every tokenizer holds out the same documents
@@ -126,7 +129,7 @@ def _reserve(config: DataConfig, source: Source, tokenizer: Tokenizer) -> list[l
     rows = 0
     at_most = max(1, len(source.shards) // 10)
     for shard, documents in _from_the_end(source):
-        reserved.append(list(_of_shard(shard, documents, tokenizer)))
+        reserved.append(list(_of_shard(source, shard, tokenizer, documents)))
         tokens += sum(document.gpt2_tokens for document in reserved[-1])
         rows += shard.rows
         is_tenth = len(reserved) >= at_most or rows >= _tenth(source)
@@ -168,41 +171,11 @@ def _collect(documents: Iterable[_HeldOut], at_most: int, name: str) -> list[_He
     return held_out
 
 
-def _check_held_out(
-    config: DataConfig,
-    source: Source,
-    held_out_source: Source,
-    held_out: Sequence[_HeldOut],
-    tokenizer: Tokenizer,
-) -> None:
-    """Raises UserError for a document that stands in both; a source that is too large to be searched now is
-    searched as it is read."""
-
-    def overlap(what: str) -> UserError:
-        return UserError(
-            f"data.validation_source {config.validation_source} is not held out: {what} is in data.source "
-            f"{source.name} too"
-        )
-
-    held_out_files = set(map(_real_path, held_out_source.file_sizes))
-    for path in source.file_sizes:
-        if _real_path(path) in held_out_files:
-            raise overlap(path)
-    remote = any(map(is_remote, source.file_sizes))
-    if remote or sum(source.file_sizes.values()) > CHECKED_AT_START_BYTES:
-        return
-    shards = dict.fromkeys(document.shard for document in held_out)
-    ids = {id_ for shard in shards for id_ in held_out_source.ids(shard) or ()}
-    for shard in source.shards if ids else ():
-        for id_ in source.ids(shard) or ():
-            if id_ in ids:
-                raise overlap(f"the document with the id {id_}")
-    seen = {xxhash.xxh3_128_digest(document.text.encode()) for document in held_out}
-    seen |= {document_digest(document.tokens) for document in held_out}
-    for shard in source.shards:
-        for document in source.read(shard).kept:
-            if _text_or_token_hash(document) in seen:
-                raise overlap(f"the document that begins {_beginning(document, tokenizer)!r}")
+def _copies_of(held_out: Sequence[_HeldOut], tokenizer: Tokenizer) -> Copies:
+    texts = [document.text for document in held_out]
+    if not tokenizer.keeps_text:  # training documents may come as either
+        texts += [tokenizer.decode(document.tokens[:-1]) for document in held_out]
+    return Copies(texts)
 
 
 def _notes(config: DataConfig, corpus: Corpus, held_out: Sequence[_HeldOut]) -> Iterator[str]:
@@ -224,18 +197,3 @@ def _notes(config: DataConfig, corpus: Corpus, held_out: Sequence[_HeldOut]) -> 
             f"data.source: row groups of {largest:,} rows make every start slow, as {lanes} lanes "
             "begin inside of them: scripts/tokenize_data.py makes token shards, which start at once."
         )
-
-
-def _real_path(path: str) -> str:
-    return path if is_remote(path) else os.path.realpath(path)
-
-
-def _text_or_token_hash(document: Document) -> bytes:
-    if isinstance(document, str):
-        return xxhash.xxh3_128_digest(document.encode())
-    return document_digest(document)
-
-
-def _beginning(document: Document, tokenizer: Tokenizer) -> str:
-    text = document if isinstance(document, str) else tokenizer.decode(document[:-1])
-    return " ".join(text[:200].split())[:60]

@@ -26,7 +26,7 @@ from model.errors import UserError, print_error
 from .command import SourceParser, at_least, open_with_notes
 from .parallel import default_workers, in_processes, shard_runs_for
 from .sources import BAD_REASONS, BinFiles, Document, Shard, Source
-from .tokenizer import Tokenizer
+from .tokenizer import NotTokenizable, Tokenizer
 
 LONG_DOCUMENT_TOKENS = 1024
 SUSPICIOUS_SHARE = 0.2
@@ -75,15 +75,20 @@ class Counts:
         self.longest_run = max(found, key=lambda run: (run.length, -run.shard, -run.document), default=None)
 
 
-def count(documents: Sequence[Document], shard: int, tokenizer: Tokenizer) -> Counts:
-    """The counts of one shard's documents."""
+def count(documents: Sequence[Document], shard: Shard, source: Source, tokenizer: Tokenizer) -> Counts:
+    """The counts of one shard's documents. Raises UserError as `Source.leave_out`."""
     counts = Counts(np.zeros(tokenizer.vocab_size, np.int64))
     tokens, hashes = [], []
     for document in documents:
         if isinstance(document, str):
             text = document.encode()
+            try:
+                tokens.append(tokenizer.encode_document(document))
+            except NotTokenizable:
+                source.leave_out(document, [shard], "not_tokenizable")
+                counts.bad["not_tokenizable"] += 1
+                continue
             hashes.append(xxhash.xxh3_64_intdigest(text))
-            tokens.append(tokenizer.encode_document(document))
         else:
             text = tokenizer.decode_bytes(document[:-1])
             hashes.append(xxhash.xxh3_64_intdigest(document.tobytes()))
@@ -103,7 +108,7 @@ def count(documents: Sequence[Document], shard: int, tokenizer: Tokenizer) -> Co
     counts.longest_run = TokenRun(
         length=int(run_lengths[longest]),
         token=int(stream[begins[longest]]),
-        shard=shard,
+        shard=shard.index,
         document=int(np.searchsorted(np.cumsum(lengths), begins[longest], side="right")),
     )
     return counts
@@ -138,7 +143,7 @@ def measure(
         total = Counts(np.zeros(tokenizer.vocab_size, np.int64))
         for shard in run:
             found = source.read(shard)
-            total.add(count(found.kept[:left], shard.index, tokenizer))
+            total.add(count(found.kept[:left], shard, source, tokenizer))
             total.bad += found.bad
             left -= len(found.kept)
             if left <= 0:

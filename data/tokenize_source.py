@@ -26,7 +26,6 @@ from .sources import (
     manifest_of,
     shard_facts,
     shard_path,
-    text_bytes,
     tokenized,
     write_shard,
 )
@@ -82,9 +81,8 @@ def _make_shards(
             path = shard_path(folder, shard.index)
             is_there = read_if_final(path, tokenizer.eot, config) is not None
             if not is_there:
-                made = source.read(shard)
-                size = text_bytes(made.kept, tokenizer)
-                write_shard(path, tokenized(made, tokenizer), tokenizer.dtype, size)
+                made, size = tokenized(source, shard, tokenizer)
+                write_shard(path, made, tokenizer.dtype, size)
             yield shard.index, shard_facts(path), is_there
 
     facts = {}

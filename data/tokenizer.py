@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 # as in tiktoken_ext.openai_public.gpt2
 _VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+# a character of each kind that tiktoken's patterns tell apart, as old as Unicode
+_OF_KIND = {
+    r"\p{Lu}": "À", r"\p{Ll}": "à", r"\p{Lt}": "ǅ", r"\p{Lm}": "ʰ", r"\p{Lo}": "ª", r"\p{M}": "\u0300",
+    r"\p{N}": "²",
+}  # fmt: skip
+_OF_NO_KIND = "§"
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+
+
+class NotTokenizable(UserError):
+    """A text that its tokenizer fails on."""
 
 
 class Tokenizer(ABC):
@@ -32,7 +42,12 @@ class Tokenizer(ABC):
         eot: The id that closes every document.
         fingerprint: Changes with anything that changes the tokens.
         dtype: uint16 where the vocabulary fits, else int32.
+        file: The tokenizer.json that it was read from; None where its name says all.
+        keeps_text: Whether every text surely comes back from its tokens.
     """
+
+    file: Path | None = None
+    keeps_text = True
 
     def __init__(self, name: str, vocab_size: int, eot: int, fingerprint: str) -> None:
         self.name = name
@@ -49,13 +64,32 @@ class Tokenizer(ABC):
         document[-1] = self.eot
         return document
 
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of `text`, (n,), special tokens in it read as ordinary text.
+
+        Raises NotTokenizable where the tokenizer fails, in whatever way.
+        """
+        try:
+            return self._encode(text)
+        except MemoryError:
+            raise
+        except BaseException as error:
+            # a panic of the libraries' Rust is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            beginning = " ".join(text[:200].split())[:60]
+            raise NotTokenizable(
+                f"data.tokenizer: {self.name} fails on the text of {len(text):,} characters that begins "
+                f"{beginning!r} ({type(error).__name__}: {error})"
+            ) from error
+
     def decode(self, tokens: np.ndarray) -> str:
         """The text of whole documents; what is no UTF-8 becomes the replacement character."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     @abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """The tokens of `text`, (n,), special tokens in it read as ordinary text."""
+    def _encode(self, text: str) -> np.ndarray:
+        """What `encode` gives; it may raise whatever it likes."""
 
     @abstractmethod
     def decode_bytes(self, tokens: np.ndarray) -> bytes:
@@ -69,8 +103,26 @@ class TiktokenTokenizer(Tokenizer):
         self.encoding = encoding
         super().__init__(name, encoding.n_vocab, encoding.eot_token, f"{name} {encoding.n_vocab}")
 
-    def encode(self, text: str) -> np.ndarray:
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
+    def _encode(self, text: str) -> np.ndarray:
+        try:
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError:  # of its regular expressions, where a run is of about a million characters
+            return self._encode_in_parts(text)
+
+    def _encode_in_parts(self, text: str) -> np.ndarray:
+        """What tiktoken would give, had it no limit: the parts of the text, each of which it encodes."""
+        import regex
+
+        known = text.translate(_known_characters(frozenset(text)))
+        pattern = regex.compile(self.encoding._pat_str.replace("$", r"\Z"))  # here "$" also ends a line
+        of_part: dict[str, list[int]] = {}
+        tokens: list[int] = []
+        for found in pattern.finditer(known):
+            part = text[slice(*found.span())]
+            if part not in of_part:
+                of_part[part] = self.encoding._encode_single_piece(part)
+            tokens += of_part[part]
+        return np.array(tokens, self.dtype)
 
     def decode_bytes(self, tokens: np.ndarray) -> bytes:
         return self.encoding.decode_bytes(tokens.tolist())
@@ -82,7 +134,7 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__("bytes", 257, 256, "bytes 257")
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), dtype=np.uint8)
 
     def decode_bytes(self, tokens: np.ndarray) -> bytes:
@@ -90,12 +142,15 @@ class ByteTokenizer(Tokenizer):
 
 
 class FileTokenizer(Tokenizer):
-    """A Hugging Face `tokenizer.json`."""
+    """A Hugging Face `tokenizer.json`, which `data.tokenizer` names, or a copy of it in `file`."""
 
-    def __init__(self, path: str) -> None:
+    keeps_text = False
+
+    def __init__(self, path: str, file: Path | None = None) -> None:
         import tokenizers
 
-        content = Path(path).read_bytes()
+        self.file = file or Path(path)
+        content = self.file.read_bytes()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # tokenizers raises plain Exception for a file that it cannot parse
@@ -116,7 +171,7 @@ class FileTokenizer(Tokenizer):
             hashlib.sha256(content).hexdigest(),
         )
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=self.dtype)
         return ids[ids != self.eot]  # some vocabularies have it among the ordinary tokens too
 
@@ -125,8 +180,12 @@ class FileTokenizer(Tokenizer):
 
 
 @functools.cache
-def open_tokenizer(name: str) -> Tokenizer:
+def open_tokenizer(name: str, kept: Path | None = None) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names: `gpt2`, `bytes`, a tiktoken encoding, or a tokenizer.json.
+
+    Args:
+        name: What `data.tokenizer` says.
+        kept: A copy of the tokenizer.json, which is read in its place.
 
     Raises:
         UserError: no such encoding or file, or a file that is no tokenizer or has no end of text.
@@ -136,6 +195,8 @@ def open_tokenizer(name: str) -> Tokenizer:
         return TiktokenTokenizer(name, gpt2_encoding())
     if name == "bytes":
         return ByteTokenizer()
+    if kept is not None:
+        return FileTokenizer(name, kept)
     if name.endswith(".json"):
         if not Path(name).expanduser().is_file():
             raise UserError(f"data.tokenizer: {name} does not exist")
@@ -203,3 +264,29 @@ def merge_ranks(merges: str) -> dict[bytes, int]:
     for merge in merges.splitlines()[1:]:
         tokens.append(merge.replace(" ", "").translate(byte_of).encode("latin-1"))
     return {token: rank for rank, token in enumerate(tokens)}
+
+
+def _known_characters(characters: frozenset[str]) -> dict[int, str]:
+    """For those whose kind tiktoken's version of Unicode and `regex`'s do not agree on, one that both know.
+
+    A letter of a new script is none yet to the one that is older.
+    """
+    import regex
+    import tiktoken
+
+    kinds: list[dict[str, str]] = [{}, {}]
+    new = sorted(character for character in characters if not character.isascii())
+    for pattern, of_kind in _OF_KIND.items():
+        bytes_of_kind = tiktoken.Encoding(
+            name=pattern,
+            pat_str=pattern,  # what it does not find is left out of the tokens
+            mergeable_ranks={bytes([byte]): byte for byte in range(256)},
+            special_tokens={},
+        ).encode_ordinary("".join(new))
+        kinds[0] |= dict.fromkeys(bytes(bytes_of_kind).decode(), of_kind)
+        kinds[1] |= dict.fromkeys(regex.findall(pattern, "".join(new)), of_kind)
+    return {
+        ord(character): kinds[0].get(character, _OF_NO_KIND)
+        for character in new
+        if kinds[0].get(character) != kinds[1].get(character)
+    }

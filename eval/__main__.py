@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from training.config.evaluation import KNOWN_TASKS, EvalConfig
-from training.run.reader import find_checkpoint, is_model_folder, read_recipe, read_tokenizer
+from training.run.reader import (
+    find_checkpoint,
+    is_model_folder,
+    read_recipe,
+    read_tokenizer,
+    tokenizer_note,
+)
 
 from .command import checkpoint_parser, run_job
 from .given import STEP, check_given, load_given, score_validation
@@ -119,6 +125,8 @@ def check(options: argparse.Namespace) -> Job:
 def evaluate_model(job: Job, console: "Console") -> None:
     """Score the model on the tasks that have no results yet, and say the results of all."""
     config, loaded = job.config, None
+    if note := tokenizer_note(job.like):
+        console.say(note)
     if job.is_given:
         loaded = load(job)
         score_validation(*loaded, job.source, job.like, job.out, console)
@@ -147,12 +155,17 @@ def load(job: Job) -> "tuple[GPT, Tokenizer]":
 def score(
     job: Job, names: tuple[str, ...], loaded: "tuple[GPT, Tokenizer] | None", console: "Console"
 ) -> None:
-    """Score the model on these tasks; each one's results are on disk before the next begins."""
+    """Score the model on these tasks; each one's results are on disk before the next begins.
+
+    What is wrong with a task's items or requests is said before any is scored.
+    """
+    from .checks.requests import check_requests
     from .jobs import run_tasks
 
     data_dir, limit = job.config.data_dir, job.config.limit
     tasks = load_tasks(names, data_dir, job.like)
     gpt, tokenizer = loaded or load(job)
+    check_requests(tasks, tokenizer, gpt.config.block_size, limit)
     what = job.source if job.is_given else f"step {job.step} of {job.source}"
     console.say(f"scoring {what} on {next(gpt.parameters()).device}")
     for name, task in tasks.items():

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from model.errors import UserError
-from training.run.reader import find_checkpoint, read_recipe, read_tokenizer
+from training.run.reader import find_checkpoint, read_recipe, read_tokenizer, tokenizer_note
 
 from .command import checkpoint_parser, run_job
 
@@ -67,6 +67,8 @@ def export(run_dir: Path, folder: Path, step: int | None = None) -> str:
         f'    transformers.AutoTokenizer.from_pretrained("{folder}"{trust})',
     ]
     write_tokenizer(tokenizer, folder)
+    if note := tokenizer_note(run_dir):
+        lines.append(note)
     return "\n".join(lines)
 
 

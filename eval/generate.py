@@ -13,6 +13,7 @@ from training.run.reader import (
     read_recipe,
     read_tokenizer,
     run_and_step,
+    tokenizer_note,
 )
 
 if TYPE_CHECKING:
@@ -106,7 +107,10 @@ def generate(options: argparse.Namespace) -> list[str]:
 def tokenizer_of(source: Path) -> "Tokenizer":
     """The tokenizer of a run, or that of a folder's files. Raises UserError where there is none."""
     if not is_model_folder(source):
-        return read_tokenizer(run_and_step(source)[0])
+        run_dir, _ = run_and_step(source)
+        if note := tokenizer_note(run_dir):
+            print(f"note: {note}", file=sys.stderr)
+        return read_tokenizer(run_dir)
     from .hf_tokenizer import FILES, read_tokenizer_of
 
     tokenizer = read_tokenizer_of(source)

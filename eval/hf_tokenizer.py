@@ -35,7 +35,7 @@ class FolderTokenizer(Tokenizer):
             raise UserError(f"{folder} has a tokenizer without a token that ends a text (eos_token)")
         super().__init__(str(folder), len(self._theirs), eot, str(folder))
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         ids = self._theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return np.array(ids, dtype=self.dtype)
 
@@ -80,8 +80,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     elif isinstance(tokenizer, ByteTokenizer):
         theirs = PreTrainedTokenizerFast(tokenizer_object=of_bytes(), eos_token=_END_OF_TEXT, **plain)
     else:
-        path = str(Path(tokenizer.name).expanduser())
-        theirs = PreTrainedTokenizerFast(tokenizer_file=path, **plain)
+        assert tokenizer.file is not None
+        theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer.file), **plain)
         theirs.eos_token = theirs.convert_ids_to_tokens(tokenizer.eot)
     theirs.save_pretrained(folder)
 

@@ -1,4 +1,8 @@
-"""Our GPT as a model of lm-eval, with the log-likelihoods that its `hf` backend gives the same weights."""
+"""Our GPT as a model of lm-eval, with the log-likelihoods that its `hf` backend gives the same weights.
+
+Two exceptions: a context of whitespace alone is empty, as all of it moves into the continuation (lm-eval
+0.4.13 scores that from the wrong place), and a continuation longer than the block is scored in windows.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +16,6 @@ from tqdm import tqdm
 
 from data import Tokenizer
 from model import GPT
-from model.errors import UserError
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
 """Padded input tokens per forward pass, by device: on a CPU larger batches only add padding."""
@@ -52,27 +55,53 @@ class NormLabLM(TemplateLM):
         """Token ids of a text; nothing in it is read as a special token."""
         return self.tokenizer.encode(string).tolist()
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """For each (context, continuation) the continuation's log-likelihood in nats, and whether greedy
+        decoding gives it; 0 and True for an empty one."""
+        return self._loglikelihood_tokens([(one.args, *self._encode_pair(*one.args)) for one in requests])
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The tokens of a context, or an end of text where it has none, and of what follows it.
+
+        As in the `hf` backend whitespace at the context's end moves over, and both are encoded as one text.
+        Where one token would hold the end of one and the beginning of the other they are encoded apart, so
+        that each character of the continuation is scored, and scored once.
+        """
+        given = context.rstrip()
+        continuation = context[len(given) :] + continuation
+        tokens, whole = self.tok_encode(given), self.tok_encode(given + continuation)
+        is_split = whole[: len(tokens)] == tokens
+        rest = whole[len(tokens) :] if is_split else self.tok_encode(continuation)
+        return tokens or [self.prefix_token_id], rest
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        return self._score([(context, answer) for _, context, answer in requests], unit=" requests")
+        windows = [self._windows(context, continuation) for _, context, continuation in requests]
+        scores = iter(self._score([window for request in windows for window in request], unit=" requests"))
+        of_requests = [[next(scores) for _ in request] for request in windows]
+        return [
+            (sum((score for score, _ in parts), 0.0), all(greedy for _, greedy in parts))
+            for parts in of_requests
+        ]
+
+    def _windows(self, context: list[int], continuation: list[int]) -> list[tuple[list[int], list[int]]]:
+        """What is scored of a continuation: itself, or of a longer one than block_size windows of it, which
+        predict every token once. The first has one token of context, the last is moved left to be full."""
+        block_size = self.gpt.config.block_size
+        if 0 < len(continuation) <= block_size:
+            return [(context, continuation)]
+        windows = get_rolling_token_windows(continuation, context[-1], block_size, context_len=1)
+        return [make_disjoint_window(window) for window in windows]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood in nats of each document, every token predicted once, in windows of block_size.
 
         A window's first token sees one token of context; the last window is moved left to be full.
         """
-        windows = [
-            [
-                make_disjoint_window(window)
-                for window in get_rolling_token_windows(
-                    self.tok_encode(text), self.prefix_token_id, self.gpt.config.block_size, context_len=1
-                )
-            ]
-            for (text,) in (request.args for request in requests)
-        ]
+        windows = [self._windows([self.prefix_token_id], self.tok_encode(one.args[0])) for one in requests]
         scores = iter(self._score([window for document in windows for window in document], unit=" windows"))
-        return [sum(next(scores)[0] for _ in document) for document in windows]
+        return [sum((next(scores)[0] for _ in document), 0.0) for document in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Raises NotImplementedError: none of the tasks here generates text."""
@@ -83,17 +112,13 @@ class NormLabLM(TemplateLM):
         """Score continuations, each context cut from the left to what block_size leaves.
 
         Args:
-            pairs: (context, continuation) token ids, neither of them empty.
+            pairs: (context, continuation) token ids: neither is empty, and the second fits into block_size.
             unit: what the bar counts.
 
         Returns:
             For each pair the continuation's log-likelihood in nats, and whether greedy decoding gives it.
-
-        Raises UserError for a continuation that is longer than block_size.
         """
         block_size = self.gpt.config.block_size
-        if (longest := max((len(continuation) for _, continuation in pairs), default=0)) > block_size:
-            raise UserError(f"a text to score has {longest} tokens, more than model.block_size {block_size}")
         sequences = [(context + continuation)[-(block_size + 1) :] for context, continuation in pairs]
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         with self.bar(total=len(pairs), unit=unit) as bar:

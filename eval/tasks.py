@@ -26,7 +26,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from model.errors import UserError
 from training.config.evaluation import PUBLISHED_VALIDATION, check_names
 
+from .checks.items import check_items
+
 if TYPE_CHECKING:
+    import datasets
     from lm_eval.api.task import Task
 
     from .windows import WindowTask
@@ -163,8 +166,8 @@ def load_tasks(
         data_dir: local evaluation sets; None for the hub's.
         run_dir: whose validation set `published_validation` scores.
 
-    Raises UserError for an unknown name and for a file that is missing or cannot be read, ConnectionError
-    where the hub is needed and cannot be reached.
+    Raises UserError for an unknown name, for a file that is missing or cannot be read and for an item that
+    cannot be scored, ConnectionError where the hub is needed and cannot be reached.
     """
     # Imported here: the recipe is checked against the names above without lm-eval's seconds of imports.
     from datasets.exceptions import DatasetGenerationError
@@ -187,6 +190,7 @@ def load_tasks(
             if name in TEXT_SETS:
                 tasks[name] = _in_windows(name, config)
             else:
+                check_items(name, _rows(config), _where(config))  # lm-eval would end while it scores
                 tasks |= manager.load([config])["tasks"]
         except DatasetGenerationError as error:
             where = ", ".join(files.values()) or "the hub's data"
@@ -206,20 +210,36 @@ def _in_windows(name: str, config: dict[str, Any]) -> "WindowTask":
 
     Raises UserError where a document lacks its text, and what `datasets` raises.
     """
-    import datasets
-
     from .windows import TextWindows
 
-    text_set = TEXT_SETS[name]
-    options = config.get("dataset_kwargs", {})
-    where = ", ".join(options.get("data_files", {}).values()) or config["dataset_path"]
-    split = config["test_split"]
-    documents = datasets.load_dataset(config["dataset_path"], config["dataset_name"], split=split, **options)
-    has_texts = text_set.column in documents.column_names
-    texts = list(documents[text_set.column]) if has_texts else []
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"task '{name}' cannot read {where}: each line needs a text {text_set.column!r}")
+    column, where = TEXT_SETS[name].column, _where(config)
+    documents = _rows(config)
+    if column not in documents.column_names:
+        raise UserError(f"task '{name}' cannot read {where}: each line needs a text {column!r}")
+    texts = list(documents[column])
+    for row, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise UserError(f"task '{name}' cannot score row {row} of {where}: its {column!r} is no text")
     return TextWindows(name, "\n".join(texts), where)
+
+
+def _rows(config: dict[str, Any]) -> "datasets.Dataset":
+    """The split that a task scores, as `datasets` reads it."""
+    import datasets
+
+    return datasets.load_dataset(
+        config["dataset_path"],
+        config.get("dataset_name"),
+        split=config.get("test_split") or config["validation_split"],  # as lm-eval chooses
+        **config.get("dataset_kwargs", {}),
+    )
+
+
+def _where(config: dict[str, Any]) -> str:
+    """The file or the hub's data set that a task reads."""
+    return (
+        ", ".join(config.get("dataset_kwargs", {}).get("data_files", {}).values()) or config["dataset_path"]
+    )
 
 
 def _task_config(name: str, data_dir: str | Path | None) -> dict[str, Any]:

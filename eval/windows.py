@@ -18,7 +18,7 @@ sampling error, which `validation.parquet`, every token scored once, has not.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from data import DataConfig, Tokenizer, ValidationSet, open_data
 from model.errors import UserError
-from training.run.reader import read_recipe, read_summary
+from training.run.reader import read_recipe, read_summary, read_tokenizer
 
 from .lm import NormLabLM
 
@@ -125,7 +125,10 @@ def published_validation(name: str, run_dir: Path) -> PublishedValidation:
 
 def validation_set(run_dir: Path) -> ValidationSet:
     """A run's validation set, opened as the run did. Raises as `published_validation`."""
-    _, validation = open_data(DataConfig(**read_recipe(run_dir).get("data") or {}))
+    config = DataConfig(**read_recipe(run_dir).get("data") or {})
+    if file := read_tokenizer(run_dir).file:
+        config = replace(config, tokenizer=str(file))
+    _, validation = open_data(config)
     summary = read_summary(run_dir) if (run_dir / "summary.json").is_file() else {}
     if summary.get("val_fingerprint") not in (None, validation.fingerprint):
         raise UserError(

@@ -191,9 +191,9 @@ def test_a_run_does_not_go_on_with_other_data_or_another_tokenizer(job: Path, tm
         appended.unlink()
         write_tokenizer(tmp_path / "tokenizer.json", string.printable[::-1])
 
-    for change in (append_a_file, change_the_tokenizer):
+    for change, what in ((append_a_file, "data"), (change_the_tokenizer, "tokenizer files")):
         change()
         result = run([*words, "--train.steps", "2"])
         assert result.returncode == 2 and result.stderr.count("\n") == 1
-        assert f"{run_dir} began on other data than its recipe finds now (" in error_in(result.stderr)
+        assert f"{run_dir} began on other {what} than its recipe finds now (" in error_in(result.stderr)
         assert (run_dir / "summary.json").read_text() == before

@@ -17,7 +17,6 @@ from .shard_file import ShardFacts as ShardFacts
 from .shard_file import as_rows as as_rows
 from .shard_file import read_shard as read_shard
 from .shard_file import shard_facts as shard_facts
-from .shard_file import text_bytes as text_bytes
 from .shard_file import tokenized as tokenized
 from .shard_file import write_shard as write_shard
 from .token_shards import SHARDS_FORMAT as SHARDS_FORMAT

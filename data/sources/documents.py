@@ -40,6 +40,8 @@ BAD_REASONS = {
     "not_json": "is not a JSON object with the text column",
     "unreadable": "cannot be read: its part of the file is damaged",
     "held_out": "is also in the validation set",
+    "held_out_near": "is also in the validation set, but for spaces, quotes, dashes or Unicode forms",
+    "not_tokenizable": "makes the tokenizer fail",
 }
 """Why a document is left out of training, as metrics.jsonl counts it, and in words."""
 
@@ -202,13 +204,25 @@ class Source(ABC):
             if reason is None:
                 kept.append(row)  # type: ignore[arg-type]
             elif self.config.on_bad_document == "stop":
-                raise UserError(
-                    f"data.source: document {number} of part {shard.group} of {shard.path} "
-                    f"{BAD_REASONS[reason]}: mend it, or set data.on_bad_document to skip"
-                )
+                raise self._refusal(shard, number, reason)
             else:
                 bad[reason] += 1
         return Documents(kept, bad)
+
+    def leave_out(self, document: str, shards: Sequence[Shard], reason: str) -> None:
+        """Raises UserError with the place of a bad document, which is in one of these shards, where
+        `data.on_bad_document` is `stop`."""
+        if self.config.on_bad_document == "stop":
+            rows = ((shard, row) for shard in shards for row in enumerate(self._rows(shard), shard.first_row))
+            raise next(
+                self._refusal(shard, number, reason) for shard, (number, row) in rows if row == document
+            )
+
+    def _refusal(self, shard: Shard, number: int, reason: str) -> UserError:
+        return UserError(
+            f"data.source: document {number} of part {shard.group} of {shard.path} {BAD_REASONS[reason]}: "
+            "mend it, or set data.on_bad_document to skip"
+        )
 
     def ids(self, shard: Shard) -> list[str] | None:
         """The `id` column of a shard's rows; None where there is none."""

@@ -6,7 +6,6 @@ first three numbers are llm.c's; of the spare ones some hold our own.
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +14,8 @@ import xxhash
 
 from model.files import write_whole
 
-from ..tokenizer import Tokenizer
-from .documents import BAD_REASONS, BadRow, DamagedShard, Document, Documents
+from ..tokenizer import NotTokenizable, Tokenizer
+from .documents import BAD_REASONS, BadRow, DamagedShard, Document, Documents, Shard, Source
 
 HEADER_BYTES = 1024
 TOKENS = 2
@@ -59,17 +58,27 @@ class ShardFacts(NamedTuple):
     xxh3: str
 
 
-def tokenized(documents: Documents, tokenizer: Tokenizer) -> Documents:
-    """The same documents, each as its tokens and the `eot` that closes it."""
-    kept = [tokenizer.encode_document(one) if isinstance(one, str) else one for one in documents.kept]
-    return Documents([*kept], documents.bad)
+def tokenized(source: Source, shard: Shard, tokenizer: Tokenizer) -> tuple[Documents, int]:
+    """A shard's documents, each as its tokens and the `eot` that closes it, and their texts' UTF-8 bytes.
 
-
-def text_bytes(documents: Iterable[Document], tokenizer: Tokenizer) -> int:
-    """The UTF-8 bytes of the documents' texts."""
-    return sum(
-        len(one.encode() if isinstance(one, str) else tokenizer.decode_bytes(one[:-1])) for one in documents
-    )
+    Raises:
+        UserError, ConnectionError: as `Source.read`, where the tokenizer fails on one too.
+    """
+    documents = source.read(shard)
+    made = Documents([], Counter(documents.bad))
+    text_bytes = 0
+    for one in documents.kept:
+        if not isinstance(one, str):
+            made.kept.append(one)
+            text_bytes += len(tokenizer.decode_bytes(one[:-1]))
+            continue
+        try:
+            made.kept.append(tokenizer.encode_document(one))
+            text_bytes += len(one.encode())
+        except NotTokenizable:
+            source.leave_out(one, [shard], "not_tokenizable")
+            made.bad["not_tokenizable"] += 1
+    return made, text_bytes
 
 
 def as_rows(documents: Documents) -> list[Document | BadRow | None]:

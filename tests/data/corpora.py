@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data import Corpus, DataConfig, Shard, Source, gpt2_encoding, open_tokenizer
+from data.overlap.copies import Copies
 
 EOT = 50256
 ROWS_IN_GROUP = {5: 3, 6: 3, 7: 3}  # shards 5, 6 and 7 are one large row group
@@ -44,11 +45,9 @@ def make_texts(shards: int = 13, longest: int = 30) -> list[list[str | None]]:
     return texts
 
 
-def make_corpus(
-    texts: list[list[str | None]] | None = None, held_out: frozenset[bytes] = frozenset()
-) -> Corpus:
+def make_corpus(texts: list[list[str | None]] | None = None, held_out: Sequence[str] = ()) -> Corpus:
     source = MemorySource(make_texts() if texts is None else texts)
-    return Corpus(source, open_tokenizer("gpt2"), source.shards, held_out)
+    return Corpus(source, open_tokenizer("gpt2"), source.shards, Copies(held_out))
 
 
 def reference(

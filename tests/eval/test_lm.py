@@ -15,7 +15,6 @@ from eval.jobs import run_tasks
 from eval.lm import NormLabLM
 from eval.tasks import load_tasks
 from model import GPT, GPTConfig, to_hf
-from model.errors import UserError
 from training.config.evaluation import PROTOCOL_TASKS
 
 PROSE = (
@@ -122,11 +121,6 @@ def test_scores_do_not_depend_on_what_shares_the_batch(gpt, gpt2):
     assert_same_scores(lm.loglikelihood(requests), one_at_a_time.loglikelihood(requests))
 
 
-def test_a_continuation_longer_than_the_block_is_refused(gpt, gpt2):
-    with pytest.raises(UserError, match=r"more than model\.block_size 64"):
-        NormLabLM(gpt, gpt2).loglikelihood(pairs(("Once", PROSE * 2)))
-
-
 def direct(gpt: GPT, context: list[int], continuation: list[int]) -> tuple[float, bool]:
     """A continuation's log-likelihood from the logits at its positions, and whether it is the likeliest."""
     logits, _ = gpt(torch.tensor([[*context, *continuation][-65:-1]]))
@@ -156,6 +150,47 @@ def test_a_byte_models_scores_are_sums_over_its_logits():
     first, last = direct(gpt, [256], document[:64]), direct(gpt, document[:64], document[64:])
     ours = NormLabLM(gpt, tokenizer).loglikelihood_rolling(documents(PROSE[:99] + "é"))
     assert ours == pytest.approx([first[0] + last[0]], rel=1e-6)
+
+
+def test_every_request_scores_as_by_hand_alone_and_beside_others():
+    gpt, tokenizer = make_gpt(257), open_tokenizer("bytes")
+
+    def by_hand(context: str, continuation: str) -> tuple[float, bool]:
+        """Every byte of the continuation once: in one pass, or 64 at a time as of a document."""
+        given = context.rstrip()
+        scored = [*(context[len(given) :] + continuation).encode()]
+        before = [*given.encode()] or [256]
+        if len(scored) <= 64:
+            return direct(gpt, before, scored)
+        parts = [direct(gpt, before[-1:], scored[:64])]
+        for start in range(64, len(scored), 64):
+            parts.append(direct(gpt, scored[:start], scored[start : start + 64]))
+        return sum(score for score, _ in parts), all(greedy for _, greedy in parts)
+
+    cases = [
+        (" ", "hello there"), ("\n\t ", "hello"), ("", "hello"), ("", " "), (" ", " "), ("Water", " "),
+        ("Water ", "is patient"), (PROSE, " and no one"), ("Water", PROSE[:64]), ("Water", PROSE[:65]),
+        ("Water", PROSE[:200]), (PROSE[:100], PROSE), (" ", PROSE[:128]), ("", PROSE[:129]),
+    ]  # fmt: skip
+    expected = [by_hand(*case) for case in cases]
+    cases += [("Water", ""), ("", "")]
+    expected += [(0.0, True)] * 2
+    for tokens_per_batch in (1, 100, 1024, 10**6):
+        lm = NormLabLM(gpt, tokenizer)
+        lm.tokens_per_batch = tokens_per_batch
+        assert_same_scores(lm.loglikelihood(pairs(*cases)), expected)
+        assert_same_scores(lm.loglikelihood(pairs(*cases[::-1])), expected[::-1])
+        rolled = lm.loglikelihood_rolling(documents(*(PROSE[:n] for n in (0, 1, 63, 64, 65, 129, 200))))
+        alone = [lm.loglikelihood(pairs(("", PROSE[:n])))[0][0] for n in (0, 1, 63, 64, 65, 129, 200)]
+        assert rolled == pytest.approx(alone, rel=1e-6)
+
+
+def test_a_token_across_the_border_of_context_and_answer_is_scored_whole(gpt, gpt2):
+    """`example` is one token of GPT-2, `exampl` are two: no token of the answer is that of the whole."""
+    lm = NormLabLM(gpt, gpt2)
+    given, rest, whole = (gpt2.encode(text).tolist() for text in ("exampl", "e of it", "example of it"))
+    assert whole[: len(given)] != given
+    assert_same_scores(lm.loglikelihood(pairs(("exampl", "e of it"))), [direct(gpt, given, rest)])
 
 
 def test_generation_is_refused(gpt, gpt2):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from data import DataConfig
+from data import DataConfig, open_tokenizer
 from model import GPT, GPTConfig
 from model.errors import UserError
 from model.export import write_code
@@ -22,7 +22,14 @@ from model.plugin import extract
 from ..config.recipe import Recipe
 from ..run.folder import RunFolder
 from ..run.preflight import treatment_of_run
-from ..run.reader import complete_checkpoints, is_model_folder, read_recipe, run_and_step
+from ..run.reader import (
+    TOKENIZER,
+    complete_checkpoints,
+    is_model_folder,
+    read_recipe,
+    read_summary,
+    run_and_step,
+)
 from .ranks import Ranks
 from .weights import config_of, load_weights
 
@@ -96,6 +103,13 @@ def _check_tokenizer(source: str, ours: str) -> None:
         raise UserError(
             f"train.init_from is {source}, a run with data.tokenizer {theirs}, but this run has {ours}: give "
             f"--data.tokenizer {shlex.quote(theirs)}, or another train.init_from"
+        )
+    summary = read_summary(run_dir) if (run_dir / "summary.json").is_file() else {}
+    pinned = summary.get("tokenizer_fingerprint")
+    if moved and pinned not in (None, open_tokenizer(ours).fingerprint):
+        raise UserError(
+            f"train.init_from is {source}, a run whose tokenizer.json is another than {ours}: give "
+            f"--data.tokenizer {shlex.quote(str(run_dir / TOKENIZER))}, or another train.init_from"
         )
 
 

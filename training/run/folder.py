@@ -19,9 +19,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from model.errors import UserError
-from model.files import write_json, write_text
+from model.files import write_bytes, write_json, write_text
 
-from .reader import read_json, read_metrics, read_recipe, read_summary, step_folders
+from .reader import TOKENIZER, read_json, read_metrics, read_recipe, read_summary, step_folders
 
 FAILURE_KEYS = ("error", "failed_rank", "log")
 """What summary.json says of a start that failed, and of none after it."""
@@ -156,6 +156,11 @@ class RunFolder:
         for old in folder.rglob("*.py"):
             if old.relative_to(folder).as_posix() not in files:
                 old.unlink()
+
+    def keep_tokenizer(self, file: Path | None) -> None:
+        """Copy the tokenizer.json of the run: what opens the run later reads text as the run did."""
+        if self.rank == 0 and file is not None:
+            write_bytes(self.path / TOKENIZER, file.read_bytes())
 
     def write_configs(
         self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], command: list[str]

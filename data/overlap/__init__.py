@@ -1,0 +1,1 @@
+"""What training documents and validation documents have in common: copies, near copies, n-grams."""

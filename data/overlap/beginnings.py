@@ -1,0 +1,95 @@
+"""Which documents, given as tokens, may begin like one of some texts: found without decoding them.
+
+Token documents are read a hundred times as fast as text is tokenised, so that a look at each would be most of
+the work. Here the first tokens of all documents of a shard are looked at together.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..tokenizer import Tokenizer
+
+FIRST_TOKENS = 6
+SHORTEST, LONGEST = 8, 48
+"""So many letters and digits the first tokens have; with fewer or more nothing can be said of them."""
+_BASE, _CODE = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # odd, as all that multiplies modulo 2**64 should be
+_MODULUS = 2**64
+
+
+class Beginnings:
+    """The beginnings of some texts, by hashes of their letters and digits in their plainest form (NFKD).
+
+    Those are the same in near copies, however spaces, quotes and dashes are written and cut into tokens.
+    """
+
+    def __init__(self, letters: Iterable[str], tokenizer: Tokenizer) -> None:
+        """Of each text the letters and digits that `first_letters` gives."""
+        hashes = {hash_ for of_text in letters for hash_ in _hashes(of_text)}
+        self._hashes = np.array(sorted(hashes | {_MODULUS - 1}), np.uint64)  # the last stands behind all
+        self._tokenizer = tokenizer
+        # of each token, filled in when it is first seen
+        self._known = np.zeros(tokenizer.vocab_size, bool)
+        self._hash = np.zeros(tokenizer.vocab_size, np.uint64)
+        self._factor = np.ones(tokenizer.vocab_size, np.uint64)  # _BASE to the power of its length
+        self._length = np.zeros(tokenizer.vocab_size, np.int64)
+
+    def candidates(self, documents: Sequence[np.ndarray]) -> list[int]:
+        """Numbers of the documents, each with its `eot`, that may begin like one of the texts."""
+        is_long = [len(document) > FIRST_TOKENS for document in documents]
+        longer = [number for number, long in enumerate(is_long) if long]
+        shorter = [number for number, long in enumerate(is_long) if not long]
+        if not longer:
+            return shorter
+        first = np.concatenate([documents[number][:FIRST_TOKENS] for number in longer])
+        for token in np.unique(first[~self._known[first]]).tolist():
+            self._learn(token)
+        columns = first.reshape(-1, FIRST_TOKENS).T
+        hashes = self._hash[columns[0]]
+        for column in columns[1:]:
+            hashes = hashes * self._factor[column] + self._hash[column]
+        lengths = self._length[columns].sum(axis=0)
+        may = self._hashes[np.searchsorted(self._hashes, hashes)] == hashes
+        may |= (lengths < SHORTEST) | (lengths > LONGEST)
+        return sorted([*shorter, *(longer[number] for number in np.flatnonzero(may))])
+
+    def _learn(self, token: int) -> None:
+        self._known[token] = True
+        text = self._tokenizer.decode_bytes(np.array([token], self._tokenizer.dtype))
+        # U+2000 to U+203F are punctuation; what ends a character follows what begins it
+        text = text.lstrip(bytes(range(0x80, 0xC0))).removesuffix(b"\xe2\x80")
+        try:
+            whole = text.decode()
+        except UnicodeDecodeError:
+            whole = "\ufffd"
+        if "\ufffd" in whole:  # it may have a part of a letter
+            self._length[token] = LONGEST + 1
+            return
+        letters = _letters_and_digits(whole)
+        self._length[token] = len(letters)
+        self._factor[token] = pow(_BASE, len(letters), _MODULUS)
+        self._hash[token] = _hashes(letters)[-1] if letters else 0
+
+
+def first_letters(text: str) -> str:
+    """The first `LONGEST` letters and digits of a text."""
+    window = 4 * LONGEST
+    letters = _letters_and_digits(text[:window])
+    while len(letters) < LONGEST and window < len(text):
+        window *= 4
+        letters = _letters_and_digits(text[:window])
+    return letters[:LONGEST]
+
+
+def _letters_and_digits(text: str) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text)))
+
+
+def _hashes(text: str) -> list[int]:
+    """Of each beginning of a text, by its length."""
+    hashes, last = [], 0
+    for character in text:
+        last = (last * _BASE + (ord(character) + 1) * _CODE) % _MODULUS
+        hashes.append(last)
+    return hashes

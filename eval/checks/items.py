@@ -1,0 +1,125 @@
+"""What each task needs of an item: an item without it would end the job, or be scored as something else."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from model.errors import UserError
+
+Item = Mapping[str, Any]
+
+
+def check_items(task: str, items: Iterable[Item], where: str) -> None:
+    """Raise UserError for the first item of a task's data that cannot be scored, with its file and row.
+
+    Args:
+        task: the public task whose data it is, or one of the sample's.
+        items: rows with the columns of the data set.
+        where: the file or data set that they are from.
+    """
+    for row, item in enumerate(items, start=1):
+        if problem := NEEDS[task](item):
+            raise UserError(f"task '{task}' cannot score row {row} of {where}: {problem}: mend the row")
+
+
+def _document(column: str) -> Callable[[Item], str | None]:
+    return lambda item: _no_text(item, column)
+
+
+def _last_word(item: Item) -> str | None:
+    """LAMBADA's passages: the part after the last space is predicted from what stands before."""
+    if problem := _no_text(item, "text"):
+        return problem
+    context, _, word = item["text"].rpartition(" ")
+    if not context.strip() or not word.strip():
+        return "its 'text' has no last word behind a space and a context"
+    return None
+
+
+def _arc(item: Item) -> str | None:
+    choices = item.get("choices")
+    if not isinstance(choices, Mapping):
+        return _what_is(item, "choices", "a text and a label of each choice")
+    texts, labels = choices.get("text"), choices.get("label")
+    if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
+        return "its 'choices' need a 'text' and a 'label' of each choice"
+    if problem := _no_text(item, "question") or _empty_choice("choices", texts):
+        return problem
+    if item.get("answerKey") not in labels:
+        return (
+            f"its 'answerKey' is {item.get('answerKey')!r}, which is none of {', '.join(map(repr, labels))}"
+        )
+    return None
+
+
+def _hellaswag(item: Item) -> str | None:
+    for column in ("activity_label", "ctx_a", "ctx_b"):  # of which the last is often empty
+        if not isinstance(item.get(column), str):
+            return _what_is(item, column, "a text")
+    if not isinstance(item.get("endings"), list):
+        return _what_is(item, "endings", "a list of texts")
+    # lm-eval takes out what is in brackets
+    endings = [re.sub(r"\[.*?\]", "", one) if isinstance(one, str) else one for one in item["endings"]]
+    label = item.get("label")
+    if problem := _empty_choice("endings", endings):
+        return problem
+    if str(label) not in map(str, range(len(endings))):
+        return f"its 'label' is {label!r}, which is the number of none of its {len(endings)} endings"
+    return None
+
+
+def _piqa(item: Item) -> str | None:
+    if problem := _no_text(item, "goal") or _no_text(item, "sol1") or _no_text(item, "sol2"):
+        return problem
+    label = item.get("label")
+    if type(label) is not int or label not in (0, 1):
+        return f"its 'label' is {label!r}, but it must be 0 or 1"
+    return None
+
+
+def _winogrande(item: Item) -> str | None:
+    for column in ("sentence", "option1", "option2"):
+        if problem := _no_text(item, column):
+            return problem
+    _, blank, rest = item["sentence"].partition("_")
+    if not blank or not rest.strip():
+        return "its 'sentence' has no _ with a text behind it"
+    answer = item.get("answer")
+    return None if answer in ("1", "2") else f"its 'answer' is {answer!r}, but it must be '1' or '2'"
+
+
+NEEDS: dict[str, Callable[[Item], str | None]] = {
+    "wikitext": _document("page"),
+    "lambada_openai": _last_word,
+    "arc_easy": _arc,
+    "arc_challenge": _arc,
+    "hellaswag": _hellaswag,
+    "piqa": _piqa,
+    "winogrande": _winogrande,
+    "sample_documents": _document("text"),
+    "sample_lastword": _last_word,
+}
+"""By task, what is wrong with one of its items, in words; None for an item that can be scored."""
+
+
+def _no_text(item: Item, column: str) -> str | None:
+    value = item.get(column)
+    if not isinstance(value, str):
+        return _what_is(item, column, "a text")
+    return None if value.strip() else f"its {column!r} is empty"
+
+
+def _empty_choice(column: str, texts: list[Any]) -> str | None:
+    if len(texts) < 2:
+        return f"its {column!r} are {len(texts)}, but a choice needs two"
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str) or not text.strip():
+            return f"number {number} of its {column!r} is {'empty' if text == '' else repr(text)}, not a text"
+    return None
+
+
+def _what_is(item: Item, column: str, needed: str) -> str:
+    if column not in item:
+        return f"it has no {column!r}"
+    value = item[column]
+    return f"its {column!r} is {'null' if value is None else f'{value!r}'[:40]}, but it must be {needed}"
