@@ -271,9 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, config = parser.parse(arguments)
         if options.json and not Path(options.json).absolute().parent.is_dir():
             raise UserError(f"--json is {options.json}, but there is no folder to write it to")
+        config = replace(config, validation_source=options.overlap)
         source, tokenizer = open_with_notes(config)
-        if options.overlap:
-            held_out = open_validation_source(replace(config, validation_source=options.overlap), tokenizer)
+        if options.overlap is not None:
+            held_out = open_validation_source(config, tokenizer)
             parts = _parts(source, options.documents, options.workers)
             figures = overlap(source, held_out, tokenizer, parts, options.workers, progress=True)
             print(overlap_to_text(figures), end="")
