@@ -1,6 +1,7 @@
 """What a source holds, in figures that a researcher must know before trusting it.
 
     python -m data.stats SOURCE [--data.key value ...] [--documents N] [--workers N] [--json FILE]
+    python -m data.stats SOURCE --overlap VALIDATION [...]
 
 Tokens are counted as they are trained on, with the `eot` that closes every document. `padding?` stands beside
 a figure that natural text does not reach. In the embedded sample, textbooks, novels and FineWeb the most
@@ -13,7 +14,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,10 @@ from tqdm import tqdm
 from model.errors import UserError, print_error
 
 from .command import SourceParser, at_least, open_with_notes
+from .overlap.ngrams import overlap
+from .overlap.ngrams import to_text as overlap_to_text
 from .parallel import default_workers, in_processes, shard_runs_for
-from .sources import BAD_REASONS, BinFiles, Document, Shard, Source
+from .sources import BAD_REASONS, BinFiles, Document, Shard, Source, open_validation_source
 from .tokenizer import NotTokenizable, Tokenizer
 
 LONG_DOCUMENT_TOKENS = 1024
@@ -258,14 +261,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workers", metavar="N", type=at_least(1), default=default_workers(), help="processes"
     )
+    parser.add_argument(
+        "--overlap",
+        metavar="VALIDATION",
+        help="what data.validation_source takes: say how much of its documents stands in SOURCE too",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     try:
         options, config = parser.parse(arguments)
         if options.json and not Path(options.json).absolute().parent.is_dir():
             raise UserError(f"--json is {options.json}, but there is no folder to write it to")
+        config = replace(config, validation_source=options.overlap)
         source, tokenizer = open_with_notes(config)
-        figures = measure(source, tokenizer, options.documents, options.workers, progress=True)
-        print(to_text(figures), end="")
+        if options.overlap is not None:
+            held_out = open_validation_source(config, tokenizer)
+            parts = _parts(source, options.documents, options.workers)
+            figures = overlap(source, held_out, tokenizer, parts, options.workers, progress=True)
+            print(overlap_to_text(figures), end="")
+        else:
+            figures = measure(source, tokenizer, options.documents, options.workers, progress=True)
+            print(to_text(figures), end="")
         if options.json:
             Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
     except (UserError, OSError) as error:

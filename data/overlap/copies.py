@@ -41,10 +41,17 @@ def normalised(text: str) -> str:
 
 
 class Copy(NamedTuple):
-    """How a document is one of the validation set, and which: the hash of its normalised text."""
+    """How a document is one of the validation set.
+
+    Attributes:
+        reason: Of `BAD_REASONS`.
+        text: The hash of its text.
+        normalised: The hash of its normalised text.
+    """
 
     reason: Literal["held_out", "held_out_near"]
     text: bytes
+    normalised: bytes
 
 
 class Copies:
@@ -109,15 +116,15 @@ class Copies:
     def _of_text(self, text: str) -> Copy | None:
         if not self._may_end(text):
             return None
-        near = text_hash(text)
+        exact, near = hashes_of(text)
         if near not in self._near:
             return None
-        return Copy("held_out" if _digest(text) in self._exact else "held_out_near", near)
+        return Copy("held_out" if exact in self._exact else "held_out_near", exact, near)
 
 
-def text_hash(text: str) -> bytes:
-    """What `Copy.text` is of a validation document."""
-    return _digest(normalised(text))
+def hashes_of(text: str) -> tuple[bytes, bytes]:
+    """The hash of a text, and of the text normalised."""
+    return _digest(text), _digest(normalised(text))
 
 
 def _digest(text: str) -> bytes:

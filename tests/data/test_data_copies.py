@@ -13,9 +13,7 @@ from data import Corpus, DataConfig, LaneLoader, Tokenizer, open_data, open_sour
 from data.overlap.copies import Copies, normalised
 from data.sources import BadRow, Documents, read_shard, write_shard
 from data.tokenize_source import tokenize_source
-from data.tokenizer import ByteTokenizer
 from model.errors import UserError
-from tests.data.corpora import MemorySource
 from tests.data.test_data_validation import decode, write_documents
 
 HELD_OUT = (
@@ -67,10 +65,9 @@ def test_near_copies_are_found_as_text_and_as_tokens(name: str) -> None:
 
 PIECES = st.lists(
     st.sampled_from([
-        " ", "  ", "\n", "\r\n", "\t", "'", '"', "“", "”", "\u2019", "``", "-", "—", "--", "\u2013", "a",
-        "the", "Zug", "é", "e\u0301", "\u0301", "ﬁ", "fi", "①", "1", "漢", "😀", "…", "...", "\uff41",
-        "\u00ad",
-        "\u200b", "\u00b4", "\uff0e", "½", "2,048", "!",
+        " ", "  ", "\n", "\r\n", "\t", "'", '"', "“", "”", "\u2019", "``", "-", "—", "--", "\u2013",
+        "a", "the", "Zug", "é", "e\u0301", "\u0301", "ﬁ", "fi", "①", "1", "漢", "😀", "…", "...",
+        "\uff41", "\u00ad", "\u200b", "\u00b4", "\uff0e", "½", "2,048", "!",
     ]),
     max_size=60,
 )  # fmt: skip
@@ -157,33 +154,6 @@ def test_near_copies_of_reserved_documents_are_counted_apart(tmp_path: Path) -> 
     assert "captain" not in text and "Document 4 is" in text
     assert bad["held_out_near"] == 2 * bad["held_out"] > 0
     assert corpus.tokens(NEAR["spaces"]) == BadRow("held_out_near")
-
-
-class Failing(ByteTokenizer):
-    """Bytes, but for documents that say so."""
-
-    def _encode(self, text: str) -> np.ndarray:
-        if "unspeakable" in text:
-            raise RuntimeError("it fails")
-        return super()._encode(text)
-
-
-def failing_texts() -> list[list[str | None]]:
-    return [[f"document {shard} {row}" for row in range(4)] for shard in range(3)] + [
-        ["fine", None, "an unspeakable one", "fine too"]
-    ]
-
-
-@pytest.mark.parametrize("packing", ["concat", "best_fit"])
-def test_a_document_that_cannot_be_tokenised_is_skipped_or_named(packing: str) -> None:
-    config = DataConfig(source="memory", packing=packing)  # type: ignore[arg-type]
-    source = MemorySource(failing_texts(), config)
-    tokens, bad = trained_on(Corpus(source, Failing(), source.shards), config, 12)
-    assert bad["not_tokenizable"] > 0 and b"fine too" in tokens.astype(np.uint8).tobytes()
-    config = replace(config, on_bad_document="stop")
-    source = MemorySource([[row for row in rows if row] for rows in failing_texts()], config)
-    with pytest.raises(UserError, match=r"document 1 of part 3 of memory makes the tokenizer fail: mend"):
-        trained_on(Corpus(source, Failing(), source.shards), config, 12)
 
 
 def test_shards_of_an_older_order_of_reasons_still_read(tmp_path: Path) -> None:
