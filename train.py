@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         folder.claim()
         corpus, validation = data.open_data(recipe.data, console.say)
         data.check_lanes(recipe.data, corpus, training.world_size_from_environment())
-        for note in (*overrides.sentences(), *training.ineffective_keys(ds), *corpus.source.notes):
+        for note in (*ds.notes, *overrides.sentences(), *training.ineffective_keys(ds), *corpus.source.notes):
             console.say(note)
         # A run goes on with the data and the code that it began with, or not at all.
         folder.record_fingerprints(

@@ -4,6 +4,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.errors import UserError
+from model.values import FROM_0, FROM_1, check_ranges
+
+RANGES = {
+    "validation_tokens": FROM_1,
+    "lanes": FROM_1,
+    "shuffle_window": FROM_1,
+    "seed": FROM_0,
+    "workers": FROM_0,
+    "prefetch": FROM_1,
+    "max_document_bytes": FROM_1,
+}
+"""Of DataConfig's numbers."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +81,4 @@ class DataConfig:
         for key, given in vars(self).items():
             if given == "":
                 raise UserError(f"data.{key} is empty: it must name something, or be left out")
-        lowest = {"seed": 0, "workers": 0}
-        for key in (
-            "validation_tokens",
-            "lanes",
-            "shuffle_window",
-            "seed",
-            "workers",
-            "prefetch",
-            "max_document_bytes",
-        ):
-            value = getattr(self, key)
-            if value < lowest.get(key, 1):
-                raise UserError(f"data.{key} is {value}: it must be {lowest.get(key, 1)} or more")
+        check_ranges("data", self, RANGES)
