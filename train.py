@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         begun = training.as_begun(recipe.data, folder, console.say)
         corpus, validation = data.open_data(begun, console.say)
         data.check_lanes(begun, corpus, training.world_size_from_environment())
-        for note in (*overrides.sentences(), *training.ineffective_keys(ds), *corpus.source.notes):
+        for note in (*ds.notes, *overrides.sentences(), *training.ineffective_keys(ds), *corpus.source.notes):
             console.say(note)
         # A run goes on with the data and the code that it began with, or not at all.
         folder.record_fingerprints("tokenizer files", tokenizer_fingerprint=corpus.tokenizer.fingerprint)

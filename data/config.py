@@ -4,6 +4,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.errors import UserError
+from model.values import FROM_0, FROM_1, Range, check_ranges
+
+RANGES = {
+    "validation_tokens": FROM_1,
+    "lanes": FROM_1,
+    "shuffle_window": FROM_1,
+    "seed": FROM_0,
+    "workers": FROM_0,
+    "prefetch": FROM_1,
+    "max_document_bytes": FROM_1,
+    "timeout_s": Range(above=0),
+}
+"""Of DataConfig's numbers."""
 
 MOST_LANES = 64
 """So many lanes a source is cut into that has the shards for them, where no number is asked for."""
@@ -82,18 +95,4 @@ class DataConfig:
                 f"data.validation_revision is {self.validation_revision!r}, but there is no "
                 "data.validation_source: leave it out"
             )
-        lowest = {"seed": 0, "workers": 0}
-        for key in (
-            "validation_tokens",
-            "lanes",
-            "shuffle_window",
-            "seed",
-            "workers",
-            "prefetch",
-            "max_document_bytes",
-        ):
-            value = getattr(self, key)
-            if value is not None and value < lowest.get(key, 1):
-                raise UserError(f"data.{key} is {value}: it must be {lowest.get(key, 1)} or more")
-        if not 0 < self.timeout_s < float("inf"):
-            raise UserError(f"data.timeout_s is {self.timeout_s}: it must be a number of seconds above 0")
+        check_ranges("data", self, RANGES)

@@ -1,10 +1,10 @@
 """The shape of a GPT-2 and the names of the designs plugged into it."""
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UserError
+from .values import FROM_0, FROM_1, Range, check_ranges
 
 if TYPE_CHECKING:  # what only describes a model is read without torch
     from torch import nn
@@ -28,6 +28,17 @@ Positions = Literal["learned", "rotary"]
 """How a token's position enters: an embedding at the bottom, or a rotation of each query and key."""
 MLPKind = Literal["gelu_tanh", "gelu", "relu_squared", "swiglu"]
 """What the MLP computes: see `model.layers.MLP`."""
+RANGES = {
+    "n_layer": FROM_1,
+    "n_head": FROM_1,
+    "n_embd": FROM_1,
+    "block_size": FROM_1,
+    "vocab_size": FROM_1,
+    "dropout": Range(at_least=0, below=1),
+    "z_loss": FROM_0,
+    "logit_softcap": FROM_0,
+}
+"""Of GPTConfig's numbers."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +93,11 @@ class GPTConfig:
     topology_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
+        check_ranges("model", self, RANGES)
         if self.n_embd % self.n_head:
             raise UserError(
                 f"model.n_embd is {self.n_embd}, which model.n_head {self.n_head} does not divide"
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.dropout is {self.dropout}: it must be at least 0 and below 1")
-        for name in ("z_loss", "logit_softcap"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise UserError(f"model.{name} is {getattr(self, name)}: it must be 0 or a positive number")
         if self.positions == "rotary" and (self.n_embd // self.n_head) % 2:
             raise UserError(
                 f"model.positions is rotary, which turns pairs: model.n_embd / model.n_head is "

@@ -2,28 +2,17 @@
 
 import inspect
 import json
-import types
 import typing
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partialmethod
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, did_you_mean
+from .values import as_type
 
 if TYPE_CHECKING:
     from torch import nn
 
-_DESCRIPTIONS: dict[Any, str] = {
-    int: "an integer",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    type(None): "null",
-    dict: "a mapping such as {eps: 1.0e-6}",
-    list: "a list such as [a, b]",
-    tuple: "a list such as [a, b]",
-}
 _MADE: "dict[tuple[type[nn.Module], str], type[nn.Module]]" = {}
 
 
@@ -70,41 +59,3 @@ def options_of(design: "type[nn.Module]", positional: int) -> dict[str, tuple[An
         for p in parameters
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
-
-
-def as_type(key: str, value: Any, kind: Any) -> Any:
-    """A value of a key, read as its type where it is a text. Raises UserError where it does not fit."""
-    if isinstance(value, str) and kind is not str:
-        with suppress(json.JSONDecodeError):  # a text may be one of a Literal's
-            value = json.loads(value)
-    if not _fits(value, kind):
-        raise UserError(f"{key} is {value!r}, but it must be {describe_type(kind)}")
-    return float(value) if kind is float else value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if kind in (int, float):
-        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) if isinstance(kind, type) else True
-
-
-def describe_type(kind: Any) -> str:
-    """A type in words, as the end of `it must be ...`: `an integer`, `one of a, b`, `a text or null`.
-
-    Args:
-        kind: a type, a Literal, a union, or a tuple of types as `isinstance` takes it.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(describe_type, arguments))
-    if isinstance(kind, tuple):
-        return " or ".join(map(describe_type, kind))
-    fallback: str = getattr(kind, "__name__", str(kind))
-    return _DESCRIPTIONS.get(origin or kind, fallback)

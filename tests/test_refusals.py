@@ -38,7 +38,7 @@ def run(command: list[str]) -> tuple[int, str, str]:
         ([*TRAIN, "--model.n_layr", "3"], "unknown key 'model.n_layr' in the command line; the nearest"),
         ([*TRAIN, "--model.n_layer", "three"], "model.n_layer is 'three', but it must be an integer"),
         ([*TRAIN, "--ds.train_batch_size", "7"], "do not divide: train_batch_size 7"),
-        ([*TRAIN, "--ds.zero_optimization.stage", "7"], "'zero_optimization' in"),
+        ([*TRAIN, "--ds.zero_optimization.stage", "7"], "'zero_optimization.stage' in"),
         ([*TRAIN, "--model.vocab_size", "7"], "model.vocab_size is 7: data.tokenizer gpt2 needs"),
         ([*TRAIN, "--eval.tasks", "[piqua]"], "there is no task 'piqua' (did you mean 'piqa'?)"),
         (["train.py", *FILES[:2], "--deepspeed_config", "no.json"], "--deepspeed_config is 'no.json'"),

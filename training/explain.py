@@ -193,6 +193,7 @@ def _length(recipe: Recipe, ds: DeepSpeedConfig) -> list[str]:
         f"{ds.train_batch_size} sequences of {block} tokens = {tokens:,} tokens per step "
         f"({ds.micro_batch} x {ds.accumulation} accumulation steps x {ranks} ranks)",
         f"{recipe.train.steps:,} steps, counted from 0 = {recipe.train.steps * tokens:,} tokens",
+        *ds.notes,
     ]
 
 

@@ -5,6 +5,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.errors import UserError
+from model.values import FROM_0, FROM_1, Range, check_ranges
+
+RANGES = {
+    "warmup": FROM_0,
+    "steps": FROM_1,
+    "decay_fraction": Range(above=0, at_most=1),
+    "floor": Range(at_least=0, at_most=1),
+}
+"""Of ScheduleConfig's numbers."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,8 @@ class ScheduleConfig:
     floor: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (0 <= self.warmup < 1 or (self.warmup > 0 and self.warmup == int(self.warmup))):
+        check_ranges("schedule", self, RANGES)
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise UserError(
                 f"schedule.warmup is {self.warmup}: it must be whole steps, or a share of the schedule that "
                 "is at least 0 and below 1"
@@ -39,12 +49,6 @@ class ScheduleConfig:
                 f"schedule.steps is {self.steps}: it must be more than schedule.warmup, "
                 f"which is {self.warmup_steps} steps"
             )
-        if not 0.0 < self.decay_fraction <= 1.0:
-            raise UserError(
-                f"schedule.decay_fraction is {self.decay_fraction}: it must be above 0, at most 1"
-            )
-        if not 0.0 <= self.floor <= 1.0:
-            raise UserError(f"schedule.floor is {self.floor}: it must be from 0 to 1")
 
     @property
     def warmup_steps(self) -> int:

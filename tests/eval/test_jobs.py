@@ -269,7 +269,7 @@ def test_a_run_from_before_there_was_a_choice_has_gpt2s_tokenizer(run_dir):
         (["{run}/none"], "there is no run folder {run}/none"),
         (["{run}/checkpoints"], "{run}/checkpoints is not a run folder: it holds no recipe.yaml"),
         (["{run}", "--tasks", "piqua"], "there is no task 'piqua' (did you mean 'piqa'?); known are wiki"),
-        (["{run}", "--limit", "0"], "eval.limit is 0: it must be at least 1, or null for all items"),
+        (["{run}", "--limit", "0"], "eval.limit is 0, but it must be an integer of at least 1 or null"),
         (["{run}", "--step", "7"], "{run} has no complete checkpoint of step 7; the steps there are 1, 2"),
         (["{run}", "--eval_data", "{run}"], "task 'lambada_openai' reads {run}/lambada_openai/lambada"),
     ],

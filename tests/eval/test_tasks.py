@@ -122,7 +122,7 @@ def test_an_unknown_task_gets_the_nearest_name_and_the_list():
 
 
 def test_a_limit_of_zero_is_refused():
-    with pytest.raises(ValueError, match=r"eval.limit is 0: it must be at least 1"):
+    with pytest.raises(ValueError, match=r"eval.limit is 0, but it must be an integer of at least 1"):
         EvalConfig(limit=0)
 
 

@@ -206,8 +206,8 @@ def test_rotary_positions_need_attention_that_turns_queries_and_keys(tmp_path: P
     ("changes", "sentence"),
     [
         ({"positions": "rotary", "n_head": 16}, r"model\.n_embd / model\.n_head is 1, and must be even$"),
-        ({"z_loss": -1e-4}, r"model\.z_loss is -0\.0001: it must be 0 or a positive number$"),
-        ({"logit_softcap": math.inf}, r"model\.logit_softcap is inf: it must be 0 or a positive number$"),
+        ({"z_loss": -1e-4}, r"model\.z_loss is -0\.0001, but it must be a number of at least 0$"),
+        ({"logit_softcap": math.inf}, r"model\.logit_softcap is inf, but it must be a number of at least 0$"),
     ],
 )
 def test_impossible_options_are_refused(changes: dict[str, Any], sentence: str) -> None:

@@ -7,7 +7,8 @@ from torch import nn
 
 from model import GPT, GPTConfig
 from model.errors import UserError
-from model.options import describe_type, options_of, with_options
+from model.options import options_of, with_options
+from model.values import describe_type
 from tests.tiny import TINY
 
 
@@ -45,7 +46,7 @@ def test_texts_of_a_command_line_become_the_options_types() -> None:
         ({"esp": "1"}, r"norm_options.esp is no option of Norm .did you mean 'eps'\?.; its options are eps,"),
         ({"eps": "small"}, r"model.norm_options.eps is 'small', but it must be a number"),
         ({"eps": True}, r"eps is True, but it must be a number"),
-        ({"groups": "1.5"}, r"groups is 1.5, but it must be an integer"),
+        ({"groups": "1.5"}, r"groups is '1.5', but it must be an integer"),
         ({"kind": "c"}, r"kind is 'c', but it must be one of a, b"),
         ({"cap": "x"}, r"cap is 'x', but it must be a number or null"),
         ({"affine": 1}, r"affine is 1, but it must be true or false"),

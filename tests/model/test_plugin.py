@@ -236,7 +236,7 @@ import sys
 from typing import get_type_hints
 from model import PRESETS, VARIANTS, GPTConfig, variant_name
 from model import design_files, design_fingerprint, designs_of_file
-from model.options import describe_type
+from model.values import describe_type
 
 config = GPTConfig(**PRESETS["gpt2_small"], **designs_of_file(sys.argv[1]))
 assert variant_name(config) == "candidate" and variant_name(GPTConfig(**VARIANTS["lns"].design)) == "lns"

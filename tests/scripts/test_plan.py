@@ -117,7 +117,7 @@ def test_batch_sizes_that_do_not_divide_get_a_plan_and_what_to_set(
         (("--gpus", "5000xH100"), "from 1 to 4096"),
         (("--gpus", "8xH100", "--mfu", "40"), "--mfu is '40', but it must be above 0 and at most 1"),
         (("--gpus", "8xH100", "--model.n_layr", "3"), "unknown key 'model.n_layr'"),
-        (("--gpus", "8xH100", "--ds.zero_optimization.stage", "7"), "'zero_optimization'"),
+        (("--gpus", "8xH100", "--ds.zero_optimization.stage", "7"), "'zero_optimization.stage'"),
     ],
 )
 def test_a_mistake_gets_one_sentence(plan: Run, options: tuple[str, ...], sentence: str) -> None:

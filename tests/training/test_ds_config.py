@@ -10,6 +10,7 @@ import pytest
 from tests.training.ds_configs import ADAMW, BF16, GOOD, adamw, load, muon, refusal, zero
 from training.config import deepspeed as module
 from training.config import read_deepspeed_config
+from training.config.batch_sizes import IndivisibleBatch
 from training.engine.ranks import deepspeed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ def test_there_are_files_to_test() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_our_files_load_on_one_to_eight_ranks(path: Path, world_size: int) -> None:
     if path.stem == "protocol" and world_size > 2:  # its micro-batch of 96 is the published one
-        with pytest.raises(module.IndivisibleBatch, match="576, train_micro_batch_size_per_gpu 96 on"):
+        with pytest.raises(IndivisibleBatch, match="576, train_micro_batch_size_per_gpu 96 on"):
             read_deepspeed_config(path, {}, world_size)
         return
     written, config = json.loads(path.read_text()), read_deepspeed_config(path, {}, world_size)

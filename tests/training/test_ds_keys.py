@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from model.errors import UserError
+from model.values import Range
 from training.config import read_deepspeed_config
 from training.config.deepspeed_keys import (
     ALIASES,
@@ -57,7 +58,7 @@ def key_of(annotation: Any, bounds: list[Any]) -> Key:
         for theirs, ours in (("ge", "at_least"), ("gt", "above"), ("le", "at_most"))
         if hasattr(bound, theirs)
     }
-    return Key(kind, or_null=or_null, **limits)
+    return Key(kind, Range(**limits) if limits else None, or_null=or_null)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), TABLES, ids=lambda side: getattr(side, "__name__", ""))
@@ -66,12 +67,22 @@ def test_the_tables_keys_are_deepspeeds(ours: dict[str, Key], theirs: type[BaseM
     for name, key in ours.items():
         field = theirs.model_fields[name]
         assert ALIASES.get(field.alias or name, name) == name
-        if key.kind is not object:  # a path, and a number with a check of its own
-            assert key == key_of(field.annotation, field.metadata), name
+        if key.kind is not object:  # a path
+            is_number = key.kind in (int, float)
+            assert (key.bounds is not None) == is_number, name
+            expected = key_of(field.annotation, field.metadata)
+            assert (key.kind, key.or_null) == (expected.kind, expected.or_null), name
+            if expected.bounds:  # where DeepSpeed has no bounds, or some in a check of its own, ours stand
+                assert key.bounds == expected.bounds, name
     aliases = {field.alias for field in theirs.model_fields.values() if field.alias}
     assert aliases == (set(ALIASES) if "stage" in ours else set())
 
 
+OUR_BOUNDS = {
+    "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale", "loss_scale",
+    "module_granularity_threshold", "free_activation_threshold",
+}  # fmt: skip
+"""Numbers that DeepSpeed's classes take whatever they are, or check apart."""
 VALUES = (True, False, 0, 1, -1, 2, 7, 0.5, 1.0, 5e8, None, [], {}, [1])
 
 
@@ -80,7 +91,10 @@ def test_the_table_refuses_what_deepspeed_refuses(ours: dict[str, Key], theirs: 
     """Left to DeepSpeed are texts, what a list or a section holds, and its own validators."""
     for name, key in ours.items():
         for value in VALUES if key.kind is not object else ():
-            if value == [1] and key.kind is list:
+            stricter = isinstance(value, bool) and key.kind is not bool  # to DeepSpeed true is a number
+            stricter |= type(value) is not bool and key.strict
+            stricter |= key.bounds is not None and name in OUR_BOUNDS and not key.bounds.holds(value)
+            if (value == [1] and key.kind is list) or stricter:
                 continue
             try:
                 theirs(**{name: value})
@@ -88,15 +102,11 @@ def test_the_table_refuses_what_deepspeed_refuses(ours: dict[str, Key], theirs: 
                 of_type = [
                     p for p in error.errors() if p["loc"][:1] == (name,) and p["type"] != "value_error"
                 ]
-                for problem in of_type[:1]:
-                    mistake = key.mistake(value)
-                    assert mistake, (name, value, problem["msg"])
-                    if not isinstance(key.kind, tuple):  # DeepSpeed lists ZeRO's stage 3 twice
-                        assert problem["msg"].lower().startswith(mistake), (name, value)
+                assert not (of_type and key.takes(value)), (name, value, of_type)
             except TypeError:
-                assert key.mistake(value), (name, value)
+                assert not key.takes(value), (name, value)
             else:
-                assert key.mistake(value) is None, (name, value)
+                assert key.takes(value), (name, value)
 
 
 def test_the_tables_optimizers_are_deepspeeds_and_their_settings_torchs() -> None:
@@ -108,13 +118,11 @@ def test_the_tables_optimizers_are_deepspeeds_and_their_settings_torchs() -> Non
 @pytest.mark.parametrize(
     ("config", "parts"),
     [
-        ({"zero_optimization": {"reduce_bucket_size": "5e8"}}, ["ds.json", "reduce_bucket_size is '5e8'"]),
         (
             {"zero_optimization": {"reduce_scatter": "maybe"}},
             ["'zero_optimization'", "reduce_scatter is 'maybe'", "boolean"],
         ),
         ({"zero_optimization": {"zenflow": {"topk": 1}}}, ["'zero_optimization'", "zenflow.topk"]),
-        ({"fp16": {"loss_scale": "high"}}, ["'fp16'", "loss_scale", "must be a number"]),
         ({"compile": {"passes": ["z2"]}}, ["'compile'", "passes.0 is 'z2'"]),
         ({"comms_logger": {"enabled": "soon"}}, ["'comms_logger'", "enabled is 'soon'"]),
     ],

@@ -97,9 +97,9 @@ def test_a_floor_of_one_keeps_the_peak() -> None:
         ({"warmup": 2.5}, ["schedule.warmup is 2.5", "whole steps"]),
         ({"decay_fraction": 0.0}, ["schedule.decay_fraction is 0.0", "above 0"]),
         ({"decay_fraction": 1.5}, ["schedule.decay_fraction is 1.5", "at most 1"]),
-        ({"floor": -0.1}, ["schedule.floor is -0.1", "from 0 to 1"]),
-        ({"floor": 1.1}, ["schedule.floor is 1.1", "from 0 to 1"]),
-        ({"floor": math.nan}, ["schedule.floor is nan", "from 0 to 1"]),
+        ({"floor": -0.1}, ["schedule.floor is -0.1", "at least 0 and at most 1"]),
+        ({"floor": 1.1}, ["schedule.floor is 1.1", "at least 0 and at most 1"]),
+        ({"floor": math.nan}, ["schedule.floor is nan", "at least 0 and at most 1"]),
     ],
 )
 def test_an_impossible_schedule_gets_one_sentence(values: dict[str, float], parts: list[str]) -> None:

@@ -94,7 +94,7 @@ def with_overrides(
     for name, value in own.items():
         if STANDS_FOR[name].startswith("ds."):
             set_key(raw, STANDS_FOR[name].removeprefix("ds."), value)
-    deepspeed = DeepSpeedConfig(raw, deepspeed.source)
+    deepspeed = replace(deepspeed, raw=raw)
     if "min_lr" in own:
         if own["min_lr"] > deepspeed.peak_lr:
             raise UserError(f"{NAME} sets min_lr to {own['min_lr']:g}, above the peak {deepspeed.peak_lr:g}")

@@ -2,18 +2,17 @@
 
 import argparse
 import dataclasses
-import datetime
-import json
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError, did_you_mean, nearest_name
-from model.options import describe_type
+from model.values import Quoted, as_type
 
-from ..run.reader import RENAMED_KEYS
+from .recipe_file import RENAMED_KEYS, parse_yaml, read_recipe_file
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -130,7 +129,7 @@ class CommandLine:
         return Given(options, {key: given[key] for key in given if key not in options}, deepspeed)
 
     def build_sections(
-        self, below: Mapping[str, str], keys: Mapping[str, str]
+        self, below: Mapping[str, Any], keys: Mapping[str, Any]
     ) -> tuple[dict[str, Any], frozenset[str]]:
         """Each section as its dataclass, and the keys that were given, shorthands written out.
 
@@ -138,52 +137,32 @@ class CommandLine:
         line wins over the recipe's norm, and a norm beside it over the variant's.
 
         Args:
-            below: what the recipe sets, by `section.key`.
+            below: what the recipe sets, by `section.key`, as `as_type` takes it.
             keys: what wins over it.
 
         Raises UserError with one sentence.
         """
-        from jsonargparse import ArgumentError
-
         types = self._types()
         merged = _merge(
             _write_out(below, self.shorthands), _write_out(keys, self.shorthands), _design_options(types)
         )
-        try:
-            values = self._parser().parse_args([f"--{key}={value}" for key, value in merged.items()])
-        except ArgumentError as error:
-            raise _type_error(str(error), merged, types) from error
-        sections = {
-            name: section(**{field.name: values[name][field.name] for field in dataclasses.fields(section)})
-            for name, section in self.sections.items()
-        }
-        return sections, frozenset(merged)
+        values: dict[str, dict[str, Any]] = {name: {} for name in self.sections}
+        for key, value in merged.items():
+            section, _, name = key.partition(".")
+            is_structured = typing.get_origin(types[key]) in (tuple, dict)
+            values[section][name] = as_type(key, _structure(value) if is_structured else value, types[key])
+        return {name: kind(**values[name]) for name, kind in self.sections.items()}, frozenset(merged)
 
-    def read_recipe(self, path: Path) -> dict[str, str]:
-        """A recipe as {"section.key": value as a command line would hold it}. Raises UserError."""
-        import yaml
-
-        try:
-            recipe = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(recipe, dict):
-            raise UserError(f"{path} holds no sections: it must be a mapping: 'model: {{n_layer: 12}}'")
+    def read_recipe(self, path: Path) -> dict[str, Any]:
+        """A recipe as {"section.key": value as `read_recipe_file` gives it}. Raises UserError."""
         known, flat = self._types(), {}
-        for section, values in recipe.items():
+        for section, values in read_recipe_file(path).items():
             if section not in self.sections:
-                raise unknown_key(str(section), self.sections, str(path))
-            if not isinstance(values, dict):
-                raise UserError(f"{path}: section '{section}' is {values!r}, but it must be a mapping")
+                raise unknown_key(section, self.sections, str(path))
             for name, value in values.items():
-                key = RENAMED_KEYS.get(f"{section}.{name}", f"{section}.{name}")
-                if key not in known:
-                    raise unknown_key(key, known, str(path))
-                if key in flat:
-                    raise UserError(f"{path} sets {key} twice, once as {section}.{name}, its older name")
-                # YAML reads 2026-01-31 as a date, which JSON does not know.
-                is_text = isinstance(value, (str, datetime.date))
-                flat[key] = str(value) if is_text else json.dumps(value, default=str)
+                if f"{section}.{name}" not in known:
+                    raise unknown_key(f"{section}.{name}", known, str(path))
+                flat[f"{section}.{name}"] = value
         return flat
 
     def _types(self) -> dict[str, Any]:
@@ -195,7 +174,7 @@ class CommandLine:
         } | {key: str for key in self.shorthands}
 
     def _parser(self) -> "ArgumentParser":
-        """What converts values to their fields' types, and prints the help text from their docstrings."""
+        """What prints the help text, from the docstrings of the sections."""
         from jsonargparse import ArgumentParser
 
         parser = ArgumentParser(
@@ -248,30 +227,35 @@ def _design_options(types: Mapping[str, Any]) -> set[str]:
     return {key for key, kind in types.items() if typing.get_origin(kind) is dict}
 
 
-def _write_out(values: Mapping[str, str], shorthands: Mapping[str, Shorthand]) -> dict[str, str]:
+def _structure(value: Any) -> Any:
+    """A text that stands for a list or a mapping, as on a command line: `[a, b]`, `{eps: 1e-6}`."""
+    if isinstance(value, Quoted) or not isinstance(value, str) or not value.startswith(("[", "{")):
+        return value
+    with suppress(UserError):  # its type refuses the text
+        return parse_yaml(value)
+    return value
+
+
+def _write_out(values: Mapping[str, Any], shorthands: Mapping[str, Shorthand]) -> dict[str, Any]:
     """The keys with each shorthand replaced by what it stands for."""
-    written: dict[str, str] = {}
+    written: dict[str, Any] = {}
     for key, shorthand in shorthands.items():
         if key not in values:
             continue
-        name = values[key]
+        name = as_type(key, values[key], str)
         if name in shorthand.choices:
-            stands_for = shorthand.choices[name]
+            written |= shorthand.choices[name]
         elif shorthand.of_file and name.endswith(".py"):
-            stands_for = shorthand.of_file(name)
+            written |= shorthand.of_file(name)
         else:
             nearest = did_you_mean(name, shorthand.choices, cutoff=0.0)
             raise UserError(
                 f"{key} is {name!r}, which does not exist{nearest}; known are {', '.join(shorthand.choices)}"
             )
-        written |= {
-            target: value if isinstance(value, str) else json.dumps(value)
-            for target, value in stands_for.items()
-        }
     return written | {key: value for key, value in values.items() if key not in shorthands}
 
 
-def _merge(recipe: dict[str, str], overrides: dict[str, str], design_options: set[str]) -> dict[str, str]:
+def _merge(recipe: dict[str, Any], overrides: dict[str, Any], design_options: set[str]) -> dict[str, Any]:
     """The recipe with the overrides in.
 
     Options belong to the design that they were given with: another design begins without them.
@@ -284,16 +268,6 @@ def _merge(recipe: dict[str, str], overrides: dict[str, str], design_options: se
             merged.pop(key, None)
         single = {name: merged.pop(name) for name in list(merged) if name.startswith(f"{key}.")}
         if single:
-            try:
-                values = json.loads(merged.get(key, "{}"))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{key} is {merged[key]!r}, but it must be a mapping") from error
-            merged[key] = json.dumps(values | {n.removeprefix(f"{key}."): v for n, v in single.items()})
+            whole = as_type(key, _structure(merged.get(key, {})), dict[str, Any])
+            merged[key] = whole | {n.removeprefix(f"{key}."): _structure(v) for n, v in single.items()}
     return merged
-
-
-def _type_error(message: str, given: Mapping[str, str], types: Mapping[str, Any]) -> UserError:
-    for key in sorted(given, key=len, reverse=True):
-        if f'"{key}"' in message:
-            return UserError(f"{key} is {given[key]!r}, but it must be {describe_type(types[key])}")
-    return UserError(" ".join(message.split()))

@@ -11,26 +11,14 @@ from packaging.version import Version
 
 from model.errors import UserError
 
+from .batch_sizes import BATCH_SIZES, batch_sizes
 from .command_line import unknown_key
 from .deepspeed_checks import check_keys, check_modes
-from .deepspeed_keys import ELSEWHERE, KNOWN
+from .deepspeed_keys import ELSEWHERE, KEYS
 
 MINIMUM_DEEPSPEED = "0.19.8"
 EngineOptimizer = Literal["torch", "unfused", "bf16", "zero12", "zero3"]
-_BATCH_SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _SHORT_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-
-
-class IndivisibleBatch(UserError):
-    """The global batch is not micro-batch x accumulation x ranks.
-
-    Attributes:
-        sizes: the batch sizes that were given, by their keys in the JSON
-    """
-
-    def __init__(self, sentence: str, sizes: Mapping[str, int]) -> None:
-        super().__init__(sentence)
-        self.sizes = sizes
 
 
 @dataclass(frozen=True)
@@ -41,10 +29,12 @@ class DeepSpeedConfig:
         raw: the JSON with its overrides and all three batch sizes written out: what DeepSpeed gets, and what
             the run folder keeps
         source: where it came from, for sentences about it
+        notes: a sentence where an override of one batch size changed another
     """
 
     raw: Mapping[str, Any]
     source: str = "the DeepSpeed JSON"
+    notes: tuple[str, ...] = ()
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the JSON; empty where there is none."""
@@ -217,8 +207,8 @@ def read_deepspeed_config(path: Path, overrides: Mapping[str, str], ranks: int) 
         ranks: how many will train.
 
     Raises:
-        UserError: JSON that does not parse, an unknown key, a value of the wrong type, a section that lives
-            in the recipe, or a DeepSpeed that is too old.
+        UserError: JSON that does not parse, an unknown key, a value of the wrong type or out of its range, a
+            section that lives in the recipe, or a DeepSpeed that is too old.
         IndivisibleBatch: batch sizes that do not divide.
     """
     if Version(installed := version("deepspeed")) < Version(MINIMUM_DEEPSPEED):
@@ -227,19 +217,28 @@ def read_deepspeed_config(path: Path, overrides: Mapping[str, str], ranks: int) 
             "silently lose gradients under ZeRO-1 with bf16 and accumulation in fp32"
         )
     try:
-        raw = json.loads(path.read_text(), object_pairs_hook=_without_duplicates)
+        text = path.read_text(encoding="utf-8-sig")
+        raw = json.loads(text, object_pairs_hook=_without_duplicates)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON at line {error.lineno}: {error.msg}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold a JSON object, but holds {type(raw).__name__}")
     for key, value in overrides.items():
-        if key.partition(".")[0] not in ELSEWHERE and key not in KNOWN:
-            raise unknown_key(f"ds.{key}", [f"ds.{known}" for known in KNOWN], "the command line")
+        if key.partition(".")[0] not in ELSEWHERE and key not in KEYS:
+            raise unknown_key(f"ds.{key}", [f"ds.{known}" for known in KEYS], "the command line")
         _override(raw, key, value)
     config = DeepSpeedConfig(raw, f"{path} with its --ds overrides" if overrides else str(path))
     check_keys(config)
     check_modes(config)
-    return DeepSpeedConfig(raw | _batch_sizes(config, ranks), config.source)
+    sizes = batch_sizes(
+        {name: raw[name] for name in BATCH_SIZES if name in raw},
+        overrides.keys() & set(BATCH_SIZES),
+        ranks,
+        config.source,
+    )
+    return DeepSpeedConfig(raw | sizes.values, config.source, sizes.notes)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -252,7 +251,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _override(raw: dict[str, Any], path: str, text: str) -> None:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError:
         value = text
     set_key(raw, path, value)
@@ -267,31 +266,3 @@ def set_key(raw: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(section, dict):
             raise UserError(f"--ds.{path} goes below '{name}', which is a value and not a section")
     section[leaf] = value
-
-
-def _batch_sizes(config: DeepSpeedConfig, ranks: int) -> dict[str, int]:
-    """train_batch_size = micro-batch x accumulation x ranks: the third of them from any two."""
-    raw, where = config.raw, config.source
-    for name in _BATCH_SIZES:
-        if raw.get(name, 1) < 1:
-            raise UserError(f"'{name}' in {where} is {raw[name]}, but it must be at least 1")
-    total, micro, accumulation = (raw.get(name) for name in _BATCH_SIZES)
-    if total is None:
-        if micro is None:
-            raise UserError(f"{where} sets neither 'train_batch_size' nor 'train_micro_batch_size_per_gpu'")
-        accumulation = accumulation or 1
-        total = micro * accumulation * ranks
-    elif micro is None:
-        accumulation = accumulation or 1
-        micro = total // (accumulation * ranks)
-    elif accumulation is None:
-        accumulation = total // (micro * ranks)
-    if total != micro * accumulation * ranks:
-        given = {name: raw[name] for name in _BATCH_SIZES if name in raw}
-        listed = ", ".join(f"{name} {size}" for name, size in given.items())
-        raise IndivisibleBatch(
-            f"the batch sizes in {where} do not divide: {listed} on {ranks} rank(s), but "
-            "train_batch_size must be train_micro_batch_size_per_gpu x gradient_accumulation_steps x ranks",
-            given,
-        )
-    return dict(zip(_BATCH_SIZES, (total, micro, accumulation), strict=True))

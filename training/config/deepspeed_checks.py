@@ -1,154 +1,68 @@
 """What is refused in a DeepSpeed JSON: unknown keys, wrong values, and what would train something else."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
-from model.options import describe_type
 
 from .command_line import unknown_key
-from .deepspeed_keys import (
-    ALIASES,
-    CHECKED_SECTIONS,
-    CHECKED_SUBSECTIONS,
-    ELSEWHERE,
-    KNOWN,
-    OPTIMIZER_PARAMETERS,
-    OPTIMIZERS,
-    VALUES,
-    Key,
-)
+from .deepspeed_keys import ELSEWHERE, KEYS, OPTIMIZER_PARAMETERS, OPTIMIZERS, PARAMETERS
+from .json_key import Key
 
 if TYPE_CHECKING:
     from .deepspeed import DeepSpeedConfig
-
-_DTYPES = ("fp32", "fp16", "bf16", "float32", "float16", "bfloat16")
-_AT_LEAST_0: dict[str, Any] = {
-    "lr": None,
-    "weight_decay": 0.0,
-    "eps": 1e-8,
-    "muon_lr": 0.0,
-    "adam_lr": 0.0,
-    "momentum": 0.0,
-}
-"""Numbers of the optimizer and what stands for one that is left out; `lr` must be there."""
 
 
 def check_keys(config: "DeepSpeedConfig") -> None:
     """Each key by itself: whether it exists and what it holds. Raises UserError."""
     raw, where = config.raw, config.source
-    for key, value in raw.items():
+    for key in raw:
         if key in ELSEWHERE:
             raise UserError(f"'{key}' in {where} is not taken from the DeepSpeed JSON: {ELSEWHERE[key]}")
-        if key not in KNOWN:
-            raise unknown_key(key, [known for known in KNOWN if "." not in known], where)
-        _refuse_auto(key, value, where)
-        if key in VALUES:
-            _check_value(key, value, where)
-        elif not isinstance(value, dict):
-            raise UserError(f"'{key}' in {where} is {value!r}, but it must be a section in braces")
-        else:
-            _check_section(key, value, where)
+    _check_section("", raw, where)
     if "optimizer" not in raw:
         raise UserError(f"{where} has no 'optimizer' section: it needs at least a type and params.lr")
+    _check_optimizer(raw["optimizer"], where)
     for one, other in (("bf16", "fp16"), ("bf16", "torch_autocast"), ("fp16", "torch_autocast")):
         if config.enables(one) and config.enables(other):
             raise UserError(f"'{one}' and '{other}' are both enabled in {where}: keep one of them")
-    dtype = raw.get("communication_data_type", "fp32")
-    if dtype not in ("fp32", "fp16", "bf16"):
-        raise UserError(
-            f"'communication_data_type' in {where} is '{dtype}', but it must be fp32, fp16 or bf16"
-        )
-
-
-def _refuse_auto(key: str, value: Any, where: str) -> None:
-    if value == "auto":
-        raise UserError(
-            f"'{key}' in {where} is \"auto\", which is Hugging Face's convention and means nothing to "
-            "DeepSpeed: write the value"
-        )
-
-
-def _check_value(key: str, value: Any, where: str) -> None:
-    kind = VALUES[key]
-    taken = (int, float) if kind is float else kind
-    if not isinstance(value, taken) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"'{key}' in {where} is {value!r}, but it must be {describe_type(kind)}")
 
 
 def _check_section(name: str, section: Mapping[str, Any], where: str) -> None:
+    """The keys of a section, of the whole JSON for no name, and of those below it."""
+    prefix = f"{name}." if name else ""
     for key, value in section.items():
-        if f"{name}.{key}" not in KNOWN:
-            raise unknown_key(
-                f"{name}.{key}", [known for known in KNOWN if known.startswith(f"{name}.")], where
+        path = f"{prefix}{key}"
+        if path not in KEYS and name != "optimizer.params":
+            siblings = [known for known in KEYS if known.rpartition(".")[0] == name]
+            raise unknown_key(path, siblings, where)
+        if value == "auto":
+            raise UserError(
+                f"'{path}' in {where} is \"auto\", which is Hugging Face's convention and means nothing to "
+                "DeepSpeed: write the value"
             )
-        _refuse_auto(f"{name}.{key}", value, where)
-    if name in CHECKED_SECTIONS and (mistake := _mistake(section, CHECKED_SECTIONS[name])):
-        raise UserError(f"'{name}' in {where}: {mistake}")
-    if name in ("bf16", "fp16", "torch_autocast") and not isinstance(section.get("enabled", False), bool):
-        raise UserError(
-            f"'{name}.enabled' in {where} is {section['enabled']!r}, but it must be true or false"
-        )
-    if name in ("data_types", "torch_autocast"):
-        for key in ("grad_accum_dtype", "param_dtype", "buffer_dtype", "dtype"):
-            if (value := section.get(key)) is not None and value not in _DTYPES:
-                raise UserError(
-                    f"'{name}.{key}' in {where} is {value!r}, but it must be one of {', '.join(_DTYPES)}"
-                )
-    if name == "optimizer":
-        _check_optimizer(section, where)
-
-
-def _mistake(section: Mapping[str, Any], keys: Mapping[str, Key], prefix: str = "") -> str | None:
-    """The first value that DeepSpeed's class of a section would refuse, as the end of a sentence."""
-    for written, value in section.items():
-        name = ALIASES.get(written, written)
-        if name not in keys:
-            return f"{prefix}{written} is {value!r}: extra inputs are not permitted"
-        if mistake := keys[name].mistake(value):
-            return f"{prefix}{written} is {value!r}: {mistake}"
-        below = CHECKED_SUBSECTIONS.get(name, {})
-        if mistake := _mistake((below and value) or {}, below, f"{written}."):
-            return mistake
-    return None
+        kind = KEYS.get(path, Key(object))
+        if path != "optimizer.type" and not kind.takes(value):
+            raise UserError(f"'{path}' in {where} is {value!r}, but it must be {kind.describe()}")
+        if isinstance(value, dict) and any(known.startswith(f"{path}.") for known in KEYS):
+            _check_section(path, value, where)
 
 
 def _check_optimizer(section: Mapping[str, Any], where: str) -> None:
-    kind = section.get("type")
+    """What belongs to the optimizer of this type."""
+    kind, params = section.get("type"), section.get("params", {})
     if str(kind).lower() not in OPTIMIZERS:
         raise UserError(
             f"'optimizer.type' in {where} is {kind!r}, but it must be one of {', '.join(OPTIMIZERS)}"
         )
-    params = section.get("params", {})
-    if not isinstance(params, dict):
-        raise UserError(f"'optimizer.params' in {where} is {params!r}, but it must be a section in braces")
     if known := OPTIMIZER_PARAMETERS.get(str(kind).lower()):
         for key in params:
             if key not in known:
                 raise unknown_key(
                     f"optimizer.params.{key}", [f"optimizer.params.{name}" for name in sorted(known)], where
                 )
-    for key, default in _AT_LEAST_0.items():
-        value: Any = params.get(key, default)
-        if not _is_number(value) or not 0 <= value < math.inf:
-            raise UserError(
-                f"'optimizer.params.{key}' in {where} is {value!r}, but it must be a number of at least 0"
-            )
-    betas = params.get("betas", [0.9, 0.999])
-    in_range = isinstance(betas, list) and all(_is_number(beta) and 0 <= beta < 1 for beta in betas)
-    if not in_range or len(betas) != 2:
-        raise UserError(
-            f"'optimizer.params.betas' in {where} is {betas!r}, but it must be two numbers of at least 0 and "
-            "below 1, such as [0.9, 0.95]"
-        )
-    for key in ("torch_adam", "adam_w_mode", "amsgrad", "fused"):
-        if not isinstance(value := params.get(key, False), bool):
-            raise UserError(f"'optimizer.params.{key}' in {where} is {value!r}, but it must be true or false")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if "lr" not in params:
+        raise UserError(f"{where} has no 'optimizer.params.lr': it must be {PARAMETERS['lr'].describe()}")
 
 
 def check_modes(config: "DeepSpeedConfig") -> None:
@@ -207,7 +121,7 @@ def check_modes(config: "DeepSpeedConfig") -> None:
 
 
 def _check_muon(config: "DeepSpeedConfig") -> None:
-    where, params = config.source, config.optimizer_params
+    where = config.source
     if config.engine_optimizer not in ("bf16", "torch"):
         offload = ", offload" if config.offloads_optimizer else ""
         raise UserError(
@@ -221,10 +135,3 @@ def _check_muon(config: "DeepSpeedConfig") -> None:
             f"'checkpoint.load_universal' in {where} cannot go with Muon, whose momentum DeepSpeed does not "
             "convert: resume on the number of ranks that wrote the checkpoint"
         )
-    method = params.get("ns_method", "gram")
-    if method not in ("gram", "standard"):
-        raise UserError(
-            f"'optimizer.params.ns_method' in {where} is {method!r}, but it must be gram or standard"
-        )
-    if not params["lr"] > 0:
-        raise UserError(f"'optimizer.params.lr' in {where} is 0, but muon_lr and adam_lr are multiples of it")

@@ -5,79 +5,27 @@ silently train something else. Its own classes know the keys of the others, but 
 stands here is a copy of them, and a test holds it to the original.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from model.values import Range
 
-
-@dataclass(frozen=True)
-class Key:
-    """What a key of a section may hold, as DeepSpeed's own class says.
-
-    Attributes:
-        kind: bool, int, float, list or dict; a tuple of all values where there are only so many; object where
-            it is left to DeepSpeed
-        at_least: of a number
-        above: of a number
-        at_most: of a number
-        or_null: whether null is allowed, too
-    """
-
-    kind: Any
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    or_null: bool = False
-
-    def mistake(self, value: Any) -> str | None:
-        """What is wrong with a value, in DeepSpeed's words; None where nothing is wrong.
-
-        A text in place of a number or a truth value is left to DeepSpeed, which reads some of them.
-        """
-        if self.kind is object or (value is None and self.or_null):
-            return None
-        if isinstance(self.kind, tuple):
-            known = [str(choice) if isinstance(choice, int) else f"'{choice}'" for choice in self.kind]
-            listed = f"{', '.join(known[:-1])} or {known[-1]}"
-            return None if value in (*self.kind, *_as_texts(self.kind)) else f"input should be {listed}"
-        if self.kind in (list, dict):
-            valid = "a valid list" if self.kind is list else "a valid dictionary"
-            return None if isinstance(value, self.kind) else f"input should be {valid}"
-        if isinstance(value, str):
-            return None
-        if self.kind is bool:
-            return None if value in (True, False) else "input should be a valid boolean"
-        return self._mistake_in_number(value)
-
-    def _mistake_in_number(self, value: Any) -> str | None:
-        if not isinstance(value, (int, float)):
-            return f"input should be a valid {'integer' if self.kind is int else 'number'}"
-        if self.kind is int and isinstance(value, float) and not value.is_integer():
-            return "input should be a valid integer"
-        if self.above is not None and not value > self.above:
-            return f"input should be greater than {self.above:g}"
-        if self.at_least is not None and not value >= self.at_least:
-            return f"input should be greater than or equal to {self.at_least:g}"
-        if self.at_most is not None and not value <= self.at_most:
-            return f"input should be less than or equal to {self.at_most:g}"
-        return None
-
-
-def _as_texts(choices: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(map(str, choices))
-
+from .json_key import Key, below
 
 _SWITCH = Key(bool)
-_COUNT = Key(int, at_least=0)
-_SHARE = Key(float, at_least=0, at_most=1)
+_EXACT_SWITCH = Key(bool, strict=True)
+_COUNT = Key(int, Range(at_least=0))
+_FROM_1 = Key(int, Range(at_least=1), strict=True)
+_SHARE = Key(float, Range(at_least=0, at_most=1))
+_NOT_NEGATIVE = Key(float, Range(at_least=0), strict=True)
+_POSITIVE = Key(float, Range(above=0), strict=True)
 _DEVICE = Key(("none", "cpu", "nvme"))
 _PATH = Key(object)
+_DTYPE = Key(("fp32", "fp16", "bf16", "float32", "float16", "bfloat16"), or_null=True, strict=True)
 
 CHECKED_SECTIONS: dict[str, dict[str, Key]] = {
     "zero_optimization": {
         "stage": Key((0, 1, 2, 3)),
         "contiguous_gradients": _SWITCH,
         "reduce_scatter": _SWITCH,
-        "reduce_bucket_size": Key(int, above=0),
+        "reduce_bucket_size": Key(int, Range(above=0)),
         "use_multi_rank_bucket_allreduce": _SWITCH,
         "allgather_partitions": _SWITCH,
         "allgather_bucket_size": _COUNT,
@@ -98,7 +46,7 @@ CHECKED_SECTIONS: dict[str, dict[str, Key]] = {
         "max_live_parameters": _COUNT,
         "max_reuse_distance": _COUNT,
         "gather_16bit_weights_on_model_save": _SWITCH,
-        "module_granularity_threshold": Key(int),
+        "module_granularity_threshold": _COUNT,
         "use_all_reduce_for_fetch_params": _SWITCH,
         "allgather_sequential": _SWITCH,
         "stage3_gather_fp16_weights_on_model_save": _SWITCH,
@@ -119,21 +67,21 @@ CHECKED_SECTIONS: dict[str, dict[str, Key]] = {
         "leaf_module": Key(dict, or_null=True),
     },
     "bf16": {
-        "enabled": _SWITCH,
+        "enabled": _EXACT_SWITCH,
         "immediate_grad_update": _SWITCH,
         "check_grad_overflow": _SWITCH,
         "bf16_master_weights_and_grads": _SWITCH,
         "bf16_optimizer_states": _SWITCH,
     },
     "fp16": {
-        "enabled": _SWITCH,
+        "enabled": _EXACT_SWITCH,
         "auto_cast": _SWITCH,
-        "loss_scale": Key(object),
-        "initial_scale_power": Key(int),
-        "loss_scale_window": Key(int),
-        "hysteresis": Key(int),
+        "loss_scale": Key(float, Range(at_least=0)),  # 0 adapts it
+        "initial_scale_power": Key(int, Range(at_least=0, at_most=127)),  # of 2, in fp32
+        "loss_scale_window": Key(int, Range(at_least=1)),
+        "hysteresis": Key(int, Range(at_least=1)),
         "consecutive_hysteresis": _SWITCH,
-        "min_loss_scale": Key(int),
+        "min_loss_scale": Key(int, Range(at_least=1)),
         "fp16_master_weights_and_grads": _SWITCH,
     },
     "comms_logger": {
@@ -147,7 +95,7 @@ CHECKED_SECTIONS: dict[str, dict[str, Key]] = {
         "deepcompile": _SWITCH,
         "autoep_non_moe": _SWITCH,
         "free_activation": _SWITCH,
-        "free_activation_threshold": Key(int),
+        "free_activation_threshold": _COUNT,
         "offload_activation": _SWITCH,
         "offload_activation_pin_memory": _SWITCH,
         "offload_opt_states": _SWITCH,
@@ -197,57 +145,72 @@ CHECKED_SUBSECTIONS: dict[str, dict[str, Key]] = {
     },
 }
 """Sections within `zero_optimization`."""
-OTHER_SECTIONS: dict[str, set[str]] = {
-    "torch_autocast": {"enabled", "dtype", "lower_precision_safe_modules"},
-    "data_types": {"grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"},
-    "optimizer": {"type", "params"},
-    "checkpoint": {"tag_validation", "load_universal", "use_node_local_storage", "parallel_write", "writer"},
+OTHER_SECTIONS: dict[str, dict[str, Key]] = {
+    "torch_autocast": {
+        "enabled": _EXACT_SWITCH,
+        "dtype": _DTYPE,
+        "lower_precision_safe_modules": Key(list, or_null=True),
+    },
+    "data_types": {
+        "grad_accum_dtype": _DTYPE,
+        "param_dtype": _DTYPE,
+        "buffer_dtype": _DTYPE,
+        "keep_in_fp32_modules": Key(object),
+    },
+    "optimizer": {"type": Key(str), "params": Key(dict)},
+    "checkpoint": {
+        "tag_validation": Key(str),
+        "load_universal": _EXACT_SWITCH,
+        "use_node_local_storage": _EXACT_SWITCH,
+        "parallel_write": Key(dict),
+        "writer": Key(dict, or_null=True),
+    },
     "activation_checkpointing": {
-        "partition_activations",
-        "cpu_checkpointing",
-        "contiguous_memory_optimization",
-        "number_checkpoints",
-        "synchronize_checkpoint_boundary",
-        "profile",
+        "partition_activations": _EXACT_SWITCH,
+        "cpu_checkpointing": _EXACT_SWITCH,
+        "contiguous_memory_optimization": _EXACT_SWITCH,
+        "number_checkpoints": Key(int, Range(at_least=1), or_null=True, strict=True),
+        "synchronize_checkpoint_boundary": _EXACT_SWITCH,
+        "profile": _EXACT_SWITCH,
     },
     "flops_profiler": {
-        "enabled",
-        "recompute_fwd_factor",
-        "profile_step",
-        "module_depth",
-        "top_modules",
-        "detailed",
-        "output_file",
+        "enabled": _EXACT_SWITCH,
+        "recompute_fwd_factor": _NOT_NEGATIVE,
+        "profile_step": _FROM_1,
+        "module_depth": Key(int, Range(at_least=-1), strict=True),  # -1 is all
+        "top_modules": _FROM_1,
+        "detailed": _EXACT_SWITCH,
+        "output_file": _PATH,
     },
     "aio": {
-        "block_size",
-        "queue_depth",
-        "intra_op_parallelism",
-        "single_submit",
-        "overlap_events",
-        "use_gds",
+        "block_size": _FROM_1,
+        "queue_depth": _FROM_1,
+        "intra_op_parallelism": _FROM_1,
+        "single_submit": _EXACT_SWITCH,
+        "overlap_events": _EXACT_SWITCH,
+        "use_gds": _EXACT_SWITCH,
     },
-    "timers": {"throughput"},
+    "timers": {"throughput": Key(dict)},
 }
-"""Sections whose keys DeepSpeed reads one by one."""
-VALUES: dict[str, Any] = {
-    "train_batch_size": int,
-    "train_micro_batch_size_per_gpu": int,
-    "gradient_accumulation_steps": int,
-    "gradient_clipping": float,
-    "communication_data_type": str,
-    "prescale_gradients": bool,
-    "gradient_predivide_factor": float,
-    "steps_per_print": int | None,
-    "wall_clock_breakdown": bool,
-    "memory_breakdown": bool,
-    "dump_state": bool,
-    "disable_python_gc": bool,
-    "zero_allow_untested_optimizer": bool,
-    "zero_force_ds_cpu_optimizer": bool,
-    "log_level": str,
+"""Sections whose keys DeepSpeed reads one by one, as they are."""
+VALUES: dict[str, Key] = {
+    "train_batch_size": _FROM_1,
+    "train_micro_batch_size_per_gpu": _FROM_1,
+    "gradient_accumulation_steps": _FROM_1,
+    "gradient_clipping": _NOT_NEGATIVE,  # 0 is off
+    "communication_data_type": Key(("fp32", "fp16", "bf16"), strict=True),
+    "prescale_gradients": _EXACT_SWITCH,
+    "gradient_predivide_factor": _POSITIVE,
+    "steps_per_print": Key(int, Range(at_least=1), or_null=True, strict=True),
+    "wall_clock_breakdown": _EXACT_SWITCH,
+    "memory_breakdown": _EXACT_SWITCH,
+    "dump_state": _EXACT_SWITCH,
+    "disable_python_gc": _EXACT_SWITCH,
+    "zero_allow_untested_optimizer": _EXACT_SWITCH,
+    "zero_force_ds_cpu_optimizer": _EXACT_SWITCH,
+    "log_level": Key(str),
 }
-"""Keys at the top that are no sections, with their types."""
+"""Keys at the top that are no sections."""
 ELSEWHERE = {
     "scheduler": "the learning-rate schedule is the recipe's: set it in its 'schedule' section",
     "wandb": "tracking is the recipe's: set it in its 'tracking' section",
@@ -259,6 +222,19 @@ ELSEWHERE = {
 OPTIMIZERS = ("adagrad", "adam", "adamw", "lamb", "muadam", "muadamw", "musgd", "lion", "muon")
 """What DeepSpeed builds by name; the JSON writes them in upper case or lower."""
 TORCHS_PARAMETERS = {"amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"}
+PARAMETERS: dict[str, Key] = {
+    "lr": _POSITIVE,
+    "muon_lr": _NOT_NEGATIVE,
+    "adam_lr": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "eps": _POSITIVE,
+    "betas": Key(list, Range(at_least=0, below=1), length=2),
+    "momentum": Key(float, Range(at_least=0, below=1), strict=True),
+    "ns_method": Key(("gram", "standard"), strict=True),
+    "torch_adam": _EXACT_SWITCH,
+    "adam_w_mode": _EXACT_SWITCH,
+} | dict.fromkeys(sorted(TORCHS_PARAMETERS), Key(bool, or_null=True, strict=True))
+"""What `optimizer.params` may hold: of another optimizer's own parameters only that they are finite."""
 ADAM_PARAMETERS = {"lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode"} | TORCHS_PARAMETERS
 MUON_PARAMETERS = {
     "lr", "muon_lr", "adam_lr", "momentum", "ns_method", "betas", "eps", "weight_decay", "torch_adam",
@@ -267,13 +243,20 @@ MUON_PARAMETERS = {
 OPTIMIZER_PARAMETERS = {"adam": ADAM_PARAMETERS, "adamw": ADAM_PARAMETERS, "muon": MUON_PARAMETERS}
 """By optimizer; those of the others are left to them."""
 
-KNOWN = (
-    *VALUES,
-    *OTHER_SECTIONS,
-    *(f"{name}.{key}" for name, keys in OTHER_SECTIONS.items() for key in sorted(keys)),
-    *CHECKED_SECTIONS,
-    *(f"{name}.{key}" for name, keys in CHECKED_SECTIONS.items() for key in keys),
-    *(f"zero_optimization.{alias}" for alias in ALIASES),
-    *(f"optimizer.params.{key}" for key in sorted(ADAM_PARAMETERS | MUON_PARAMETERS)),
+_SECTIONS = OTHER_SECTIONS | CHECKED_SECTIONS
+KEYS: dict[str, Key] = (
+    VALUES
+    | dict.fromkeys(_SECTIONS, Key(dict))
+    | {path: key for name, keys in _SECTIONS.items() for path, key in below(name, keys).items()}
+    | {
+        path: key
+        for name, keys in CHECKED_SUBSECTIONS.items()
+        for path, key in below(f"zero_optimization.{name}", keys).items()
+    }
+    | {
+        f"zero_optimization.{alias}": CHECKED_SECTIONS["zero_optimization"][name]
+        for alias, name in ALIASES.items()
+    }
+    | below("optimizer.params", PARAMETERS)
 )
-"""Every key as a dotted path."""
+"""Every key, by its dotted path."""

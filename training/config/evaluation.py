@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model.errors import UserError, did_you_mean
+from model.values import FROM_1, check_ranges
 
 PROTOCOL_TASKS = ("wikitext", "lambada_openai", "arc_easy", "hellaswag", "piqa", "winogrande")
 """What the protocol compares variants on."""
@@ -15,6 +16,8 @@ TEXT_WINDOW_TASKS = ("wikitext2_windows", "lambada_windows")
 """The same data as `wikitext` and `lambada_openai`, by the token, as the benchmark publishes it."""
 PUBLISHED_VALIDATION = "published_validation"
 """Random windows of the run's own validation tokens."""
+RANGES = {"limit": FROM_1}
+"""Of EvalConfig's numbers."""
 KNOWN_TASKS = (*PUBLIC_TASKS, *SAMPLE_TASKS, *TEXT_WINDOW_TASKS, PUBLISHED_VALIDATION)
 
 
@@ -47,5 +50,4 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_names(self.tasks)
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"eval.limit is {self.limit}: it must be at least 1, or null for all items")
+        check_ranges("eval", self, RANGES)

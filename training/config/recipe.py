@@ -6,11 +6,23 @@ from typing import Any, Literal
 from data import DataConfig, open_tokenizer
 from model import GPTConfig, variant_name
 from model.errors import UserError
+from model.values import FROM_1, Range, check_ranges
 
 from ..schedule import ScheduleConfig
 from .deepspeed import DeepSpeedConfig
 from .evaluation import EvalConfig
 from .tracking import TrackingConfig
+
+RANGES = {
+    "steps": FROM_1,
+    "init_seed": Range(at_least=-(2**63), below=2**63),  # what torch draws with
+    "val_every": FROM_1,
+    "checkpoint_every": FROM_1,
+    "keep_checkpoints": FROM_1,
+    "max_skipped_steps": FROM_1,
+    "profile_steps": FROM_1,
+}
+"""Of TrainConfig's numbers."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +58,7 @@ class TrainConfig:
     candidate_overrides: Literal["apply", "ignore", "refuse"] = "apply"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "val_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
-        if any(step < 1 for step in self.profile_steps):
-            raise UserError(f"train.profile_steps is {list(self.profile_steps)}: steps count from 1")
+        check_ranges("train", self, RANGES)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from model.errors import UserError
 
+from ..config.batch_sizes import IndivisibleBatch
 from ..config.command_line import CommandLine, Option
 from ..config.commands import FILES, SHORTHANDS, Request, read_request
-from ..config.deepspeed import DeepSpeedConfig, IndivisibleBatch, read_deepspeed_config
+from ..config.deepspeed import DeepSpeedConfig, read_deepspeed_config
 from ..config.recipe import SECTIONS
 from ..engine.hardware import GPUS
 
@@ -44,7 +45,7 @@ class PlanRequest:
         recipe_name: of the recipe's file
         deepspeed: how it is trained, sized for `ranks`
         asked: `train_batch_size` and micro-batch before they were made to divide
-        note: a sentence where they had to be changed for that; None where train.py takes them
+        note: a sentence where one of them follows from another, or had to be changed to divide
         ranks: how many GPUs
         gpu: the name of their kind
         mfu: model FLOPs utilisation of the compute alone
@@ -101,11 +102,12 @@ def _parse_mfu(text: str) -> float:
 
 
 def _sized_for(request: Request, ranks: int) -> tuple[DeepSpeedConfig, tuple[int, int], str | None]:
-    """The engine for `ranks`, what its batch sizes were, and a sentence if they had to change."""
+    """The engine for `ranks`, what its batch sizes were, and a sentence if one follows or had to change."""
     file, overrides = request.deepspeed_file, request.deepspeed_overrides
     try:
         deepspeed = read_deepspeed_config(file, overrides, ranks)
-        return deepspeed, (deepspeed.train_batch_size, deepspeed.micro_batch), None
+        note = " ".join(deepspeed.notes) or None
+        return deepspeed, (deepspeed.train_batch_size, deepspeed.micro_batch), note
     except IndivisibleBatch as error:
         refused = error
     asked = refused.sizes["train_batch_size"]

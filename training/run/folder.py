@@ -15,12 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from model.errors import UserError
 from model.files import write_bytes, write_json, write_text
 
+from ..config.recipe_file import to_yaml
 from .reader import TOKENIZER, read_json, read_metrics, read_recipe, read_summary, step_folders
 
 FAILURE_KEYS = ("error", "failed_rank", "log")
@@ -174,7 +174,7 @@ class RunFolder:
             if self._takes_over and all((self.path / name).is_file() for name in CONFIGS):
                 shutil.rmtree(self.path / "designs", ignore_errors=True)
                 (self.path / "metrics.jsonl").unlink(missing_ok=True)
-            write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe_as_dict(recipe), sort_keys=False))
+            write_text(self.path / "recipe.yaml", to_yaml(recipe_as_dict(recipe)))
             write_json(self.path / "ds_config.json", ds_config)
             write_json(self.path / "environment.json", environment(command))
 
@@ -233,7 +233,11 @@ def differing_keys(
     UserError where the run's files cannot be read.
     """
     defaults = _flat(recipe_as_dict({name: type(section)() for name, section in recipe.items()}))
-    before = defaults | _flat(read_recipe(run_dir)) | _flat({"ds": read_json(run_dir / "ds_config.json")})
+    before = (
+        defaults
+        | _flat(_as_json(read_recipe(run_dir)))
+        | _flat({"ds": read_json(run_dir / "ds_config.json")})
+    )
     now = _flat(recipe_as_dict(recipe)) | _flat({"ds": dict(ds_config)})
     if now.get("data.lanes", 0) is None:
         del now["data.lanes"]
@@ -245,7 +249,7 @@ def differing_keys(
 
 def recipe_as_dict(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's dataclasses as what YAML can hold."""
-    return json.loads(json.dumps({name: dataclasses.asdict(section) for name, section in recipe.items()}))
+    return _as_json({name: dataclasses.asdict(section) for name, section in recipe.items()})
 
 
 def environment(command: list[str]) -> dict[str, Any]:
@@ -265,6 +269,11 @@ def environment(command: list[str]) -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
     }
+
+
+def _as_json(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """With lists in place of tuples."""
+    return json.loads(json.dumps(tree))
 
 
 def _git(*arguments: str) -> str | None:

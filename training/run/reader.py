@@ -6,21 +6,21 @@ It is cheap to import, so that a mistyped command is answered at once.
 import hashlib
 import json
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from model.errors import UserError
+from model.values import as_type
+
+from ..config.recipe_file import read_recipe_file
 
 if TYPE_CHECKING:
     from data import Tokenizer
 
 TOKENIZER = Path("tokenizer", "tokenizer.json")
 """Where a run keeps the file that `data.tokenizer` named, below its folder."""
-RENAMED_KEYS = {"schedule.warmup_steps": "schedule.warmup"}
-"""A recipe's keys that had other names, by these: recipes and run folders from before still mean the same."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -100,23 +100,25 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def read_recipe(run_dir: Path) -> dict[str, Any]:
-    """RUN/recipe.yaml by section, keys by the names that they have now.
+def read_recipe(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """RUN/recipe.yaml by section, keys by the names that they have now, values of their keys' types.
 
-    Raises UserError where the folder or the file is missing or no mapping.
+    Raises UserError where the folder or the file is missing or holds no recipe.
     """
+    from ..config.recipe import SECTIONS  # it costs more than the rest of this module
+
     check_run_folder(run_dir, "recipe.yaml")
-    try:
-        recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
-    except yaml.YAMLError:
-        raise UserError(f"{run_dir / 'recipe.yaml'} is not valid YAML") from None
-    if not isinstance(recipe, dict):
+    if not (recipe := read_recipe_file(run_dir / "recipe.yaml")):
         raise UserError(f"{run_dir / 'recipe.yaml'} does not hold a recipe")
-    for old, new in RENAMED_KEYS.items():
-        section, _, key = old.partition(".")
-        if key in (values := recipe.get(section) or {}):
-            values[new.rpartition(".")[2]] = values.pop(key)
-    return recipe
+    # a key that was given up since is read as it looks
+    kinds = {section: typing.get_type_hints(SECTIONS[section]) for section in recipe if section in SECTIONS}
+    return {
+        section: {
+            key: as_type(f"{section}.{key}", value, kinds.get(section, {}).get(key, Any))
+            for key, value in values.items()
+        }
+        for section, values in recipe.items()
+    }
 
 
 def read_tokenizer(run_dir: Path) -> "Tokenizer":
