@@ -1,15 +1,18 @@
 """Twenty documents train, validate and go on on two ranks; and a run of an older NormLab goes on."""
 
 import json
+import os
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from data import DataConfig, open_data
 from eval.windows import validation_set
-from tests.jobs import arguments, make_job, run, run_command, steps_of, summary_of
+from tests.jobs import arguments, make_job, run, run_command, steps_of, summary_of, train_main
 from tests.short_lines import LANES, TEXTS, config_of, train_as_large
 from training.run.reader import file_sha256, read_recipe, step_folders
 
@@ -39,6 +42,24 @@ def test_twenty_documents_train_validate_and_go_on_on_two_ranks(job: Path) -> No
     assert validation_set(parts).bytes.tolist() == held_out
     explained = run_command(["train.py", *arguments(job, job / "none", "--explain", "--data.lanes", "null")])
     assert "in up to 64 lanes, as many as the source has shards for; packing" in explained.stdout
+
+
+def with_other_data_on_rank_1(words: list[str]) -> int:
+    """train.py on two hosts, of which the second has other files under the same path."""
+    corpus = Path(words[words.index("--config") + 1]).with_name("corpus")
+    if os.environ["RANK"] == "1":
+        words = [*words, "--data.source", str(corpus.with_name("other"))]
+    return train_main(words)
+
+
+@pytest.mark.slow
+def test_ranks_that_find_different_data_do_not_train(job: Path) -> None:
+    (job / "other").mkdir()
+    pq.write_table(pa.table({"text": TEXTS[20:40]}), job / "other" / "topics.parquet", row_group_size=4)
+    result = run(arguments(job, job / "two_hosts"), ranks=2, main=with_other_data_on_rank_1)
+    assert result.returncode == 2
+    assert "error: the ranks find different data under the same data.source: give all hosts" in result.stderr
+    assert not (job / "two_hosts" / "recipe.yaml").exists()
 
 
 def make_older(run_dir: Path, data: DataConfig) -> None:
