@@ -65,7 +65,8 @@ def main(argv: list[str]) -> int:
         return console.fail(error)
     # All ranks train, or none does.
     ranks = training.join_ranks()
-    if problem := ranks.broadcast(problem or folder.sharing_problem(ranks.world_size)):
+    problem = ranks.broadcast(problem or folder.sharing_problem(ranks.world_size))
+    if problem := problem or training.differing_data(folder, ranks):
         return console.fail(problem)
     folder.write_configs(vars(recipe), ds.raw, argv)
     folder.keep_designs(model.files_to_keep(recipe.model))

@@ -19,6 +19,7 @@ from .cache import read_if_final
 from .config import DataConfig
 from .parallel import in_processes, shard_runs_for
 from .sources import (
+    FORM,
     SHARDS_FORMAT,
     Shard,
     ShardFacts,
@@ -138,6 +139,11 @@ def _prepare(folder: Path, description: dict[str, Any]) -> None:
         if any(path.name != ".lock" for path in folder.iterdir()):
             raise UserError(f"--out: {folder} holds other files: give a new or an empty folder")
         return
+    if not before["fingerprint"].startswith(FORM):
+        raise UserError(
+            f"--out: {folder} was made by an older NormLab, which did not note what its source held: give "
+            "another folder (where this one is complete it can still be trained on)"
+        )
     if _made_of(before) != _made_of(description):
         made_of, longest = before["source"], before["max_document_bytes"]
         raise UserError(

@@ -22,6 +22,7 @@ from .explain import explanation as explanation
 from .feed import Feed as Feed
 from .run.console import Console as Console
 from .run.data_of_run import as_begun as as_begun
+from .run.data_of_run import differing_data as differing_data
 from .run.data_of_run import settle_data as settle_data
 from .run.failures import failures_recorded as failures_recorded
 from .run.folder import RunFolder as RunFolder

@@ -202,12 +202,13 @@ def _data(recipe: Recipe) -> list[str]:
     names = ("subset", "revision", "files", "split", "text_column")
     given = [f"{name} {value}" for name in names if (value := getattr(data, name, None))]
     held_out = data.validation_source or "a part of its own or the last documents, which training never reads"
-    lanes = data.lanes or f"up to {MOST_LANES}, by the source,"
+    by_source = f"up to {MOST_LANES} lanes, as many as the source has shards for"
+    lanes = by_source if data.lanes is None else f"{data.lanes} lanes"
     masked = ", attention within a document" if data.document_mask else ""
     return [
         ", ".join([data.source, *given]),
-        f"documents in an order fixed by seed {data.seed}, each followed by <|endoftext|>, in {lanes} "
-        f"lanes; packing {data.packing}{masked}",
+        f"documents in an order fixed by seed {data.seed}, each followed by <|endoftext|>, in {lanes}; "
+        f"packing {data.packing}{masked}",
         f"held out: {held_out}",
     ]
 

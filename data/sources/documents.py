@@ -94,26 +94,30 @@ class RowGroup(NamedTuple):
 
 
 def cut_into_shards(groups: Iterable[RowGroup]) -> tuple[list[Shard], int]:
-    """The shards of all groups, in order, and how many of them are a window of lanes together.
+    """The shards of all groups, in order, and how many of them a lane shuffles together.
 
     It follows from the rows and bytes alone. A shard has `ROWS_PER_SHARD` rows, or less where they would hold
     more than `SHARD_TEXT_BYTES` or the source fewer than `SHARDS` shards; what a group has to be cut into is
-    cut evenly. Small shards are shuffled with as many others as make up a large one.
+    cut evenly. Small shards are shuffled with as many others as make up a group or a large shard.
     """
     groups = [group for group in groups if group.rows]
     of_source = -(-sum(group.rows for group in groups) // SHARDS)
     shards: list[Shard] = []
-    per_window = ROWS_PER_SHARD
+    largest_group, per_large_shard = 1, ROWS_PER_SHARD
     for path, group, rows, size in groups:
         together = min(ROWS_PER_SHARD, max(1, SHARD_TEXT_BYTES * rows // max(1, size)))
         wanted = min(together, of_source)
         parts = max(round(rows / wanted), -(-rows // ROWS_PER_SHARD))
         # where nothing asks for less, the last shard of a group is what remains
         per_shard = -(-rows // parts) if wanted < ROWS_PER_SHARD else ROWS_PER_SHARD
-        per_window = min(per_window, max(1, together // per_shard))
-        for first in range(0, rows, per_shard):
-            shards.append(Shard(len(shards), path, group, first, min(per_shard, rows - first)))
-    return shards, per_window
+        in_group = range(0, rows, per_shard)
+        shards += [
+            Shard(number, path, group, first, min(per_shard, rows - first))
+            for number, first in enumerate(in_group, start=len(shards))
+        ]
+        largest_group = max(largest_group, len(in_group))
+        per_large_shard = min(per_large_shard, max(1, together // per_shard))
+    return shards, min(largest_group, per_large_shard)
 
 
 class Source(ABC):

@@ -46,6 +46,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.ranges = True
         self.compresses = False
+        self.versions: dict[str, str] | None = None  # headers that tell contents apart; None for an ETag
         self.url: str = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
@@ -90,6 +91,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path in server.redirects:
             return self.send(302, b"", Location=server.redirects[self.path])
         headers = {"ETag": hashlib.sha256(content).hexdigest()}
+        if server.versions is not None:
+            headers = dict(server.versions)
         if asked and server.ranges:
             status = 206
             first, last = asked.removeprefix("bytes=").split("-")
@@ -102,7 +105,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, content: bytes, half: bool = False, **headers: str) -> None:
         self.send_response(status)
-        headers |= {"X-Repo-Commit": COMMIT, "Content-Length": str(len(content))}
+        _, is_of_commit, rest = self.path.partition("/resolve/")
+        commit = rest.partition("/")[0] if is_of_commit else COMMIT
+        headers |= {"X-Repo-Commit": commit, "Content-Length": str(len(content))}
         if status == 404:
             headers["X-Error-Code"] = "EntryNotFound"
         for name, value in headers.items():

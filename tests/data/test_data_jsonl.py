@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,42 @@ def test_a_damaged_file_keeps_the_lines_before_the_damage(
     assert bad(source)["unreadable"] == 1
     with pytest.raises(UserError, match=rf"{path} (is damaged|ends in the middle).*: mend the file, or set"):
         opened(path, on_bad_document="stop")
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_what_a_damaged_file_has_lost_is_said_before_training(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows.jsonl{suffix}"
+    texts = [f"{hash(text)} {text}" for text in TEXTS * 2]  # which do not compress to nothing
+    content = COMPRESSIONS[suffix](lines(texts))
+    path.write_bytes(content[: len(content) * 7 // 10])
+    source = opened(path)
+    kept = documents(source)
+    assert kept == texts[: len(kept)]
+    (note,) = source.notes
+    what = "its compressed content" if suffix else "a line"
+    assert note == (
+        f"data.source: {path} ends in the middle of {what}, as a file does that was not copied whole: "
+        f"{len(kept):,} documents were read from it, and all that followed are lost."
+    )
+    with pytest.raises(UserError, match=r"are lost: mend the file, or set data\.on_bad_document to skip$"):
+        opened(path, on_bad_document="stop")
+    path.write_bytes(content)
+    assert opened(path).notes == [] and documents(opened(path, on_bad_document="stop")) == texts
+
+
+def test_the_documents_behind_damage_are_estimated_by_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.bz2"
+    texts = [f"{number} {hash(str(number))}" for number in range(100_000)]
+    content = bytearray(bz2.compress(lines(texts), 1))
+    content[len(content) // 2 : len(content) // 2 + 400] = bytes(400)
+    path.write_bytes(content)
+    source = opened(path)
+    kept = len(documents(source))
+    (note,) = source.notes
+    found = re.search(r"([\d,]+) documents were read before, and about ([\d,]+) behind it are lost", note)
+    assert found, note
+    read, lost = (int(number.replace(",", "")) for number in found.groups())
+    assert read == kept and abs(read + lost - len(texts)) < len(texts) // 20
 
 
 def test_a_line_that_is_no_document_is_a_row_that_says_why(tmp_path: Path) -> None:

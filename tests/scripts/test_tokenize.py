@@ -15,16 +15,7 @@ import pytest
 from filelock import FileLock
 
 from data import Corpus, DataConfig, Lane, open_source, open_tokenizer
-from data.sources import (
-    DamagedShard,
-    Documents,
-    ParquetSource,
-    Shard,
-    Source,
-    corpus_fingerprint,
-    read_shard,
-    write_shard,
-)
+from data.sources import Documents, Source, corpus_fingerprint, read_shard, write_shard
 from data.tokenize_source import tokenize_source
 from model.errors import UserError
 
@@ -276,26 +267,6 @@ def test_a_folder_that_is_not_what_it_says_gets_a_sentence(parquet: Path, tmp_pa
         opened(out)
     tokenized(parquet, out, max_document_bytes=1000)
     assert shard.read_bytes() == whole and opened(out).read(source.shards[1]).bad == {"empty": 4}
-
-
-@pytest.mark.usefixtures("large_shards")
-def test_what_was_unreadable_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_parquet(tmp_path / "in" / "a.parquet", 0, 300, 100)
-    rows = ParquetSource._rows
-
-    def failing(source: ParquetSource, shard: Shard) -> object:
-        if shard.index == 1:
-            raise DamagedShard("a failing disk")
-        return rows(source, shard)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ParquetSource, "_rows", failing)
-        out = tokenized(tmp_path / "in", tmp_path / "out")
-        assert_same(opened(tmp_path / "in"), opened(out))
-    assert json.loads((out / "manifest.json").read_text())["bad"] == {"empty": 12, "unreadable": 100}
-    tokenized(tmp_path / "in", out)
-    assert json.loads((out / "manifest.json").read_text())["bad"] == {"empty": 16}
-    assert_same(opened(tmp_path / "in"), opened(out))
 
 
 def test_a_mistake_is_one_sentence(parquet: Path, tmp_path: Path) -> None:

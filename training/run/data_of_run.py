@@ -6,6 +6,7 @@ start settles both: recipe.yaml holds what was settled, and summary.json what wa
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from data import (
     COMMITS,
@@ -21,6 +22,9 @@ from model.errors import UserError
 
 from .folder import RunFolder
 from .reader import read_json, read_recipe
+
+if TYPE_CHECKING:
+    from ..engine.ranks import Ranks
 
 LEFT_OPEN = ("lanes", "revision", "validation_revision")
 """The keys of the data section that the first start settles."""
@@ -74,6 +78,21 @@ def settle_data(
     folder.summary.setdefault("data_asked", {key: getattr(data, key) for key in LEFT_OPEN})
     folder.summary |= {f"data_{key}": getattr(as_settled, key) for key in LEFT_OPEN}
     return as_settled
+
+
+def differing_data(folder: RunFolder, ranks: "Ranks") -> str | None:
+    """A sentence where a rank has opened other data than rank 0, as hosts may each have files of their own.
+
+    All ranks call it.
+    """
+    keys = ("data_fingerprint", "val_fingerprint", "data_lanes")
+    here = [folder.summary[key] for key in keys]
+    if not ranks.any(ranks.broadcast(here) != here):
+        return None
+    return (
+        "the ranks find different data under the same data.source: give all hosts the same files, or name a "
+        "commit as data.revision"
+    )
 
 
 def _of_older_normlab(folder: RunFolder) -> str:
