@@ -2,6 +2,7 @@
 
 import random
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import gpt2_encoding, open_tokenizer
-from data.tokenizer import ByteTokenizer, NotTokenizable, TiktokenTokenizer, Tokenizer
+from data.tokenizer import ByteTokenizer, NotTokenizable, TiktokenTokenizer, Tokenizer, parts
+from data.tokenizer.parts import encode_in_parts
 
 # tiktoken's other patterns, which it has only beside vocabularies to download
 CL100K = (
@@ -50,16 +52,71 @@ RUNS = st.lists(st.tuples(st.sampled_from(UNITS), st.sampled_from([1, 1, 2, 3, 7
 def test_parts_give_the_tokens_of_the_whole(name: str, runs: list[tuple[str, int]]) -> None:
     tokenizer = TOKENIZERS[name]
     text = "".join(unit * count for unit, count in runs)
-    assert tokenizer._encode_in_parts(text).tolist() == tokenizer.encoding.encode_ordinary(text)
+    assert encode_in_parts(tokenizer.encoding, text) == tokenizer.encoding.encode_ordinary(text)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize("unit", UNITS)
-def test_long_runs_of_any_kind_are_the_same_in_parts(name: str, unit: str) -> None:
+def test_long_runs_of_any_kind_are_the_same_in_parts(name: str) -> None:
     tokenizer = TOKENIZERS[name]
-    run = unit * (30_000 // len(unit))
-    for text in (run, f"before{run}after", f"so, {run} it was.", f"{run}\n", f"7{run}'s"):
-        assert tokenizer._encode_in_parts(text).tolist() == tokenizer.encoding.encode_ordinary(text)
+    for unit in UNITS:
+        run = unit * (5_000 // len(unit))
+        for text in (run, f"before{run}after", f"so, {run} it was.", f"{run}\n", f"7{run}'s"):
+            assert encode_in_parts(tokenizer.encoding, text) == tokenizer.encoding.encode_ordinary(text)
+
+
+def test_a_part_in_windows_has_the_tokens_of_the_whole() -> None:
+    letters = "".join(random.Random(0).choices("etaoinshrdlu", k=parts.LONG_PART))
+    encode = gpt2_encoding()._encode_single_piece
+    for unit in (*UNITS, letters):
+        content = (f" {unit}" + unit * (2 * parts.LONG_PART // len(unit.encode()))).encode()
+        assert parts.encode_part(gpt2_encoding(), content) == encode(content)
+
+
+def some_vocabulary(seed: int) -> tiktoken.Encoding:
+    """Tokens of a few letters, each of two before it; in half of them their ranks are in any order."""
+    draw = random.Random(seed)
+    alphabet = draw.choice([b"a", b"ab", b"abc", b"abcd"])
+    tokens = [bytes([byte]) for byte in range(256)]
+    made = [bytes([byte]) for byte in alphabet]
+    for _ in range(draw.randint(5, 120)):
+        token = draw.choice(made) + draw.choice(made)
+        if len(token) <= 16 and token not in made:
+            made.append(token)
+    longer = made[len(alphabet) :]
+    if seed % 2:
+        draw.shuffle(longer)
+    ranks = {token: rank for rank, token in enumerate(tokens + longer)}
+    return tiktoken.Encoding("some", pat_str=r"(?s).+", mergeable_ranks=ranks, special_tokens={})
+
+
+def test_windows_are_put_together_for_any_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LONG_PART": 8, "WINDOW": 40, "BACK": 2}.items():
+        monkeypatch.setattr(parts, name, value)
+    moved = 0
+    are_neighbours = parts._are_neighbours
+
+    def counted(*pair: Any) -> bool:
+        nonlocal moved
+        moved += not (found := are_neighbours(*pair))
+        return found
+
+    monkeypatch.setattr(parts, "_are_neighbours", counted)
+    for seed in range(60):
+        encoding, draw = some_vocabulary(seed), random.Random(seed)
+        for _ in range(40):
+            unit = bytes(draw.choices(b"abcd", k=draw.randint(1, 200)))
+            part = unit * draw.randint(1, 60)
+            assert parts.encode_part(encoding, part) == encoding._encode_single_piece(part)
+    assert moved > 100, "borders had to be moved"
+
+
+def test_a_long_run_is_seen_and_prose_is_not_searched_for_it() -> None:
+    assert not parts.has_long_run("Prose, and more of it. " * 20_000)
+    assert not parts.has_long_run("short")
+    for unit in ("a", " ", "漢", "\n \t", "-", "ab1"):
+        for before in (0, 1, 49_999, 60_001):
+            text = "a b " * (before // 4) + unit * (2 * parts.LONG_RUN // len(unit)) + " c" * 40_000
+            assert parts.has_long_run(text), unit
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -68,7 +125,7 @@ def test_every_character_is_of_the_same_kind_in_parts(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     points = [chr(point) for point in range(128, sys.maxunicode) if not 0xD800 <= point < 0xE000]
     text = "".join(f"a{one}B{one}{one} {one}1\n" for one in random.Random(0).sample(points, 60_000))
-    assert tokenizer._encode_in_parts(text).tolist() == tokenizer.encoding.encode_ordinary(text)
+    assert encode_in_parts(tokenizer.encoding, text) == tokenizer.encoding.encode_ordinary(text)
 
 
 def test_a_million_spaces_before_a_word_are_tokens() -> None:

