@@ -49,7 +49,13 @@ def main(argv: list[str]) -> int:
         folder.claim()
         corpus, validation = data.open_data(recipe.data, console.say)
         data.check_lanes(recipe.data, corpus, training.world_size_from_environment())
-        for note in (*ds.notes, *overrides.sentences(), *training.ineffective_keys(ds), *corpus.source.notes):
+        for note in (
+            *training.environment_notes(),
+            *ds.notes,
+            *overrides.sentences(),
+            *training.ineffective_keys(ds),
+            *corpus.source.notes,
+        ):
             console.say(note)
         # A run goes on with the data and the code that it began with, or not at all.
         folder.record_fingerprints(
@@ -59,10 +65,10 @@ def main(argv: list[str]) -> int:
         start_up.mark("data")
         problem = training.design_problem(recipe, folder, console.say)
         start_up.mark("pre-flight")
+        # All ranks train, or none does.
+        ranks = training.join_ranks(str(folder.path), console.say_by_any_rank)
     except (model.UserError, OSError) as error:
         return console.fail(error)
-    # All ranks train, or none does.
-    ranks = training.join_ranks()
     if problem := ranks.broadcast(problem or folder.sharing_problem(ranks.world_size)):
         return console.fail(problem)
     folder.write_configs(vars(recipe), ds.raw, argv)
