@@ -69,7 +69,7 @@ def test_the_size_that_was_not_given_follows(
         assert note.endswith(f"it follows from {others} on {ranks} rank(s)")
 
 
-def test_every_mixture_of_json_and_overrides_keeps_what_is_asked_or_is_refused(tmp_path: Path) -> None:
+def test_every_mixture_keeps_what_is_asked_or_is_refused(tmp_path: Path) -> None:
     options = [(None, 12, 16), (None, 2, 3), (None, 2, 4)]
     taken = refused = 0
     for in_json, given in itertools.product(itertools.product(*options), repeat=2):
