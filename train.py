@@ -51,7 +51,13 @@ def main(argv: list[str]) -> int:
         begun = training.as_begun(recipe.data, folder, console.say)
         corpus, validation = data.open_data(begun, console.say)
         data.check_lanes(begun, corpus, training.world_size_from_environment())
-        for note in (*ds.notes, *overrides.sentences(), *training.ineffective_keys(ds), *corpus.source.notes):
+        for note in (
+            *training.environment_notes(),
+            *ds.notes,
+            *overrides.sentences(),
+            *training.ineffective_keys(ds),
+            *corpus.source.notes,
+        ):
             console.say(note)
         # A run goes on with the data and the code that it began with, or not at all.
         folder.record_fingerprints("tokenizer files", tokenizer_fingerprint=corpus.tokenizer.fingerprint)
@@ -61,10 +67,10 @@ def main(argv: list[str]) -> int:
         start_up.mark("data")
         problem = training.design_problem(recipe, folder, console.say)
         start_up.mark("pre-flight")
+        # All ranks train, or none does.
+        ranks = training.join_ranks(str(folder.path), console.say_by_any_rank)
     except (model.UserError, OSError) as error:
         return console.fail(error)
-    # All ranks train, or none does.
-    ranks = training.join_ranks()
     problem = ranks.broadcast(problem or folder.sharing_problem(ranks.world_size))
     if problem := problem or training.differing_data(folder, ranks):
         return console.fail(problem)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError, print_error
+from model.values import FROM_0, FROM_1, Range
 from training.run.reader import (
     find_checkpoint,
     is_model_folder,
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 SEPARATOR = "-" * 40
 """Stands between the texts of several prompts."""
+RANGES = {
+    "temperature": FROM_0,
+    "max_tokens": FROM_1,
+    "top_k": FROM_1,
+    "seed": Range(at_least=-(2**63), below=2**63),  # what torch draws with
+}
+"""Of the command's numbers."""
 
 
 def main(argv: list[str]) -> int:
@@ -67,11 +75,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def check(options: argparse.Namespace) -> None:
     """Raise UserError for whatever can be said before a model is loaded."""
-    if not options.temperature >= 0:
-        raise UserError(f"--temperature is {options.temperature}: it must be 0 or more")
-    for name in ("max_tokens", "top_k"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UserError(f"--{name} is {value}: it must be at least 1")
+    for name, bounds in RANGES.items():
+        if (value := getattr(options, name)) is not None and not bounds.holds(value):
+            raise UserError(f"--{name} is {value}, but it must be a number {bounds}")
     if not is_model_folder(options.source):
         run_dir, step = run_and_step(options.source)
         read_recipe(run_dir)

@@ -22,6 +22,10 @@ class UserError(ValueError):
     """
 
 
+class LauncherError(UserError):
+    """What a launcher told this process cannot be: which of several this is, is not known, so each speaks."""
+
+
 def nearest_name(given: str, known: Iterable[str], cutoff: float = 0.0) -> str | None:
     """The known name nearest to `given`; None where none is near.
 
@@ -40,8 +44,11 @@ def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def print_error(sentence: object) -> int:
-    """Print `error: SENTENCE` to stderr and return the exit status for it; only rank 0 speaks."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print `error: SENTENCE` to stderr and return the exit status for it.
+
+    Only rank 0 speaks, but for a LauncherError.
+    """
+    if (os.environ.get("RANK") or "0") == "0" or isinstance(sentence, LauncherError):
         print(f"error: {sentence}", file=sys.stderr)
     return REFUSED
 

@@ -94,7 +94,7 @@ def load(parts: Sequence[Extract], names: Mapping[str, type]) -> types.ModuleTyp
             sys.modules.pop(name, None)
         raise
     text = " ".join(printed.getvalue().split())
-    if text and text not in _said and os.environ.get("RANK", "0") == "0":
+    if text and text not in _said and (os.environ.get("RANK") or "0") == "0":
         _said.add(text)
         print(f"{parts[0].path} prints as it is loaded: {text[:200]}", file=sys.stderr)
     return sys.modules[first]

@@ -47,6 +47,18 @@ warnings.warn("from a warning")
     assert warning.endswith("UserWarning: from a warning")
 
 
+def test_a_silent_rank_says_what_is_wrong_with_its_launch(tmp_path: Path) -> None:
+    code = """
+from model.errors import LauncherError, UserError
+console.say("not said")
+console.fail(UserError("what all ranks find"))
+console.say_by_any_rank("rank 1 waits")
+sys.exit(console.fail(LauncherError("no rank 0")))
+"""
+    result, log = run(tmp_path, code, "silent")
+    assert (result.returncode, result.stderr, log) == (2, "rank 1 waits\nerror: no rank 0\n", "")
+
+
 def test_sentences_and_failures_reach_stderr_and_not_the_log(tmp_path: Path) -> None:
     result, log = run(tmp_path, """
 console.say("step 1: fine")

@@ -11,6 +11,7 @@ from .engine.checkpoint import read_state as read_state
 from .engine.checkpoint import save_checkpoint as save_checkpoint
 from .engine.compilation import wrap_blocks as wrap_blocks
 from .engine.cpu_bf16 import bf16_arithmetic as bf16_arithmetic
+from .engine.environment import environment_notes as environment_notes
 from .engine.environment import world_size_from_environment as world_size_from_environment
 from .engine.libraries import finish_loading as finish_loading
 from .engine.libraries import load_libraries as load_libraries

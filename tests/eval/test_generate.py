@@ -111,8 +111,10 @@ def test_what_is_wrong_with_the_command_gets_one_sentence(tmp_path, capsys) -> N
     (bare := tmp_path / "bare").mkdir()
     (bare / "config.json").write_text("{}")
     for words, sentence in (
-        (["--temperature", "-1"], "--temperature is -1.0: it must be 0 or more"),
-        (["--top_k", "0"], "--top_k is 0: it must be at least 1"),
+        (["--temperature", "-1"], "--temperature is -1.0, but it must be a number of at least 0"),
+        (["--temperature", "inf"], "--temperature is inf, but it must be a number of at least 0"),
+        (["--seed", str(2**63)], "--seed is 9223372036854775808, but it must be a number of at least"),
+        (["--top_k", "0"], "--top_k is 0, but it must be a number of at least 1"),
         (["--step", "7"], "has no complete checkpoint of step 7; the steps there are 1"),
     ):
         assert main([str(run), "--prompt", "x", *words]) == 2

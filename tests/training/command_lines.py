@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
+from tests.distributed import of_rank
 from training.config import DeepSpeedConfig, Recipe, check_design, read_command
+from training.engine.environment import LAUNCHER
 from training.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,10 +17,16 @@ DS_CONFIG = ROOT / "ds_configs" / "zero1_bf16.json"
 
 def recipe_folder(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     """Make a folder one that holds a recipe.yaml, which a test may overwrite, for a run of one rank."""
-    for name in ("RANK", "WORLD_SIZE"):
+    for name in LAUNCHER:
         patch.delenv(name, raising=False)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
+
+
+def be_rank_0(patch: pytest.MonkeyPatch, ranks: int) -> None:
+    """Have the environment be that of the first of so many ranks."""
+    for name, value in of_rank(0, ranks, 29500).items():
+        patch.setenv(name, value)
 
 
 def resolve(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder]:

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests.training.command_lines import DS_CONFIG, RECIPE, command, recipe_folder, refusal, resolve
+from tests.training.command_lines import (
+    DS_CONFIG,
+    RECIPE,
+    be_rank_0,
+    command,
+    recipe_folder,
+    refusal,
+    resolve,
+)
 from training.config import Recipe
 from training.config.recipe import SECTIONS
 from training.run.folder import RunFolder
@@ -177,7 +185,7 @@ def test_a_value_is_the_same_in_the_recipe_and_on_the_command_line(
 def test_every_recipe_resolves_on_two_ranks_with_its_published_shape(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    be_rank_0(monkeypatch, 2)
     files = ["--config", str(recipe_file), "--deepspeed_config", str(DS_CONFIG)]
     recipe, ds_config, run = resolve([*files, "--run_dir", str(tmp_path / "run")])
     assert recipe.variant == "vanilla" and recipe.schedule.steps
@@ -197,11 +205,11 @@ def test_there_is_a_recipe_for_each_of_gpt2s_sizes() -> None:
     assert {path.stem for path in RECIPES} == fineweb | others
 
 
-@pytest.mark.parametrize("world_size", ["1", "4"])
+@pytest.mark.parametrize("world_size", [1, 4])
 def test_the_configs_that_a_run_leaves_resolve_to_the_same_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, world_size: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", world_size)
+    be_rank_0(monkeypatch, world_size)
     options = ["--model.variant", "rmsnorm_post", "--model.dropout", "1e-5", "--schedule.shape", "wsd"]
     options += ["--eval.tasks", "[piqa, hellaswag]", "--eval.limit", "null"]
     options += ["--tracking.tags", '[a, "3", "b: c"]', "--tracking.name", "[odd"]

@@ -11,8 +11,10 @@ import torch
 import yaml
 
 from model import GPT
+from tests.distributed import of_rank
 from tests.jobs import run
 from tests.processes import ROOT
+from tests.training.command_lines import be_rank_0
 from training.config import DeepSpeedConfig, Recipe, read_command
 from training.engine.build import parameter_groups
 from training.schedule import learning_rate
@@ -79,9 +81,9 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
 }  # fmt: skip
 
 
-def resolved(*options: str, ranks: str = "2") -> tuple[Recipe, DeepSpeedConfig]:
+def resolved(*options: str, ranks: int = 2) -> tuple[Recipe, DeepSpeedConfig]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORLD_SIZE", ranks)
+        be_rank_0(patch, ranks)
         recipe, ds, _, _ = read_command([*FILES, *options])
     return recipe, ds
 
@@ -101,7 +103,7 @@ def explain_on_two_ranks(words: list[str]) -> int:
 
     import train
 
-    os.environ |= {"WORLD_SIZE": "2", "RANK": "0"}
+    os.environ |= of_rank(0, 2, 29500)
     return train.main(words)
 
 

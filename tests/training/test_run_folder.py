@@ -16,6 +16,7 @@ import yaml
 
 from model.errors import UserError
 from model.files import write_json, write_text
+from tests.training.command_lines import be_rank_0
 from training.run.folder import RunFolder, environment, recipe_as_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +201,7 @@ def test_the_environment_tells_versions_commit_and_command(
     assert written["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert written["packages"]["numpy"] == numpy.__version__
     assert written["cpus"] >= 1
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    be_rank_0(monkeypatch, 4)
     assert environment([])["world_size"] == 4
 
 

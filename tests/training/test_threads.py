@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from training.engine import ranks
+from training.engine.environment import LAUNCHER, OF_HOST
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIABLES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE")
+VARIABLES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", *LAUNCHER, *OF_HOST)
 
 
 def openmp(code: str, **given: str) -> str:
@@ -64,11 +65,12 @@ import torch
 
 def joined(monkeypatch: pytest.MonkeyPatch, **environment: str) -> int:
     """The threads of a rank that joins three others on this machine, without a process group."""
-    for name in (*VARIABLES, "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+    for name in (*VARIABLES, "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}
+    own = dict(zip(LAUNCHER, ("0", "0", "4", "127.0.0.1", "29500"), strict=True))
     for name, value in (own | environment).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "_join", lambda *given: None)
     monkeypatch.setattr(ranks.deepspeed, "init_distributed", lambda **given: None)
     monkeypatch.setattr(ranks.dist, "get_rank", lambda: 0)
     monkeypatch.setattr(ranks.dist, "get_world_size", lambda: 4)

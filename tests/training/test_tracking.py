@@ -222,4 +222,65 @@ def test_an_unknown_wandb_mode_is_refused_and_an_empty_one_is_none(monkeypatch: 
     with pytest.raises(ValueError, match=r"WANDB_MODE is 'ofline' in the environment, but it must be one of"):
         TrackingConfig()
     monkeypatch.setenv("WANDB_MODE", "")
-    assert TrackingConfig().project == "normlab"
+    assert TrackingConfig().settings("run", {})["project"] == "normlab"
+
+
+GIVEN = {
+    "WANDB_PROJECT": "their-project",
+    "WANDB_NAME": "their-name",
+    "WANDB_TAGS": "a, b,c d",
+    "WANDB_RUN_GROUP": "their-group",
+    "WANDB_ENTITY": "their-team",
+    "WANDB_NOTES": "their notes",
+    "WANDB_JOB_TYPE": "their-type",
+}
+
+
+def test_the_environment_speaks_where_the_recipe_is_silent(
+    tmp_path: Path, track: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name, value in GIVEN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "theirs"))
+    (tmp_path / "theirs").mkdir()
+    tracker, _ = track()
+    tracker.finish({})
+    (folder,) = sorted((tmp_path / "theirs" / "wandb").glob("offline-run-*"))
+    (run,) = (record["run"] for record in records(folder) if record["type"] == "run")
+    assert (run["project"], run["display_name"], run["run_group"]) == (
+        "their-project", "their-name", "their-group",
+    )  # fmt: skip
+    assert (run["entity"], run["notes"], run["job_type"]) == ("their-team", "their notes", "their-type")
+    assert sorted(run["tags"]) == ["a", "b", "c d"]
+    assert tracker.settings == {
+        "project": "their-project", "name": "their-name", "group": "their-group", "tags": ["a", "b", "c d"],
+        "entity": "their-team", "notes": "their notes", "job_type": "their-type",
+    }  # fmt: skip
+
+
+def test_the_recipe_wins_over_the_environment_and_both_over_what_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in GIVEN.items():
+        monkeypatch.setenv(name, value)
+    config = TrackingConfig(project="ours", name="mine", tags=("x",))
+    found = config.settings("folder", {"project": "old", "group": "old", "tags": ["old"]})
+    assert (found["project"], found["name"], found["tags"], found["group"]) == (
+        "ours", "mine", ["x"], "their-group",
+    )  # fmt: skip
+    for name in GIVEN:
+        monkeypatch.setenv(name, "")
+    assert TrackingConfig().settings("folder", {}) == {"project": "normlab", "name": "folder"}
+    first = {"project": "old", "name": "old", "tags": ["old"], "entity": "team"}
+    assert TrackingConfig().settings("folder", first) == first
+
+
+def test_what_wandb_refuses_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    said: list[str] = []
+    tracker = Tracker(TrackingConfig(tags=("x" * 65,)), tmp_path, None, {}, said.append)
+    tracker.log("train", 1, {"loss": 3.5})
+    tracker.log("train", 2, {"loss": 3.25})
+    tracker.finish({})
+    (sentence,) = said
+    assert sentence.startswith("W&B is lost (") and "metrics.jsonl goes on without it" in sentence
+    assert "\n" not in sentence

@@ -1,7 +1,6 @@
 """`CONFIG_OVERRIDES`: the rates that a candidate file brings, as the published benchmark lets it."""
 
 import copy
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from model import design_files, module_literal
 from model.errors import UserError, did_you_mean
+from model.values import FROM_0, Range
 
 from .deepspeed import DeepSpeedConfig, set_key
 from .recipe import Recipe
@@ -133,10 +133,9 @@ def _check(path: Path, name: Any, value: Any) -> None:
             f"{path}: {NAME} sets {name!r}, which a candidate may not{did_you_mean(str(name), STANDS_FOR)}: "
             f"it may set {', '.join(STANDS_FOR)}"
         )
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (name == "learning_rate" and value == 0):
-        kind = "above 0" if name == "learning_rate" else "of at least 0"
-        raise UserError(f"{path}: {NAME} sets {name} to {value!r}, but it must be a number {kind}")
+    bounds = Range(above=0) if name == "learning_rate" else FROM_0
+    if not bounds.holds(value):
+        raise UserError(f"{path}: {NAME} sets {name} to {value!r}, but it must be a number {bounds}")
     if name == "warmup_iters" and value != int(value):
         raise UserError(f"{path}: {NAME} sets warmup_iters to {value!r}, but it must be whole steps")
 

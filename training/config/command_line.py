@@ -108,6 +108,8 @@ class CommandLine:
                 )
             key, equals, value = word.removeprefix("--").partition("=")
             key = RENAMED_KEYS.get(key, key)
+            if key not in known and key.replace("-", "_") in self.options:  # --local-rank is torch's
+                key = key.replace("-", "_")
             below_deepspeed = self.takes_deepspeed and key.startswith("ds.")
             if not below_deepspeed and key not in known and key.rpartition(".")[0] not in design_options:
                 raise unknown_key(key, known, "the command line")

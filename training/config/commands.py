@@ -10,7 +10,12 @@ from data import open_tokenizer
 from model import DESIGN_KEYS, PRESETS, VARIANTS, designs_of_file
 from model.errors import UserError
 
-from ..engine.environment import rank_from_environment, world_size_from_environment
+from ..engine.environment import (
+    check_local_rank,
+    check_timeout,
+    rank_from_environment,
+    world_size_from_environment,
+)
 from ..run.folder import RunFolder
 from .candidate import Overrides, with_overrides
 from .command_line import CommandLine, Option, Shorthand, existing_file
@@ -122,13 +127,17 @@ def read_request(command: CommandLine, argv: list[str]) -> Request:
     return Request(recipe_file, sections, keys, command_line, deepspeed_file, given.deepspeed, given.options)
 
 
-def resolve_command(argv: list[str], world_size: int) -> tuple[Request, Recipe, DeepSpeedConfig, Overrides]:
-    """train.py's command line for `world_size` ranks, whatever its run folder holds.
+def resolve_command(
+    argv: list[str], world_size: int | None = None
+) -> tuple[Request, Recipe, DeepSpeedConfig, Overrides]:
+    """train.py's command line for `world_size` ranks, or as many as there are, whatever its run folder holds.
 
     Gives what was asked for, the recipe, the engine, and what a candidate changed in them. Raises UserError,
     OSError or, after `--help`, SystemExit.
     """
     request = read_request(TRAIN, argv)
+    if world_size is None:
+        world_size = world_size_from_environment()
     deepspeed = read_deepspeed_config(request.deepspeed_file, request.deepspeed_overrides, world_size)
     return request, *with_overrides(request.recipe(), deepspeed, request.command_line)
 
@@ -150,7 +159,9 @@ def read_command(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder, O
         UserError, OSError: one sentence about what was given and what is allowed.
         SystemExit: after `--help`, with status 0.
     """
-    request, recipe, deepspeed, overrides = resolve_command(argv, world_size_from_environment())
+    request, recipe, deepspeed, overrides = resolve_command(argv)
+    check_local_rank(request.options.get("local_rank"))
+    check_timeout()
     path = request.options.get("run_dir") or Path("runs", run_name(request.recipe_file, recipe))
     run = RunFolder(Path(path), rank_from_environment())
     run.check_same_run(vars(recipe), deepspeed.raw, FREE_TO_CHANGE)

@@ -1,7 +1,9 @@
 """The recipe's `tracking` section."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from model.errors import UserError
 
@@ -13,18 +15,30 @@ def wandb_mode() -> str:
     return os.environ.get("WANDB_MODE") or "online"
 
 
+VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "group": "WANDB_RUN_GROUP",
+    "name": "WANDB_NAME",
+    "tags": "WANDB_TAGS",
+    "entity": "WANDB_ENTITY",
+    "notes": "WANDB_NOTES",
+    "job_type": "WANDB_JOB_TYPE",
+}
+"""What the environment says where the recipe is silent or has no key; an empty one says nothing."""
+
+
 @dataclass(frozen=True)
 class TrackingConfig:
     """Weights & Biases. The environment's WANDB_MODE (online, offline, disabled) is respected.
 
     Attributes:
-        project: the W&B project
-        group: runs that belong together, e.g. one study; null for none
-        name: the run's name; null takes the run folder's
-        tags: words to find the run by
+        project: the W&B project; null takes WANDB_PROJECT's, or normlab
+        group: runs that belong together, e.g. one study; null takes WANDB_RUN_GROUP's, or none
+        name: the run's name; null takes WANDB_NAME's, or the run folder's
+        tags: words to find the run by; none takes those of WANDB_TAGS, with commas between
     """
 
-    project: str = "normlab"
+    project: str | None = None
     group: str | None = None
     name: str | None = None
     tags: tuple[str, ...] = ()
@@ -34,3 +48,20 @@ class TrackingConfig:
             raise UserError(
                 f"WANDB_MODE is {mode!r} in the environment, but it must be one of {', '.join(MODES)}"
             )
+
+    def settings(self, folder_name: str, before: Mapping[str, Any]) -> dict[str, Any]:
+        """What `wandb.init` is given: the recipe, or else the environment, or else what the run had before.
+
+        Args:
+            folder_name: of the run, for a name.
+            before: what this gave when the run began; empty for a new one.
+        """
+        found: dict[str, Any] = {"project": "normlab", "name": folder_name, **before}
+        for key, variable in VARIABLES.items():
+            given = os.environ.get(variable)
+            if given and key == "tags":
+                found[key] = [tag.strip() for tag in given.split(",") if tag.strip()]
+            elif given:
+                found[key] = given
+        recipe = {"project": self.project, "group": self.group, "name": self.name, "tags": list(self.tags)}
+        return found | {key: value for key, value in recipe.items() if value}

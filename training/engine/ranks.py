@@ -2,8 +2,7 @@
 
 import ctypes
 import os
-import socket
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,9 +14,16 @@ if not torch.cuda.is_available():
     # DeepSpeed finds this out by itself, but with a warning on every rank.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed
+import deepspeed.accelerator
 import deepspeed.comm.config
+import deepspeed.constants
 import deepspeed.runtime.precision_config
 import deepspeed.runtime.zero.config
+
+from model.errors import LauncherError
+
+from .environment import Launch, launch_from_environment
+from .meeting import meet
 
 # DeepSpeed looks only for its shared-memory op here, which only serves inference. Building it takes a minute,
 # and a build that is killed leaves a lock behind on which every later start waits for ever. Set and not
@@ -65,56 +71,63 @@ class Ranks:
         return said[0]
 
 
-def join_ranks() -> Ranks:
+def join_ranks(run: str = "", say: Callable[[str], None] = print) -> Ranks:
     """Join the process group (NCCL on GPUs, gloo on CPUs), and choose this rank's device.
 
     Plain `python` gets a group of one. On CPUs the ranks of a machine share its cores evenly, unless
     OMP_NUM_THREADS says otherwise.
+
+    Args:
+        run: its name, the same on all ranks.
+        say: is told for whom this rank waits, if it waits for long.
+
+    Raises LauncherError, UserError or OSError where the ranks do not find each other, as `meet` does.
     """
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ |= {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    local_rank = int(os.environ["LOCAL_RANK"])
+    launch = launch_from_environment()
+    local_rank, ranks_here = (launch.local_rank, launch.ranks_here) if launch else (0, 1)
     if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise LauncherError(
+                f"LOCAL_RANK is {local_rank}, but this process sees {torch.cuda.device_count()} GPU(s), "
+                "counted from 0: start so many ranks here"
+            )
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
     else:
         if not _number_of_threads_was_chosen():
-            of_deepspeed, of_torchrun = os.environ.get("LOCAL_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
-            ranks_here = int(of_deepspeed or of_torchrun or os.environ["WORLD_SIZE"])
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
         _keep_freed_memory()
         device = torch.device("cpu")
-    if os.environ["RANK"] != "0":
-        _wait_for_rank_0()
+    if not dist.is_initialized():
+        _join(launch, device, run, say)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
-def _wait_for_rank_0() -> None:
-    """Return once rank 0 listens, which the pre-flight check delays, or cannot be reached at all.
-
-    torch itself tries once per second, so that half a second of every start would be spent waiting.
-    """
-    place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    wait = 0.01
-    while True:
-        try:
-            socket.create_connection(place, timeout=1).close()
-            return
-        except ConnectionRefusedError:
-            time.sleep(wait)
-            wait = min(1.2 * wait, 0.1)
-        except OSError:  # torch tries for minutes, and says what is wrong
-            return
+def _join(launch: Launch | None, device: torch.device, run: str, say: Callable[[str], None]) -> None:
+    """Make the process group as DeepSpeed would, which takes the one that is there."""
+    limit = deepspeed.constants.default_pg_timeout
+    store: dist.Store
+    if launch is None:
+        store = alone = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        launch = Launch(0, 0, 1, "127.0.0.1", alone.port, 1)
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": launch.host,
+            "MASTER_PORT": str(launch.port),
+        }
+    else:
+        store = meet(launch, run, limit, say)
+    dist.init_process_group(
+        deepspeed.accelerator.get_accelerator().communication_backend_name(),
+        store=store,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=limit,
+        device_id=device if device.type == "cuda" and launch.world_size > 1 else None,
+    )
 
 
 def _number_of_threads_was_chosen() -> bool:

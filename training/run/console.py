@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from model.errors import REFUSED
+from model.errors import REFUSED, LauncherError
 
 
 class _Terminal(io.FileIO):
@@ -55,8 +55,12 @@ class Console:
     def say(self, text: str) -> None:
         """Print a line, above a bar if one is running."""
         if not self.silent:
-            tqdm.write(text, file=self.terminal)
-            self.terminal.flush()
+            self.say_by_any_rank(text)
+
+    def say_by_any_rank(self, text: str) -> None:
+        """Print a line, by a silent rank too."""
+        tqdm.write(text, file=self.terminal)
+        self.terminal.flush()
 
     def bar(self, title: str, **options: Any) -> tqdm:
         """A tqdm bar on the terminal; in a file or a pipe it is a line now and then."""
@@ -65,8 +69,12 @@ class Console:
         return tqdm(desc=title, file=self.terminal, disable=self.silent, **options)
 
     def fail(self, sentence: object) -> int:
-        """Say one sentence about what the user gave; returns the exit status for it."""
-        self.say(f"error: {sentence}")
+        """Say one sentence about what the user gave; returns the exit status for it.
+
+        A silent rank says a LauncherError.
+        """
+        say = self.say_by_any_rank if isinstance(sentence, LauncherError) else self.say
+        say(f"error: {sentence}")
         return REFUSED
 
     def _crashed(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -74,5 +82,4 @@ class Console:
         if not self.names_crash:
             return
         what = str(error).strip().splitlines()
-        self.silent = False
-        self.say(f"{kind.__name__}: {what[0] if what else ''} (traceback in {self.log_file})")
+        self.say_by_any_rank(f"{kind.__name__}: {what[0] if what else ''} (traceback in {self.log_file})")

@@ -21,6 +21,7 @@ from model.errors import UserError
 from model.files import write_bytes, write_json, write_text
 
 from ..config.recipe_file import to_yaml
+from ..engine.environment import world_size_from_environment
 from .reader import TOKENIZER, read_json, read_metrics, read_recipe, read_summary, step_folders
 
 FAILURE_KEYS = ("error", "failed_rank", "log")
@@ -260,7 +261,7 @@ def environment(command: list[str]) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "command": command,
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "world_size": world_size_from_environment(),
         "python": sys.version.split()[0],
         "packages": {name: version(name) for name in packages},
         "git_commit": _git("rev-parse", "HEAD"),

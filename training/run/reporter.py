@@ -112,8 +112,10 @@ class Reporter:
             if checkpoint:
                 console.say(f"resumed from {checkpoint}")
             config = recipe_as_dict(vars(recipe)) | {"deepspeed": dict(self.ds.raw), "run": folder.summary}
-            self._tracker = Tracker(recipe.tracking, folder.path, state.wandb_id, config, console.say)
+            before = folder.summary.get("wandb")
+            self._tracker = Tracker(recipe.tracking, folder.path, state.wandb_id, config, console.say, before)
             state.wandb_id = self._tracker.id
+            folder.update_summary(wandb=self._tracker.settings)
         tokens = recipe.train.steps * folder.summary["tokens_per_step"]
         self._bar = console.bar(recipe.variant, total=tokens, initial=state.tokens, unit="tok")
         self._throughput = Throughput(self._flops_per_token, self._ranks.device, self._ranks.world_size)

@@ -1,8 +1,9 @@
 """Weights & Biases: a view of the run. `metrics.jsonl` stays the truth."""
 
+import os
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ class Tracker:
     Attributes:
         id: the W&B run's, for the checkpoint.
         run: the W&B run; None before it has begun, and once it is lost.
+        settings: its project, name and the like.
 
     Args:
-        config: project, group, name and tags.
-        run_dir: the run folder, which gets W&B's own files.
+        config: project, group, name and tags, where the recipe says them.
+        run_dir: the run folder, which gets W&B's own files unless WANDB_DIR names another.
         run_id: continues that W&B run; None starts one.
         facts: what W&B shows as the run's config.
         say: is told whether the run is offline, and why.
+        before: the settings that the run began with, which stay where neither recipe nor environment says.
     """
 
     def __init__(
@@ -34,16 +37,21 @@ class Tracker:
         run_id: str | None,
         facts: dict[str, Any],
         say: Callable[[str], None],
+        before: Mapping[str, Any] | None = None,
     ) -> None:
         self.id = run_id or _new_id()
-        self._config, self._run_dir, self._facts, self._say = config, run_dir, facts, say
+        self.settings = config.settings(run_dir.name, before or {})
+        self._run_dir, self._facts, self._say = run_dir, facts, say
         self.run: Any = None
         self._lost = False
 
     def begin(self) -> None:
-        """Start the W&B run, unless it has begun."""
+        """Start the W&B run, unless it has begun; one that W&B refuses, for a tag perhaps, is lost."""
         if self.run is None and not self._lost:
-            self.run = self._start()
+            try:
+                self.run = self._start()
+            except Exception as error:
+                self._lose(error)
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Log `kind/name` for each value, against `step` as the x-axis."""
@@ -63,24 +71,24 @@ class Tracker:
         try:
             action(self.run)
         except Exception as error:
-            self.run, self._lost = None, True
-            self._say(f"W&B is lost ({type(error).__name__}: {error}): metrics.jsonl goes on without it")
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        self.run, self._lost = None, True
+        what = " ".join(str(error).split())
+        self._say(f"W&B is lost ({type(error).__name__}: {what}): metrics.jsonl goes on without it")
 
     def _start(self) -> Any:
         import wandb
         from wandb.errors import CommError, UsageError
 
-        config = self._config
         mode: Any = wandb_mode().replace("dryrun", "offline")
         reason = _offline_reason() if mode == "online" else None
         if reason:
             mode = "offline"
         arguments: dict[str, Any] = dict(
-            project=config.project,
-            group=config.group,
-            name=config.name or self._run_dir.name,
-            tags=list(config.tags),
-            dir=self._run_dir,
+            **self.settings,
+            dir=os.environ.get("WANDB_DIR") or self._run_dir,
             id=self.id,
             resume="allow",
             config=self._facts,
