@@ -143,10 +143,12 @@ def open_or_remember(config: DataConfig, tokenizer: Tokenizer) -> Source:
         shards = [Shard(*shard) for shard in content["shards"]]
         source = RememberedSource(config, content["file_sizes"], shards)
         source.fingerprint = content["fingerprint"]
+        source.validation_split = content.get("validation_split")
         return source
     if any(map(is_remote, source.file_sizes)):
         content = {
             "fingerprint": source.fingerprint,
+            "validation_split": source.validation_split,
             "file_sizes": source.file_sizes,
             "shards": list(map(astuple, source.shards)),
         }

@@ -22,6 +22,5 @@ from .shard_file import tokenized as tokenized
 from .shard_file import write_shard as write_shard
 from .token_shards import SHARDS_FORMAT as SHARDS_FORMAT
 from .token_shards import corpus_fingerprint as corpus_fingerprint
-from .token_shards import is_token_source as is_token_source
 from .token_shards import manifest_of as manifest_of
 from .token_shards import shard_path as shard_path

@@ -1,14 +1,16 @@
-"""Folders, files, globs and hub ids, whose files `datasets` finds and, in rare formats, reads."""
+"""What `datasets` finds, on the hub or by the card of a folder, and the rare formats that it reads."""
 
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules import _EXTENSION_TO_MODULE
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.text.text import Text
@@ -21,9 +23,10 @@ from ..config import DataConfig
 from .choices import LOCAL_CHOICES, refuse_options, split_of
 from .documents import ROWS_PER_SHARD, BadRow, Document, Shard, Source
 from .jsonl import JsonlSource
+from .local import Found, left_out_note, supplied_split
 from .network import filesystem_of
-from .parquet import ParquetSource, check_text_column
-from .places import nearest_path
+from .parquet import ParquetSource, check_text_column, to_rows
+from .places import is_left_out, is_remote
 
 HUB_TIMEOUT_SECONDS = 10
 
@@ -48,11 +51,12 @@ class TableSource(Source):
         super().__init__(config, file_sizes, shards, revision)
 
     def _rows(self, shard: Shard) -> Sequence[Document | BadRow | None]:
-        return self._table[shard.first_row : shard.first_row + shard.rows][self.config.text_column]
+        rows = self._table.with_format("arrow")[shard.first_row : shard.first_row + shard.rows]
+        return to_rows(rows.column(self.config.text_column))
 
 
-def open_dataset_files(config: DataConfig, key: str, splits: tuple[str, ...]) -> Source:
-    """The documents of a local folder, file or glob, or of a data set on the hub.
+def open_hub(config: DataConfig, key: str, splits: tuple[str, ...]) -> Source:
+    """The documents of a data set on the hub.
 
     Args:
         config: What the source is and which of it is asked for.
@@ -60,93 +64,127 @@ def open_dataset_files(config: DataConfig, key: str, splits: tuple[str, ...]) ->
         splits: The first of these that there is gets read.
 
     Raises:
-        UserError: there is no such file, subset, split or text column, or there are no documents.
+        UserError: there is no such subset, split or text column, or there are no documents.
         ConnectionError: the hub cannot be reached or does not give the data set.
     """
-    builder, split, revision = _resolve(config, key, splits)
+    revision = hub_commit(config, key)
+    refuse_options(config, key, ("subset", "revision"))
+    builder = _builder(
+        config, key, ConnectionError, path=config.source, name=config.subset, revision=revision
+    )
+    return _of_builder(builder, config, key, splits, revision)
+
+
+def open_with_card(config: DataConfig, key: str, splits: tuple[str, ...], folder: Path) -> Source:
+    """The documents of a folder whose README.md says which files are what, as a data set of the hub has it.
+
+    Raises UserError as `open_hub`.
+    """
+    refuse_options(config, key, ("subset",))
+    with _plain(folder.absolute()) as place:
+        builder = _builder(config, key, UserError, path=str(place), name=config.subset)
+        return _of_builder(builder, config, key, splits)
+
+
+def open_rare_files(config: DataConfig, key: str, split: str, found: Found) -> Source:
+    """The documents of one split's files in a format that `datasets` reads. Raises UserError."""
+    assert found.format is not None
+    paths = found.splits[split]
+    reader, options = _EXTENSION_TO_MODULE.get(found.format, (os.path.dirname(paths[0]), {}))
+    escaped = [glob.escape(path) for path in paths]
+    builder = _builder(config, key, UserError, path=reader, data_files={split: escaped}, **options)
+    return _source_of(builder, split, None, config, key)
+
+
+def _builder(
+    config: DataConfig, key: str, not_found: Callable[[str], Exception], **arguments: Any
+) -> datasets.DatasetBuilder:
+    try:
+        return datasets.load_dataset_builder(**arguments)
+    except FileNotFoundError as error:
+        raise not_found(f"{key}: {config.source} holds no .parquet, .jsonl or .bin file") from error
+    except ValueError as error:
+        raise UserError(_subset_problem(config, key, error)) from error
+
+
+def _of_builder(
+    builder: datasets.DatasetBuilder,
+    config: DataConfig,
+    key: str,
+    splits: tuple[str, ...],
+    revision: str | None = None,
+) -> Source:
+    available = [str(split) for split in builder.config.data_files or ()]
+    split = split_of(key, config.source, splits, available)
     source = _source_of(builder, split, revision, config, key)
-    source.notes += _notes(builder, config, key)
+    source.validation_split = supplied_split(available, split)
     return source
 
 
 def _source_of(
     builder: datasets.DatasetBuilder, split: str, revision: str | None, config: DataConfig, key: str
 ) -> Source:
-    paths = list(builder.config.data_files[split])
+    named = [_real(path) for path in builder.config.data_files[split]]
+    paths = [path for path in named if not is_left_out(os.path.basename(path))]
+    if not paths:
+        raise UserError(f"{key}: {config.source} has only hidden or unfinished files, such as {named[0]}")
     storage_options = builder.storage_options or {}
+    source: Source
     if isinstance(builder, Parquet):
-        return ParquetSource(config, paths, storage_options, revision)
-    if isinstance(builder, Json):
-        return JsonlSource(config, paths, storage_options, revision)
+        source = ParquetSource(config, paths, storage_options, revision)
+    elif isinstance(builder, Json):
+        source = JsonlSource(config, paths, storage_options, revision)
+    else:
+        source = _table_of(builder, split, revision, paths, config, key)
+    if isinstance(builder, Text):
+        source.notes.append(f"{key}: each line of a text file is a document: longer ones need JSON lines.")
+    source.notes += left_out_note(config.source, key, sorted({*named} - {*paths}))
+    return source
+
+
+def _table_of(
+    builder: datasets.DatasetBuilder,
+    split: str,
+    revision: str | None,
+    paths: Sequence[str],
+    config: DataConfig,
+    key: str,
+) -> TableSource:
     try:
         builder.download_and_prepare()
-    except (DatasetGenerationError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        table = builder.as_dataset(split=split)
+    except Exception as error:  # each of its readers raises what it likes
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and is_remote(paths[0])):
+            raise
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split()) or type(cause).__name__
         raise UserError(f"{key}: {config.source} cannot be read as documents ({reason})") from error
     sizes = {}
     for path in paths:
-        filesystem, location = filesystem_of(path, storage_options)
+        filesystem, location = filesystem_of(path, builder.storage_options or {})
         sizes[path] = filesystem.size(location)
-    return TableSource(config, sizes, builder.as_dataset(split=split), revision)
+    return TableSource(config, sizes, table, revision)
 
 
-def _notes(builder: datasets.DatasetBuilder, config: DataConfig, key: str) -> Iterator[str]:
-    """What a user may not expect of the way in which `datasets` reads files."""
-    if isinstance(builder, Text):
-        yield f"{key}: each line of a text file is a document: longer ones need JSON lines."
-    folder = Path(config.source).expanduser()
-    if not folder.is_dir() or (folder / "README.md").exists():
-        return  # a README.md may say what is read
-    read = {os.path.realpath(path) for paths in builder.config.data_files.values() for path in paths}
-    unread = [
-        path.name
-        for path in sorted(folder.rglob("*"))
-        if not {".parquet", ".jsonl", ".ndjson"}.isdisjoint(path.suffixes)
-        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-        and os.path.realpath(path) not in read
-    ]
-    if unread:
-        yield (
-            f"{key}: not every file of {config.source} is read ({len(unread)} are not, such as {unread[0]}): "
-            "a folder is read in one format, and where file names have a split in them, only those files."
-        )
+@contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """The folder, or one of links to its files while its own path has characters of a pattern, for which
+    `datasets` would take it."""
+    if not glob.has_magic(str(folder.resolve())):
+        yield folder
+        return
+    with TemporaryDirectory(prefix="normlab-links-") as links:
+        for parent, _, files in os.walk(folder):
+            below = Path(links, os.path.relpath(parent, folder))
+            below.mkdir(exist_ok=True)
+            for name in files:
+                (below / name).symlink_to(Path(parent, name))
+        yield Path(links)
 
 
-def _resolve(
-    config: DataConfig, key: str, splits: tuple[str, ...]
-) -> tuple[datasets.DatasetBuilder, str, str | None]:
-    """What `datasets` makes of a source, the first of `splits` that it has, and the hub's commit."""
-    source = config.source
-    local = Path(source).expanduser()
-    revision = None
-    arguments: dict[str, Any]
-    options: tuple[str, ...] = ()
-    if local.is_dir():
-        arguments = {"path": str(local), "name": config.subset}
-        options = ("subset",)
-    elif local.is_file():
-        arguments = {
-            "path": str(local.absolute().parent),
-            "data_files": {splits[0]: [glob.escape(str(local.absolute()))]},
-        }
-    elif glob.has_magic(source):
-        # the folder only names the builder: the pattern is absolute
-        arguments = {"path": str(_existing_parent(local)), "data_files": {splits[0]: [str(local.absolute())]}}
-    else:
-        revision = hub_commit(config, key)
-        arguments = {"path": source, "name": config.subset, "revision": revision}
-        options = ("subset", "revision")
-    refuse_options(config, key, options)
-    try:
-        builder = datasets.load_dataset_builder(**arguments)
-    except FileNotFoundError as error:
-        found = "holds no" if local.is_dir() else "matches no"
-        kind = UserError if revision is None else ConnectionError  # what the hub answers is not ours
-        raise kind(f"{key}: {source} {found} .parquet, .jsonl or .bin file{nearest_path(local)}") from error
-    except ValueError as error:
-        raise UserError(_subset_problem(config, error)) from error
-    available = [str(split) for split in builder.config.data_files or ()]
-    return builder, split_of(key, source, splits, available), revision
+def _real(path: str) -> str:
+    """The file that a link of `_plain` stands for; any other path as it is."""
+    return os.readlink(path) if "/normlab-links-" in path else path
 
 
 def hub_commit(config: DataConfig, key: str) -> str | None:
@@ -171,17 +209,13 @@ def hub_commit(config: DataConfig, key: str) -> str | None:
         ) from error
 
 
-def _subset_problem(config: DataConfig, error: ValueError) -> str:
+def _subset_problem(config: DataConfig, key: str, error: ValueError) -> str:
     """One sentence for a subset that `datasets` does not find; any other complaint as it stands."""
     message = " ".join(str(error).split())
     listed = re.search(r"\[(.*?)\]", message)
     if "onfig" not in message or listed is None:
-        return f"data.source: {config.source} cannot be opened ({message})"
+        return f"{key}: {config.source} cannot be opened ({message})"
     names = re.findall(r"'([^']*)'", listed[1])
     given = "not given" if config.subset is None else repr(config.subset)
     hint = did_you_mean(config.subset or "", names)
     return f"data.subset is {given}, but {config.source} has {', '.join(names)}{hint}"
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.absolute().parents if parent.is_dir())

@@ -82,11 +82,15 @@ class Source(ABC):
         notes: What a user should know of the source, a sentence each.
         decodes_from_group_start: Whether a shard inside a large row group costs decoding what stands
             before it in the row group.
+        holds_tokens: Whether its documents are tokens already.
+        validation_split: Another split of the same source, whose documents are held out.
         fingerprint: A hash of the files' names and sizes, their shards, the revision and the text column. It
             stays the same when the files move to another folder.
     """
 
     decodes_from_group_start = False
+    holds_tokens = False
+    validation_split: str | None = None
 
     def __init__(
         self,
