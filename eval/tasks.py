@@ -18,6 +18,8 @@ Two more need neither hub nor folder; they read the held-out documents of the em
 The tasks of `eval.windows` read the data of `wikitext` and `lambada_openai`, or the run's validation set.
 """
 
+import glob
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,14 +184,14 @@ def load_tasks(
             tasks[name] = published_validation(name, run_dir)
             continue
         config = _task_config(_public_task(name), data_dir)
-        files = config.get("dataset_kwargs", {}).get("data_files", {})
+        files = _files_of(config)
         try:
             if name in TEXT_SETS:
                 tasks[name] = _in_windows(name, config)
             else:
                 tasks |= manager.load([config])["tasks"]
         except DatasetGenerationError as error:
-            where = ", ".join(files.values()) or "the hub's data"
+            where = ", ".join(files) or "the hub's data"
             raise UserError(f"task '{name}' cannot read {where}: {_first_line(error)}") from error
         except OSError as error:
             if files:
@@ -212,7 +214,7 @@ def _in_windows(name: str, config: dict[str, Any]) -> "WindowTask":
 
     text_set = TEXT_SETS[name]
     options = config.get("dataset_kwargs", {})
-    where = ", ".join(options.get("data_files", {}).values()) or config["dataset_path"]
+    where = ", ".join(_files_of(config)) or config["dataset_path"]
     split = config["test_split"]
     documents = datasets.load_dataset(config["dataset_path"], config["dataset_name"], split=split, **options)
     has_texts = text_set.column in documents.column_names
@@ -255,8 +257,15 @@ def _read_from(split: str, file: Path) -> dict[str, Any]:
     return splits | {
         "dataset_path": "parquet" if file.suffix == ".parquet" else "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: str(file)}},
+        # `datasets` takes a path for a pattern
+        "dataset_kwargs": {"data_files": {split: glob.escape(str(file))}},
     }
+
+
+def _files_of(config: dict[str, Any]) -> list[str]:
+    """The paths of the local files that a task reads; none where it reads the hub's."""
+    escaped = config.get("dataset_kwargs", {}).get("data_files", {}).values()
+    return [re.sub(r"\[([*?[])\]", r"\1", path) for path in escaped]
 
 
 def _first_line(error: Exception) -> str:
