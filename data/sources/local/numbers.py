@@ -13,8 +13,8 @@ WINDOW_BYTES = 2**11
 LARGEST_TOKEN = 2**18
 FEWEST = 8
 """Fewer different numbers prove nothing: `wow!wow!` is a token and 0 in turn, as one uint32 is."""
-FEWEST_OF_TWO_HALVES = 256
-FEWEST_OF_TEXT = 64
+FEWEST_WHERE_LESS_SPEAKS = 64
+FEWEST_LETTERS = 16
 SWAPPED = 8
 """Common words have small tokens: with the bytes of each swapped, the median is so many times as large."""
 _CONTAINERS = {
@@ -78,7 +78,7 @@ def _windows(path: str) -> bytes:
 def _is_text(windows: bytes) -> bool:
     """Whether no byte is a control character, which small tokens are full of, and the beginning is UTF-8."""
     controls = bytes({*range(32)} - {*b"\t\n\f\r\x1b"})
-    if len(windows) < 2 * FEWEST_OF_TEXT or windows.translate(None, controls) != windows:
+    if len({*windows}) < FEWEST_LETTERS or windows.translate(None, controls) != windows:
         return False
     beginning = windows[:WINDOW_BYTES]
     # the last character may be cut
@@ -104,13 +104,12 @@ def _is_plausible(values: np.ndarray) -> bool:
         if values.dtype.kind == "f" and not np.all(values == np.floor(values)):
             return False
     different = len(np.unique(values[values > 0]))
-    if is_float16:
-        return different >= FEWEST_OF_TEXT
-    return different >= (FEWEST if np.all(values < 2**16) else FEWEST_OF_TWO_HALVES)
+    is_certain = np.all(values < 2**16) and not is_float16
+    return different >= (FEWEST if is_certain else FEWEST_WHERE_LESS_SPEAKS)
 
 
 def _is_swapped(values: np.ndarray) -> bool:
     values = values[values > 0]
-    if len(np.unique(values)) < FEWEST_OF_TEXT:
+    if len(np.unique(values)) < FEWEST_WHERE_LESS_SPEAKS:
         return False
     return bool(np.median(values) > SWAPPED * np.median(values.byteswap()))
