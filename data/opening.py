@@ -104,6 +104,10 @@ def _held_out_source(config: DataConfig, source: Source, tokenizer: Tokenizer) -
         sample = replace(config, validation_source="sample")
         return open_validation_source(sample, tokenizer), "the sample's own part"
     if source.validation_split is None:
+        if config.validation_text_column is not None:
+            source.notes.append(
+                "data.validation_text_column does nothing: validation is the end of the source itself."
+            )
         return None, source.name
     column = config.validation_text_column or config.text_column
     of_split = replace(config, split=source.validation_split, text_column=column)

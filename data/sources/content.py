@@ -36,7 +36,7 @@ def content_of(path: str, storage_options: dict[str, Any], size: int, bar: bool)
         EOFError: a compressed file ends before its content does.
     """
     pieces = _pieces(path, storage_options, size, bar)
-    suffix = Path(path.partition("?")[0]).suffix
+    suffix = Path(path.partition("?")[0]).suffix.lower()
     if suffix not in _DECODERS:
         yield from pieces
         return

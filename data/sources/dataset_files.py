@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 from datasets.packaged_modules import _EXTENSION_TO_MODULE
+from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.text.text import Text
@@ -159,6 +160,11 @@ def _table_of(
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split()) or type(cause).__name__
         raise UserError(f"{key}: {config.source} cannot be read as documents ({reason})") from error
+    if isinstance(builder, Csv) and f"{config.text_column}.1" in table.column_names:  # pandas' name for it
+        raise UserError(
+            f"data.text_column is {config.text_column!r}, but {config.source} has two columns of that name: "
+            "give each a name of its own"
+        )
     sizes = {}
     for path in paths:
         filesystem, location = filesystem_of(path, builder.storage_options or {})
