@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
+import yaml
 from datasets.packaged_modules import _EXTENSION_TO_MODULE
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.json.json import Json
@@ -94,7 +96,7 @@ def open_rare_files(config: DataConfig, key: str, split: str, found: Found) -> S
     reader, options = _EXTENSION_TO_MODULE.get(found.format, (os.path.dirname(paths[0]), {}))
     escaped = [glob.escape(path) for path in paths]
     builder = _builder(config, key, UserError, path=reader, data_files={split: escaped}, **options)
-    return _source_of(builder, split, None, config, key)
+    return _source_of(builder, split, paths, None, config, key)
 
 
 def _builder(
@@ -106,6 +108,8 @@ def _builder(
         raise not_found(f"{key}: {config.source} holds no .parquet, .jsonl or .bin file") from error
     except ValueError as error:
         raise UserError(_subset_problem(config, key, error)) from error
+    except (zipfile.BadZipFile, yaml.YAMLError) as error:
+        raise _unreadable(config, key, error) from error
 
 
 def _of_builder(
@@ -117,18 +121,24 @@ def _of_builder(
 ) -> Source:
     available = [str(split) for split in builder.config.data_files or ()]
     split = split_of(key, config.source, splits, available)
-    source = _source_of(builder, split, revision, config, key)
+    named = [_real(path) for path in builder.config.data_files[split]]
+    paths = [path for path in named if not is_left_out(os.path.basename(path))]
+    if not paths:
+        raise UserError(f"{key}: {config.source} has only hidden or unfinished files, such as {named[0]}")
+    source = _source_of(builder, split, paths, revision, config, key)
+    source.notes += left_out_note(config.source, key, sorted({*named} - {*paths}))
     source.validation_split = supplied_split(available, split)
     return source
 
 
 def _source_of(
-    builder: datasets.DatasetBuilder, split: str, revision: str | None, config: DataConfig, key: str
+    builder: datasets.DatasetBuilder,
+    split: str,
+    paths: Sequence[str],
+    revision: str | None,
+    config: DataConfig,
+    key: str,
 ) -> Source:
-    named = [_real(path) for path in builder.config.data_files[split]]
-    paths = [path for path in named if not is_left_out(os.path.basename(path))]
-    if not paths:
-        raise UserError(f"{key}: {config.source} has only hidden or unfinished files, such as {named[0]}")
     storage_options = builder.storage_options or {}
     source: Source
     if isinstance(builder, Parquet):
@@ -139,7 +149,6 @@ def _source_of(
         source = _table_of(builder, split, revision, paths, config, key)
     if isinstance(builder, Text):
         source.notes.append(f"{key}: each line of a text file is a document: longer ones need JSON lines.")
-    source.notes += left_out_note(config.source, key, sorted({*named} - {*paths}))
     return source
 
 
@@ -157,9 +166,7 @@ def _table_of(
     except Exception as error:  # each of its readers raises what it likes
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and is_remote(paths[0])):
             raise
-        cause = error.__cause__ or error
-        reason = " ".join(str(cause).split()) or type(cause).__name__
-        raise UserError(f"{key}: {config.source} cannot be read as documents ({reason})") from error
+        raise _unreadable(config, key, error) from error
     if isinstance(builder, Csv) and f"{config.text_column}.1" in table.column_names:  # pandas' name for it
         raise UserError(
             f"data.text_column is {config.text_column!r}, but {config.source} has two columns of that name: "
@@ -170,6 +177,12 @@ def _table_of(
         filesystem, location = filesystem_of(path, builder.storage_options or {})
         sizes[path] = filesystem.size(location)
     return TableSource(config, sizes, table, revision)
+
+
+def _unreadable(config: DataConfig, key: str, error: Exception) -> UserError:
+    cause = error.__cause__ or error
+    reason = " ".join(str(cause).split()).removesuffix(".") or type(cause).__name__
+    return UserError(f"{key}: {config.source} cannot be read as documents ({reason})")
 
 
 @contextmanager

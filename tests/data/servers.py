@@ -129,9 +129,7 @@ def serving() -> Iterator[Server]:
     server.server_close()
 
 
-def hub(
-    server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, str], **held_out: str
-) -> None:
+def hub(server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, str], **held_out: str) -> None:
     """A data set in the hub's own URLs; `subsets` are patterns by name, `held_out` those by further split."""
     more = [{"split": split, "path": path} for split, path in held_out.items()]
     card = {

@@ -102,7 +102,7 @@ def test_a_missing_source_is_refused_and_no_other(tmp_path: Path) -> None:
     for key in ("source", "validation_source"):
         with pytest.raises(UserError, match=rf"^data\.{key}: .*/b\.parquet does not exist \(did you mean 'a"):
             refuse_missing(DataConfig(**{key: f"{tmp_path}/b.parquet"}))
-    with pytest.raises(UserError, match="none.bin does not exist"):
+    with pytest.raises(UserError, match=r"none\.bin does not exist"):
         refuse_missing(DataConfig(source=f"{tmp_path}/none.bin"))
     with pytest.raises(UserError, match="there is no folder some/where"):
         refuse_missing(DataConfig(source="some/where/a.parquet"))

@@ -157,7 +157,7 @@ def test_hidden_and_unfinished_files_of_a_folder_are_left_out_and_said(tmp_path:
 def test_only_unfinished_files_are_a_sentence(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet.tmp")
     for where in (tmp_path, f"{tmp_path}/*"):
-        with pytest.raises(UserError, match=r"no \.parquet, .* file \(1 file of .* the first is a\.parquet\.tm"):
+        with pytest.raises(UserError, match=r"no \.parquet, .* \(1 file of .* the first is a\.parquet\.tm"):
             opened(where)
 
 

@@ -136,7 +136,7 @@ def _rare_formats(paths: Sequence[str]) -> dict[str, str]:
     return {
         path: suffix
         for path, suffix in suffixes.items()
-        if suffix in known and os.path.basename(path) not in FILES_TO_IGNORE
+        if suffix in known and not is_data(path) and os.path.basename(path) not in FILES_TO_IGNORE
     }
 
 
