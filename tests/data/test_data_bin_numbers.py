@@ -35,11 +35,11 @@ def opened(path: Path, **options: str) -> Source:
 def test_other_numbers_are_refused_with_the_line_that_mends_them(
     tmp_path: Path, kind: str, documents: int
 ) -> None:
+    if kind in ("float16", ">u2"):
+        documents = 400  # a handful of them proves nothing
     tokens = tokens_of_text(documents)
     if kind == "float16":
         tokens = tokens % 2048  # it holds no other integers exactly
-    if documents == 1 and kind in ("float16", ">u2"):
-        pytest.skip("a handful of them proves nothing")
     path = tmp_path / "train.bin"
     tokens.astype(kind).tofile(path)
     with pytest.raises(UserError, match=r"train\.bin holds .*, not uint16") as caught:
@@ -58,10 +58,9 @@ def test_other_numbers_are_refused_with_the_line_that_mends_them(
 def test_numbers_of_a_large_vocabulary_and_padding_are_seen(tmp_path: Path, kind: str) -> None:
     tokens = np.random.default_rng(0).zipf(1.3, 20_000) % 100_000
     tokens[5_000:] = 0
+    tokens[0] = 99_999
     tokens.astype(kind).tofile(tmp_path / "a.bin")
-    with pytest.raises(
-        UserError, match=f"holds {'int64' if kind == 'int64' else 'uint32 or int32'}, not uint16"
-    ):
+    with pytest.raises(UserError, match=f"{kind}.*, not uint16, and tokens up to 99999: name the tokenizer"):
         opened(tmp_path / "a.bin")
 
 

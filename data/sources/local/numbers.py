@@ -49,20 +49,21 @@ def number_problem(path: str, dtype: np.dtype) -> str | None:
     if _is_text(windows):
         return "holds text, not tokens: write it as JSON lines or parquet"
     for code, name in _KINDS.items():
-        kind = np.dtype(code)
-        if kind != dtype and _is_plausible(np.frombuffer(windows, kind)):
-            return _of_another_kind(code, name, dtype)
+        values = np.frombuffer(windows, code)
+        if values.dtype != dtype and _is_plausible(values):
+            return _of_another_kind(code, name, dtype, int(values.max()))
     if dtype.itemsize == 2 and _is_swapped(np.frombuffer(windows, dtype)):
-        return _of_another_kind(">u2", "uint16", dtype)
+        return _of_another_kind(">u2", "uint16", dtype, 0)
     return None
 
 
-def _of_another_kind(code: str, name: str, dtype: np.dtype) -> str:
-    big_endian = "big-endian " if code.startswith(">") else ""
-    return (
-        f"holds {big_endian}{name}, not {dtype.name}: "
-        f"`numpy.fromfile(f, '{code}').astype('{dtype.name}').tofile(f)` mends it"
-    )
+def _of_another_kind(code: str, name: str, dtype: np.dtype, largest: int) -> str:
+    what = f"holds {'big-endian ' if code.startswith('>') else ''}{name}, not {dtype.name}"
+    if largest > np.iinfo(dtype).max:  # which a cast would cut off
+        return (
+            f"{what}, and tokens up to {largest}: name the tokenizer that it was made with in data.tokenizer"
+        )
+    return f"{what}: `numpy.fromfile(f, '{code}').astype('{dtype.name}').tofile(f)` mends it"
 
 
 def _windows(path: str) -> bytes:
