@@ -19,7 +19,6 @@ from .named_files import hub_files, open_named_files, refuse_names
 from .places import FILE_FORMATS, file_format, is_hub_id, is_left_out, is_remote, local_path, nearest_path
 from .token_shards import manifest_of, open_token_folder
 
-_CARD = "README.md"
 _HAS_CONFIGS = re.compile(r"\A---\s*\n(?:(?!---).*\n)*?configs:")
 _SAMPLE_SPLITS = ("train", "validation")
 
@@ -99,19 +98,19 @@ def _open(config: DataConfig, tokenizer: Tokenizer, key: str, splits: tuple[str,
     if manifest is not None:
         refuse_options(config, key)
         return open_token_folder(config, tokenizer, place.absolute(), manifest)
-    if _has_configs(place / _CARD):
+    if _has_configs(place):
         from .dataset_files import open_with_card
 
         return open_with_card(config, key, splits, place)
     return _open_here(config, tokenizer, key, splits, place)
 
 
-def _has_configs(card: Path) -> bool:
-    """Whether a README.md says, as that of a data set of the hub, which files are what."""
-    try:
-        return bool(_HAS_CONFIGS.match(card.read_text(errors="replace")))
-    except OSError:
-        return False
+def _has_configs(folder: Path) -> bool:
+    """Whether a folder says, as a data set of the hub does, which of its files are what."""
+    card = folder / "README.md"
+    if (folder / ".huggingface.yaml").is_file():
+        return True
+    return card.is_file() and bool(_HAS_CONFIGS.match(card.read_text(errors="replace")))
 
 
 def _open_here(

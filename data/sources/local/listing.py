@@ -14,6 +14,10 @@ from ..places import is_data, is_hidden, is_left_out, local_format, without_comp
 from .splits import divided
 
 
+_TABLES = (".txt", ".csv", ".tsv", ".arrow")
+"""Ends of files that may be documents or about them."""
+
+
 class Found(NamedTuple):
     """What a source here consists of.
 
@@ -58,7 +62,7 @@ def find_files(source: str, place: Path, key: str, wanted: Sequence[str]) -> Fou
     if not splits and of_format:
         splits = {"train" if is_folder else wanted[0]: of_format}
     unread = sorted({*paths} - {path for of_split in splits.values() for path in of_split})
-    notes = [*left_out_note(source, key, left_out), *_unread_note(source, key, unread)]
+    notes = [*left_out_note(source, key, left_out), *_unread_note(source, key, unread, len(of_format))]
     base = os.path.abspath(root)
     absolute = {split: [os.path.join(base, path) for path in of_split] for split, of_split in splits.items()}
     return Found(format_, absolute, notes)
@@ -152,8 +156,10 @@ def left_out_note(source: str, key: str, paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _unread_note(source: str, key: str, paths: Sequence[str]) -> list[str]:
+def _unread_note(source: str, key: str, paths: Sequence[str], read: int) -> list[str]:
     data = [path for path in paths if is_data(path) and not path.lower().endswith(".json")]
+    tables = [path for path in paths if path.lower().endswith(_TABLES)]
+    data += tables if len(tables) > read else []  # a few are about the data
     if not data:
         return []
     return [
