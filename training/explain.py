@@ -200,9 +200,7 @@ def _data(recipe: Recipe) -> list[str]:
     data = recipe.data
     names = ("subset", "revision", "files", "split", "text_column")
     given = [f"{name} {value}" for name in names if (value := getattr(data, name, None))]
-    held_out = (
-        data.validation_source or "a part or split of its own, else its end, which training never reads"
-    )
+    held_out = data.validation_source or "its own part or split, else its end, which training never reads"
     masked = ", attention within a document" if data.document_mask else ""
     return [
         ", ".join([data.source, *given]),

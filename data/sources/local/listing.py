@@ -13,7 +13,6 @@ from typing import NamedTuple
 from ..places import is_data, is_hidden, is_left_out, local_format, without_compression
 from .splits import divided
 
-
 _TABLES = (".txt", ".csv", ".tsv", ".arrow")
 """Ends of files that may be documents or about them."""
 
