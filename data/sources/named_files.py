@@ -24,7 +24,7 @@ from ..config import DataConfig
 from ..tokenizer import Tokenizer
 from .choices import refuse_options
 from .documents import Source
-from .local import matching
+from .local import left_out_note, matching
 from .places import FILE_FORMATS, file_format, is_hub_id, is_left_out, is_remote, local_format, local_path
 from .token_shards import manifest_of
 
@@ -100,9 +100,12 @@ def open_named_files(config: DataConfig, tokenizer: Tokenizer, key: str) -> Sour
     folder = local_path(config.source).absolute()
     storage_options: dict[str, Any] = {}
     revision = None
+    notes: list[str] = []
     if folder.is_dir():
         refuse_options(config, key)
-        found = {name: [str(folder / path) for path in matching(folder, name)] for name in names}
+        below = {name: matching(folder, name) for name in names}
+        found = {name: [str(folder / path) for path in kept] for name, (kept, _) in below.items()}
+        notes = left_out_note(config.source, key, sorted({path for _, out in below.values() for path in out}))
     elif is_remote(config.source):
         refuse_options(config, key)
         found = _at_url(config.source.rstrip("/"), names)
@@ -120,7 +123,9 @@ def open_named_files(config: DataConfig, tokenizer: Tokenizer, key: str) -> Sour
             f"{config.source}, the first is {missing[0]}"
         )
     paths = sorted({path for one in found.values() for path in one})
-    return _read(config, tokenizer, paths, storage_options, revision)
+    source = _read(config, tokenizer, paths, storage_options, revision)
+    source.notes += notes
+    return source
 
 
 def _label(key: str) -> str:

@@ -14,7 +14,7 @@ from ..config import DataConfig
 from ..tokenizer import Tokenizer
 from .choices import LOCAL_CHOICES, refuse_options, split_of
 from .documents import Source
-from .local import divided, find_files, supplied_split
+from .local import divided, find_files, left_out_note, supplied_split
 from .named_files import hub_files, open_named_files, refuse_names
 from .places import FILE_FORMATS, file_format, is_hub_id, is_left_out, is_remote, local_path, nearest_path
 from .token_shards import manifest_of, open_token_folder
@@ -172,7 +172,7 @@ def _open_url(config: DataConfig, key: str, splits: tuple[str, ...]) -> Source:
             f"{key} is {config.source}: a URL must end in {', '.join(FILE_FORMATS)}, or one of JSON lines "
             "compressed"
         )
-    urls = _matching(key, config.source, splits[0])
+    urls, notes = _matching(key, config.source, splits[0])
     split = split_of(key, config.source, splits, [*urls])
     source: Source
     if kind == "json":
@@ -183,22 +183,24 @@ def _open_url(config: DataConfig, key: str, splits: tuple[str, ...]) -> Source:
         from .parquet import ParquetSource
 
         source = ParquetSource(config, urls[split])
+    source.notes += notes
     source.validation_split = supplied_split([*urls], split)
     return source
 
 
-def _matching(key: str, url: str, wanted: str) -> dict[str, list[str]]:
-    """The URLs that a pattern matches, by split where they are of several, if the file system can list its
-    files; any other is itself."""
+def _matching(key: str, url: str, wanted: str) -> tuple[dict[str, list[str]], list[str]]:
+    """The URLs that a pattern matches, by split where they are of several, and a note about those that are
+    left out; any other URL, or one whose file system cannot list files, is itself."""
     from .network import filesystem_of, with_retries
 
     filesystem, location = filesystem_of(url, {})
     if not glob.has_magic(location) or url.startswith(("http://", "https://")):
-        return {wanted: [url]}
+        return {wanted: [url]}, []
     if with_retries(lambda: filesystem.exists(location), url, opening=True):  # it is no pattern
-        return {wanted: [url]}
+        return {wanted: [url]}, []
     found = with_retries(lambda: filesystem.glob(location), url, opening=True)
-    found = sorted(path for path in found if not is_left_out(path, location))
+    left_out = [path for path in found if is_left_out(path, location)]
+    found = sorted({*found} - {*left_out})
     if not found:
         raise FileNotFoundError(f"{key}: {url} matches no file")  # as the server says
     folder = re.split(r"[*?[]", location, maxsplit=1)[0].rpartition("/")[0] + "/"
@@ -206,4 +208,5 @@ def _matching(key: str, url: str, wanted: str) -> dict[str, list[str]]:
     if len(splits) < 2:
         splits = {wanted: [path.removeprefix(folder) for path in found]}
     whole = filesystem.unstrip_protocol
-    return {split: [whole(folder + path) for path in paths] for split, paths in splits.items()}
+    urls = {split: [whole(folder + path) for path in paths] for split, paths in splits.items()}
+    return urls, left_out_note(url, key, left_out)

@@ -151,7 +151,10 @@ def test_hidden_and_unfinished_files_of_a_folder_are_left_out_and_said(tmp_path:
         f"data.source: {count} files of {tmp_path} with the name of a hidden or unfinished one left out, the "
         f"first is {sorted(UNFINISHED)[0]}."
     )
-    assert texts(tmp_path, files="*") == ["a", "b"]
+    assert texts(tmp_path, files="*.parquet*") == ["a", "b"]
+    (note,) = opened(tmp_path, files="*.parquet*").notes
+    names = [name for name in UNFINISHED if "/" not in name and ".parquet" in name]
+    assert note.startswith(f"data.source: {len(names)} files of ")
 
 
 def test_only_unfinished_files_are_a_sentence(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def test_the_folders_that_there_are_come_before_the_pattern(tmp_path: Path) -> N
     write(tmp_path / "[ab]" / "c" / "x.parquet", "one")
     assert literal_root(tmp_path / "[ab]" / "c" / "*.parquet") == (tmp_path / "[ab]" / "c", "*.parquet")
     assert literal_root(tmp_path / "[cd]" / "c" / "x") == (tmp_path, "[cd]/c/x")
-    assert matching(tmp_path, "[ab]/*/x.parquet") == ["[ab]/c/x.parquet"]
-    assert matching(tmp_path, "**/*.parquet") == ["[ab]/c/x.parquet"]
+    assert matching(tmp_path, "[ab]/*/x.parquet") == (["[ab]/c/x.parquet"], [])
+    assert matching(tmp_path, "**/*.parquet") == (["[ab]/c/x.parquet"], [])
 
 
 def test_globs_of_a_storage_follow_the_same_rules() -> None:

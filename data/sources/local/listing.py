@@ -78,14 +78,15 @@ def literal_root(place: Path) -> tuple[Path, str]:
     return root, "/".join(parts[-1:])
 
 
-def matching(folder: Path, pattern: str) -> list[str]:
-    """The files of a folder that a name or pattern means, relative to it; none that is hidden or not finished
-    unless it is named outright."""
+def matching(folder: Path, pattern: str) -> tuple[list[str], list[str]]:
+    """The files of a folder that a name or pattern means, relative to it, and those that are left out, which
+    are hidden or not finished and not named outright."""
     if (folder / pattern).is_file():
-        return [pattern]
+        return [pattern], []
     root, rest = literal_root(folder / pattern)
     names = [os.path.relpath(root / path, folder) for path in _matches(root, rest)]
-    return [name for name in names if not is_left_out(name, pattern)]
+    left_out = {name for name in names if is_left_out(name, pattern)}
+    return [name for name in names if name not in left_out], sorted(left_out)
 
 
 def _matches(root: Path, pattern: str) -> list[str]:
