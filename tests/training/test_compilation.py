@@ -218,7 +218,7 @@ def test_compiled_code_is_kept_where_the_compiler_takes_the_path(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     compile_blocks(gpt(), pytest.fail)
-    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == (str(tmp_path / folder) if is_used else None)
+    assert (os.environ.get("TORCHINDUCTOR_CACHE_DIR") == str(tmp_path / folder)) == is_used
 
 
 def test_one_key_switches_it_off_and_the_jsons_section_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
