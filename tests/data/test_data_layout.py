@@ -195,5 +195,15 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere", "b.parquet")
     write(tmp_path / "corpus", "a.parquet")
     (tmp_path / "corpus" / "more").symlink_to(tmp_path / "elsewhere")
+    for name in ("another", "more"):
+        (tmp_path / "corpus" / name).unlink(missing_ok=True)
+        (tmp_path / "corpus" / name).symlink_to(tmp_path / "elsewhere")
+    write(tmp_path / "corpus", "z/c.parquet")
+    (tmp_path / "corpus" / "also-c").symlink_to(tmp_path / "corpus" / "z")
     (tmp_path / "corpus" / "loop").symlink_to(tmp_path / "corpus")
-    assert texts(tmp_path / "corpus") == ["a", "b"]
+    (tmp_path / "corpus" / "z" / "above").symlink_to(tmp_path)
+    assert texts(tmp_path / "corpus") == ["a", "b", "z/c"]
+    assert list(opened(tmp_path / "corpus").file_sizes)[1:] == [
+        f"{tmp_path}/corpus/another/b.parquet",
+        f"{tmp_path}/corpus/z/c.parquet",
+    ]

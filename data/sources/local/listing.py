@@ -99,15 +99,22 @@ def _below(folder: Path) -> list[str]:
     """All files of a folder and the folders in it, relative to it and sorted; hidden folders are not entered,
     but their data is listed at their top."""
     found: list[str] = []
-    entered: set[str] = set()
+    home = os.path.realpath(folder)
+    linked: set[str] = set()
+
+    def is_new(path: str) -> bool:
+        """Whether a folder is no link to one that has a path of its own here, nor to one around this."""
+        if not os.path.islink(path):
+            return True
+        target = os.path.realpath(path)
+        is_known = target in linked or os.path.commonpath([target, home]) in (target, home)
+        linked.add(target)
+        return not is_known
+
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in entered:  # a link to a folder above
-            folders.clear()
-            continue
-        entered.add(os.path.realpath(parent))
         below = os.path.relpath(parent, folder)
-        if any(map(is_hidden, Path(below).parts)):
-            folders.clear()
+        is_entered = not any(map(is_hidden, Path(below).parts))
+        folders[:] = [name for name in sorted(folders) if is_entered and is_new(os.path.join(parent, name))]
         found += (name if below == "." else f"{below}/{name}" for name in files)
     return sorted(path for path in found if (folder / path).is_file())
 
