@@ -10,6 +10,7 @@ from .documents import Source as Source
 from .documents import shard_runs as shard_runs
 from .parquet import ParquetSource as ParquetSource
 from .places import is_remote as is_remote
+from .places import local_path as local_path
 from .resolve import open_source as open_source
 from .resolve import open_validation_source as open_validation_source
 from .resolve import refuse_missing as refuse_missing
