@@ -174,6 +174,19 @@ def test_a_hidden_file_that_is_named_is_read_and_no_unknown_suffix(tmp_path: Pat
         opened(tmp_path / "z.parquet.tmp")
 
 
+def test_splits_of_other_names_are_those_that_datasets_made(tmp_path: Path) -> None:
+    write(
+        tmp_path, *(f"data/{name}-00000-of-00001.parquet" for name in ("train_sft", "train_gen", "test_sft"))
+    )
+    assert texts(tmp_path, split="train_gen") == ["data/train_gen-00000-of-00001"]
+    assert opened(tmp_path, split="train_sft").validation_split == "test_sft"
+    with pytest.raises(UserError, match=r"split is 'train', but .* has only test_sft, train_gen, train_sft"):
+        opened(tmp_path)
+    write(tmp_path / "topics", *(f"data/{name}{end}" for name in ("wiki", "books")))
+    assert len(texts(tmp_path / "topics")) == 2
+    assert texts(tmp_path / "topics", split="wiki") == ["data/wiki-00000-of-00001"]
+
+
 def test_one_stray_file_of_tokens_does_not_make_a_folder_of_them(tmp_path: Path) -> None:
     write(tmp_path, *PLAIN, "stray.bin")
     source = opened(tmp_path)
