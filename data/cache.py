@@ -115,6 +115,7 @@ class RememberedSource(Source):
         self.fingerprint = remembered["fingerprint"]
         self.older_fingerprint = remembered["older_fingerprint"]
         self.shards_per_window = remembered["shards_per_window"]
+        self.validation_split = remembered["validation_split"]
         self.notes = [
             f"data.source: {config.source} cannot be reached, so what data.cache_dir has of it is read."
         ]
@@ -132,6 +133,7 @@ class _Remembered(TypedDict):
     fingerprint: str
     older_fingerprint: str
     revision: str | None
+    validation_split: str | None
     file_sizes: dict[str, int]
     shards: list[tuple[int, str, int, int, int]]
     shards_per_window: int
@@ -157,6 +159,7 @@ def open_or_remember(config: DataConfig, tokenizer: Tokenizer) -> Source:
             "fingerprint": source.fingerprint,
             "older_fingerprint": source.older_fingerprint,
             "revision": source.revision,
+            "validation_split": source.validation_split,
             "file_sizes": source.file_sizes,
             "shards": [astuple(shard) for shard in source.shards],
             "shards_per_window": source.shards_per_window,

@@ -41,8 +41,11 @@ class DataConfig:
         tokenizer: `gpt2`, `bytes` (257 symbols), a tiktoken encoding such as `cl100k_base`, or the path of a
             Hugging Face tokenizer.json.
         validation_source: Held-out documents, in any form that `source` takes. When left out, `sample` has a
-            part of its own and any other source reserves its last documents, which training then never reads.
+            part of its own, a source that has a split for it (`validation`, else `test`) gives that, and any
+            other reserves its last documents, which training then never reads.
         validation_revision: The hub's commit, branch or tag of `validation_source`; the newest when left out.
+        validation_text_column: The column of `validation_source` that holds a document's text; `text_column`
+            when left out.
         validation_tokens: At most this many validation tokens, in whole documents; counted in GPT-2's, so
             that every tokenizer has the same documents. What is reserved is at most a tenth of the source's
             documents, and at least one.
@@ -73,6 +76,7 @@ class DataConfig:
     tokenizer: str = "gpt2"
     validation_source: str | None = None
     validation_revision: str | None = None
+    validation_text_column: str | None = None
     validation_tokens: int = 10_485_760
     packing: Literal["concat", "best_fit"] = "concat"
     document_mask: bool = False

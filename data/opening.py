@@ -20,7 +20,7 @@ from .sources import (
     Documents,
     Shard,
     Source,
-    is_token_source,
+    is_remote,
     open_validation_source,
     refuse_missing,
     shard_runs,
@@ -39,14 +39,14 @@ def open_data(
 ) -> tuple[Corpus, ValidationSet]:
     """What a run trains on, and the documents that are held out of it.
 
-    The validation set is the beginning of `data.validation_source`, or of the sample's own validation part,
-    or else the source's last documents: as many as hold `data.validation_tokens` tokens, but at most a tenth
-    of all and at least one. Training never reads the shards that these are in, and leaves out copies of them
-    elsewhere. With `data.cache_dir` tokens are read from there, where it has them.
+    The validation set is the beginning of `data.validation_source`, or of the source's own validation part or
+    split, or else the source's last documents: as many as hold `data.validation_tokens` tokens, but at most
+    a tenth of all and at least one. Training never reads the shards that these are in, and leaves out copies
+    of them elsewhere. With `data.cache_dir` tokens are read from there, where it has them.
 
     Args:
         config: What to open.
-        say: Is told before the embedded sample is built.
+        say: Is told before the embedded sample is built, and which documents are held out.
 
     Raises:
         UserError: a source or tokenizer does not exist or is not what the config says, there is nothing to
@@ -59,31 +59,30 @@ def open_data(
         say("building the embedded sample, once; it takes about a minute")
     tokenizer = open_tokenizer(config.tokenizer)
     source = read = open_or_remember(config, tokenizer)
-    if config.cache_dir is not None and not is_token_source(config.source):
+    if config.cache_dir is not None and not source.holds_tokens:
         read = CachedSource(source, tokenizer, config.cache_dir)
-    if config.validation_source is None and config.source == "sample":
-        config = replace(config, validation_source="sample")
     shards = source.shards
     validation_revision = None
-    if config.validation_source is None:
+    held_out_source, where = _held_out_source(config, source, tokenizer)
+    if held_out_source is None:
         # as text where it can be reached: tokens may have lost some of it
         reserved = _reserve(config, read if isinstance(source, RememberedSource) else source, tokenizer)
         for shard in shards[-len(reserved) :] if read is not source else ():
             read.read(shard)  # so that a start without the network finds them too
         shards = shards[: -len(reserved)]
-        documents = islice(chain.from_iterable(reserved), _tenth(source))
-        held_out = _collect(documents, config.validation_tokens, source.name)
+        of_end = islice(chain.from_iterable(reserved), _tenth(source))
+        held_out = _collect(of_end, config.validation_tokens, source.name)
+        where = f"the last {len(held_out):,} documents of {source.name}"
     else:
-        held_out_source = open_validation_source(config, tokenizer)
-        of_shards = (_of_shard(held_out_source, one, tokenizer) for one in held_out_source.shards)
-        held_out = _collect(
-            chain.from_iterable(of_shards), config.validation_tokens, config.validation_source
-        )
+        documents = _documents_of(held_out_source, config, tokenizer)
+        held_out = _collect(documents, config.validation_tokens, where)
         shards_held_out = [document.shard for document in held_out]
         copies = _copies_of(held_out, tokenizer)
-        check_held_out(config, source, held_out_source, shards_held_out, copies, tokenizer)
-        source.notes += held_out_source.notes
-        validation_revision = held_out_source.revision
+        check_held_out(where, source, held_out_source, shards_held_out, copies, tokenizer)
+        source.notes += [note for note in held_out_source.notes if note not in source.notes]
+        if config.validation_source is not None:
+            validation_revision = held_out_source.revision
+    say(f"validation: {where}")
     tokens = [document.tokens for document in held_out]
     validation = ValidationSet.of([document.text for document in held_out], tokens, tokenizer)
     corpus = Corpus(read, tokenizer, shards, _copies_of(held_out, tokenizer), validation_revision)
@@ -98,6 +97,41 @@ class _HeldOut(NamedTuple):
     text: str
     tokens: np.ndarray
     gpt2_tokens: int
+
+
+def _held_out_source(config: DataConfig, source: Source, tokenizer: Tokenizer) -> tuple[Source | None, str]:
+    """What the held-out documents are the beginning of, and its name; no source where they are the end of
+    `source`."""
+    if config.validation_source is not None:
+        return open_validation_source(config, tokenizer), f"data.validation_source {config.validation_source}"
+    if config.source == "sample":
+        sample = replace(config, validation_source="sample")
+        return open_validation_source(sample, tokenizer), "the sample's own part"
+    if source.validation_split is None:
+        if config.validation_text_column is not None:
+            source.notes.append(
+                "data.validation_text_column does nothing: validation is the end of the source itself."
+            )
+        return None, source.name
+    column = config.validation_text_column or config.text_column
+    of_split = replace(config, split=source.validation_split, text_column=column)
+    found = open_or_remember(replace(of_split, revision=source.revision or config.revision), tokenizer)
+    files = len(found.file_sizes)
+    name = f"the split `{of_split.split}` of {source.name} ({files:,} file{'s' * (files > 1)})"
+    return found, name
+
+
+def _documents_of(source: Source, config: DataConfig, tokenizer: Tokenizer) -> Iterator[_HeldOut]:
+    """The documents of a source; with `data.cache_dir` the tokens of a remote one are kept there, so that a
+    start without the network finds them."""
+    cached = None
+    if config.cache_dir is not None and any(map(is_remote, source.file_sizes)):
+        cached = CachedSource(source, tokenizer, config.cache_dir)
+    for shard in source.shards:
+        of_cache = cached.read(shard) if cached else None
+        # as text where it can be reached: tokens may have lost some of it
+        found = of_cache if of_cache and isinstance(source, RememberedSource) else source.read(shard)
+        yield from _of_shard(source, shard, tokenizer, found)
 
 
 def _of_shard(
@@ -167,7 +201,7 @@ def _collect(documents: Iterable[_HeldOut], at_most: int, name: str) -> list[_He
             break
         held_out.append(document)
     if not held_out:
-        raise UserError(f"The part of {name} that is held out for validation holds no text")
+        raise UserError(f"validation: {name} holds no text")
     return held_out
 
 

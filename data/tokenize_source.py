@@ -24,6 +24,7 @@ from .sources import (
     Shard,
     ShardFacts,
     Source,
+    local_path,
     manifest_of,
     shard_facts,
     shard_path,
@@ -56,7 +57,7 @@ def tokenize_source(
         OSError: the source cannot be read or the folder cannot be written.
     """
     description = _describe(source, config, tokenizer)
-    if Path(folder).resolve().is_relative_to(Path(config.source).expanduser().resolve()):
+    if Path(folder).resolve().is_relative_to(local_path(config.source).resolve()):
         raise UserError(f"--out: {folder} is inside the source {config.source}: give a folder elsewhere")
     _prepare(Path(folder), description)
     lock = FileLock(os.path.join(folder, ".lock"))

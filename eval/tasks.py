@@ -18,6 +18,8 @@ Two more need neither hub nor folder; they read the held-out documents of the em
 The tasks of `eval.windows` read the data of `wikitext` and `lambada_openai`, or the run's validation set.
 """
 
+import glob
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +187,7 @@ def load_tasks(
             tasks[name] = published_validation(name, run_dir)
             continue
         config = _task_config(_public_task(name), data_dir)
-        files = config.get("dataset_kwargs", {}).get("data_files", {})
+        files = _files_of(config)
         try:
             if name in TEXT_SETS:
                 tasks[name] = _in_windows(name, config)
@@ -193,7 +195,7 @@ def load_tasks(
                 check_items(name, _rows(config), _where(config))  # lm-eval would end while it scores
                 tasks |= manager.load([config])["tasks"]
         except DatasetGenerationError as error:
-            where = ", ".join(files.values()) or "the hub's data"
+            where = ", ".join(files) or "the hub's data"
             raise UserError(f"task '{name}' cannot read {where}: {_first_line(error)}") from error
         except OSError as error:
             if files:
@@ -237,9 +239,7 @@ def _rows(config: dict[str, Any]) -> "datasets.Dataset":
 
 def _where(config: dict[str, Any]) -> str:
     """The file or the hub's data set that a task reads."""
-    return (
-        ", ".join(config.get("dataset_kwargs", {}).get("data_files", {}).values()) or config["dataset_path"]
-    )
+    return ", ".join(_files_of(config)) or config["dataset_path"]
 
 
 def _task_config(name: str, data_dir: str | Path | None) -> dict[str, Any]:
@@ -275,8 +275,15 @@ def _read_from(split: str, file: Path) -> dict[str, Any]:
     return splits | {
         "dataset_path": "parquet" if file.suffix == ".parquet" else "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: str(file)}},
+        # `datasets` takes a path for a pattern
+        "dataset_kwargs": {"data_files": {split: glob.escape(str(file))}},
     }
+
+
+def _files_of(config: dict[str, Any]) -> list[str]:
+    """The paths of the local files that a task reads; none where it reads the hub's."""
+    escaped = config.get("dataset_kwargs", {}).get("data_files", {}).values()
+    return [re.sub(r"\[([*?[])\]", r"\1", path) for path in escaped]
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ of the rate is one that reaches the loop as an integer that a model can embed.
 """
 
 import argparse
+import glob
 import json
 import os
 import statistics
@@ -55,7 +56,9 @@ def texts(source: str) -> Iterator[str]:
     import datasets
 
     while True:
-        stream = datasets.load_dataset("parquet", data_files=files_of(source), split="train", streaming=True)
+        stream = datasets.load_dataset(
+            "parquet", data_files=[*map(glob.escape, files_of(source))], split="train", streaming=True
+        )
         yield from (row["text"] for row in stream)
 
 

@@ -49,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{f' (left out: {left_out})' if left_out else ''}, in {options.out}, "
         f"{time.monotonic() - begin:.1f} s. In a recipe: data.source: {options.out}"
     )
+    if source.validation_split is not None:
+        print(
+            f"They hold no document of the split `{source.validation_split}`, which a run on {source.name} "
+            f"holds out: data.validation_source: {source.name} does so here too."
+        )
     return 0
 
 

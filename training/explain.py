@@ -201,7 +201,7 @@ def _data(recipe: Recipe) -> list[str]:
     data = recipe.data
     names = ("subset", "revision", "files", "split", "text_column")
     given = [f"{name} {value}" for name in names if (value := getattr(data, name, None))]
-    held_out = data.validation_source or "a part of its own or the last documents, which training never reads"
+    held_out = data.validation_source or "its own part or split, else its end, which training never reads"
     by_source = f"up to {MOST_LANES} lanes, as many as the source has shards for"
     lanes = by_source if data.lanes is None else f"{data.lanes} lanes"
     masked = ", attention within a document" if data.document_mask else ""

@@ -10,6 +10,7 @@ from .documents import Source as Source
 from .documents import shard_runs as shard_runs
 from .parquet import ParquetSource as ParquetSource
 from .places import is_remote as is_remote
+from .places import local_path as local_path
 from .resolve import open_source as open_source
 from .resolve import open_validation_source as open_validation_source
 from .resolve import refuse_missing as refuse_missing
@@ -21,7 +22,6 @@ from .shard_file import tokenized as tokenized
 from .shard_file import write_shard as write_shard
 from .token_shards import SHARDS_FORMAT as SHARDS_FORMAT
 from .token_shards import corpus_fingerprint as corpus_fingerprint
-from .token_shards import is_token_source as is_token_source
 from .token_shards import manifest_of as manifest_of
 from .token_shards import older_corpus_fingerprint as older_corpus_fingerprint
 from .token_shards import shard_path as shard_path

@@ -1,10 +1,7 @@
 """nanoGPT's and llm.c's .bin files: tokens in a row, documents told apart by the end of text."""
 
-import glob
 import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,16 +11,15 @@ from model.errors import UserError
 from ..config import DataConfig
 from ..tokenizer import Tokenizer
 from .documents import BadRow, DamagedShard, Document, Shard, Source
-from .places import nearest_path
+from .local import number_problem
 from .shard_file import FORMATS, HEADER_BYTES, TOKENS
 
 SHARDS = 1024
 """About so many are made of all files, of `SHARD_TOKENS` at least and at most."""
-SHARD_TOKENS = (2**12, 2**20)
+SHARD_TOKENS = (2**8, 2**20)
 LONGEST_RUN = 2**20
 """More tokens than this without an `eot` are cut where a shard's nominal end is."""
 _WINDOW = 2**14
-_VALIDATION = re.compile(r"(?<![a-z])(val|valid|validation)(?![a-z])", re.IGNORECASE)
 
 
 class BinFiles(Source):
@@ -33,6 +29,8 @@ class BinFiles(Source):
     one and the file's end. A shard ends with a document, behind the first `eot` from its nominal end on; only
     where there is none for `LONGEST_RUN` tokens the document is cut, and each part becomes one.
     """
+
+    holds_tokens = True
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, paths: Sequence[str]) -> None:
         self._tokenizer = tokenizer
@@ -111,6 +109,9 @@ def _bin_file(path: str, tokenizer: Tokenizer) -> _BinFile:
             )
     else:
         dtype = np.dtype(f"<u{tokenizer.dtype.itemsize}")
+        problem = number_problem(path, dtype)
+        if problem is not None:
+            raise UserError(f"data.source: {path} {problem}")
         file = _BinFile(dtype, 0, size // dtype.itemsize)
     expected = file.offset + file.tokens * dtype.itemsize
     if size != expected:
@@ -121,30 +122,3 @@ def _bin_file(path: str, tokenizer: Tokenizer) -> _BinFile:
     if file.tokens == 0:
         raise UserError(f"data.source: {path} holds no tokens")
     return file
-
-
-def bin_paths(config: DataConfig) -> list[str]:
-    """The files of `data.source` that belong to `data.split`.
-
-    Of a folder's or a glob's those with the word `val` (`valid`, `validation`) in their name are the split
-    `validation` (or `val`), the others `train`; where there is no such file all are taken.
-
-    Raises:
-        UserError: there is no such file, or none belongs to the split.
-    """
-    place = Path(config.source).expanduser()
-    pattern = (
-        glob.escape(str(place)) if place.is_file() else str(place / "*.bin" if place.is_dir() else place)
-    )
-    files = sorted(os.path.abspath(path) for path in glob.glob(pattern))
-    if not files:
-        raise UserError(f"data.source: {config.source} does not exist{nearest_path(place)}")
-    validation = [path for path in files if _VALIDATION.search(os.path.basename(path))]
-    if not validation or (len(validation) == len(files) and not place.is_dir()):
-        return files
-    training = [path for path in files if path not in validation]
-    splits = {"train": training, "validation": validation, "val": validation}
-    if not splits.get(config.split):
-        has = "train and validation" if training else "validation"
-        raise UserError(f"data.split is {config.split!r}, but {config.source} has only {has}")
-    return splits[config.split]

@@ -48,7 +48,7 @@ def content_of(
         DamagedContent: a compressed file cannot be decompressed, or ends before its content does.
     """
     pieces = _pieces(path, storage_options, size, bar, timeout_s)
-    suffix = Path(path.partition("?")[0]).suffix
+    suffix = Path(path.partition("?")[0]).suffix.lower()
     if suffix not in _DECODERS:
         yield from pieces
         return

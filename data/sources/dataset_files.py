@@ -1,17 +1,22 @@
-"""Folders, files, globs and hub ids, whose files `datasets` finds and, in rare formats, reads."""
+"""What `datasets` finds, on the hub or by the card of a folder, and the rare formats that it reads."""
 
 import glob
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetGenerationError
+import yaml
+from datasets.packaged_modules import _EXTENSION_TO_MODULE
+from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.text.text import Text
@@ -24,9 +29,10 @@ from ..files.versions import version_of
 from .choices import refuse_options, split_of
 from .documents import BadRow, Document, RowGroup, Shard, Source, cut_into_shards
 from .jsonl import JsonlSource
+from .local import Found, left_out_note, supplied_split
 from .network import Unreadable, filesystem_of
-from .parquet import ParquetSource, check_text_column
-from .places import nearest_path
+from .parquet import ParquetSource, check_text_column, to_rows
+from .places import is_left_out, is_remote
 from .remote import HubCopy, check_copy, copy_on_disk, hub_commit, listed_by_hub
 
 
@@ -50,11 +56,12 @@ class TableSource(Source):
         super().__init__(config, file_sizes, shards, revision, versions)
 
     def _rows(self, shard: Shard) -> Sequence[Document | BadRow | None]:
-        return self._table[shard.first_row : shard.first_row + shard.rows][self.config.text_column]
+        rows = self._table.with_format("arrow")[shard.first_row : shard.first_row + shard.rows]
+        return to_rows(rows.column(self.config.text_column))
 
 
-def open_dataset_files(config: DataConfig, key: str, splits: tuple[str, ...]) -> Source:
-    """The documents of a local folder, file or glob, or of a data set on the hub.
+def open_hub(config: DataConfig, key: str, splits: tuple[str, ...]) -> Source:
+    """The documents of a data set on the hub.
 
     Args:
         config: What the source is and which of it is asked for.
@@ -62,44 +69,123 @@ def open_dataset_files(config: DataConfig, key: str, splits: tuple[str, ...]) ->
         splits: The first of these that there is gets read.
 
     Raises:
-        UserError: there is no such file, subset, split or text column, or there are no documents.
+        UserError: there is no such subset, split or text column, or there are no documents.
         ConnectionError: the hub cannot be reached or does not give the data set.
     """
+    refuse_options(config, key, ("subset", "revision"))
     try:
-        return _open(config, key, splits)
+        return _on_hub(config, key, splits)
     except Unreadable as error:
-        return _open(config, key, splits, copy_on_disk(config, error), error)
+        copy = copy_on_disk(config, error)
+        source = _of_copy(copy, config, key, splits, error)
+        source.notes.append(copy.note(key))
+        return source
 
 
-def _open(
+def _on_hub(config: DataConfig, key: str, splits: tuple[str, ...]) -> Source:
+    revision = hub_commit(config, key)
+    arguments = {"path": config.source, "name": config.subset, "revision": revision}
+    builder = listed_by_hub(lambda: _builder(config, key, ConnectionError, **arguments), config, key)
+    return _of_builder(builder, config, key, splits, revision)
+
+
+def _of_copy(
+    copy: HubCopy, config: DataConfig, key: str, splits: tuple[str, ...], error: Unreadable
+) -> Source:
+    """What the hub's cache on this disk has of a data set, which is read because of `error`."""
+    with _plain(copy.folder) as place:
+        builder = _builder(config, key, UserError, path=str(place), name=config.subset)
+        split = split_of(key, config.source, splits, _splits_of(builder))
+        check_copy(copy, config, [_real(path) for path in builder.config.data_files[split]], error)
+        return _of_builder(builder, config, key, splits, copy.commit)
+
+
+def open_with_card(config: DataConfig, key: str, splits: tuple[str, ...], folder: Path) -> Source:
+    """The documents of a folder whose README.md says which files are what, as a data set of the hub has it.
+
+    Raises UserError as `open_hub`.
+    """
+    refuse_options(config, key, ("subset",))
+    with _plain(folder.absolute()) as place:
+        builder = _builder(config, key, UserError, path=str(place), name=config.subset)
+        return _of_builder(builder, config, key, splits)
+
+
+def open_rare_files(config: DataConfig, key: str, split: str, found: Found) -> Source:
+    """The documents of one split's files in a format that `datasets` reads. Raises UserError."""
+    assert found.format is not None
+    paths = found.splits[split]
+    reader, options = _EXTENSION_TO_MODULE.get(found.format, (os.path.dirname(paths[0]), {}))
+    escaped = [glob.escape(path) for path in paths]
+    builder = _builder(config, key, UserError, path=reader, data_files={split: escaped}, **options)
+    return _source_of(builder, split, paths, None, config, key)
+
+
+def _builder(
+    config: DataConfig, key: str, not_found: Callable[[str], Exception], **arguments: Any
+) -> datasets.DatasetBuilder:
+    try:
+        return datasets.load_dataset_builder(**arguments)
+    except FileNotFoundError as error:
+        raise not_found(f"{key}: {config.source} holds no .parquet, .jsonl or .bin file") from error
+    except ValueError as error:
+        raise UserError(_subset_problem(config, key, error)) from error
+    except (zipfile.BadZipFile, yaml.YAMLError) as error:
+        raise _unreadable(config, key, error) from error
+
+
+def _of_builder(
+    builder: datasets.DatasetBuilder,
     config: DataConfig,
     key: str,
     splits: tuple[str, ...],
-    copy: HubCopy | None = None,
-    error: Unreadable | None = None,
+    revision: str | None = None,
 ) -> Source:
-    """The source, or the `copy` of it that is read because of `error`."""
-    builder, split, revision = _resolve(config, key, splits, copy)
-    if copy is not None and error is not None:
-        check_copy(copy, config, builder.config.data_files[split], error)
-    source = _source_of(builder, split, revision, config, key)
-    source.notes += [copy.note(key)] if copy is not None else _notes(builder, config, key)
+    available = _splits_of(builder)
+    split = split_of(key, config.source, splits, available)
+    named = [_real(path) for path in builder.config.data_files[split]]
+    paths = [path for path in named if not is_left_out(os.path.basename(path))]
+    if not paths:
+        raise UserError(f"{key}: {config.source} has only hidden or unfinished files, such as {named[0]}")
+    source = _source_of(builder, split, paths, revision, config, key)
+    source.notes += left_out_note(config.source, key, sorted({*named} - {*paths}))
+    source.validation_split = supplied_split(available, split)
     return source
 
 
 def _source_of(
-    builder: datasets.DatasetBuilder, split: str, revision: str | None, config: DataConfig, key: str
+    builder: datasets.DatasetBuilder,
+    split: str,
+    paths: Sequence[str],
+    revision: str | None,
+    config: DataConfig,
+    key: str,
 ) -> Source:
-    paths = list(builder.config.data_files[split])
     storage_options = builder.storage_options or {}
+    source: Source
     if isinstance(builder, Parquet):
-        return ParquetSource(config, paths, storage_options, revision)
-    if isinstance(builder, Json):
-        return JsonlSource(config, paths, storage_options, revision)
+        source = ParquetSource(config, paths, storage_options, revision)
+    elif isinstance(builder, Json):
+        source = JsonlSource(config, paths, storage_options, revision)
+    else:
+        source = _table_of(builder, split, revision, paths, config, key)
+    if isinstance(builder, Text):
+        source.notes.append(f"{key}: each line of a text file is a document: longer ones need JSON lines.")
+    return source
+
+
+def _table_of(
+    builder: datasets.DatasetBuilder,
+    split: str,
+    revision: str | None,
+    paths: Sequence[str],
+    config: DataConfig,
+    key: str,
+) -> TableSource:
     sizes: dict[str, int] = {}
     versions: dict[str, str] = {}
     for path in paths:
-        filesystem, location = filesystem_of(path, storage_options)
+        filesystem, location = filesystem_of(path, builder.storage_options or {})
         info = filesystem.info(location)
         sizes[path] = info["size"]
         if (version := version_of(path, info)) is not None:
@@ -109,88 +195,57 @@ def _source_of(
     output_dir = os.path.join(builder.cache_dir, hashlib.sha256(content.encode()).hexdigest()[:16])
     try:
         builder.download_and_prepare(output_dir)
-    except (DatasetGenerationError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{key}: {config.source} cannot be read as documents ({reason})") from error
-    return TableSource(config, sizes, builder.as_dataset(split=split), revision, versions)
-
-
-def _notes(builder: datasets.DatasetBuilder, config: DataConfig, key: str) -> Iterator[str]:
-    """What a user may not expect of the way in which `datasets` reads files."""
-    if isinstance(builder, Text):
-        yield f"{key}: each line of a text file is a document: longer ones need JSON lines."
-    folder = Path(config.source).expanduser()
-    if not folder.is_dir() or (folder / "README.md").exists():
-        return  # a README.md may say what is read
-    read = {os.path.realpath(path) for paths in builder.config.data_files.values() for path in paths}
-    unread = [
-        path.name
-        for path in sorted(folder.rglob("*"))
-        if not {".parquet", ".jsonl", ".ndjson"}.isdisjoint(path.suffixes)
-        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-        and os.path.realpath(path) not in read
-    ]
-    if unread:
-        yield (
-            f"{key}: not every file of {config.source} is read ({len(unread)} are not, such as {unread[0]}): "
-            "a folder is read in one format, and where file names have a split in them, only those files."
+        table = builder.as_dataset(split=split)
+    except Exception as error:  # each of its readers raises what it likes
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and is_remote(paths[0])):
+            raise
+        raise _unreadable(config, key, error) from error
+    if isinstance(builder, Csv) and f"{config.text_column}.1" in table.column_names:  # pandas' name for it
+        raise UserError(
+            f"data.text_column is {config.text_column!r}, but {config.source} has two columns of that name: "
+            "give each a name of its own"
         )
+    return TableSource(config, sizes, table, revision, versions)
 
 
-def _resolve(
-    config: DataConfig, key: str, splits: tuple[str, ...], copy: HubCopy | None
-) -> tuple[datasets.DatasetBuilder, str, str | None]:
-    """What `datasets` makes of a source, the first of `splits` that it has, and the hub's commit."""
-    source = config.source
-    local = Path(source).expanduser()
-    revision = None
-    arguments: dict[str, Any]
-    options: tuple[str, ...] = ()
-    if copy is not None:
-        arguments, revision = {"path": str(copy.folder), "name": config.subset}, copy.commit
-        options = ("subset", "revision")
-    elif local.is_dir():
-        arguments = {"path": str(local), "name": config.subset}
-        options = ("subset",)
-    elif local.is_file():
-        arguments = {
-            "path": str(local.absolute().parent),
-            "data_files": {splits[0]: [glob.escape(str(local.absolute()))]},
-        }
-    elif glob.has_magic(source):
-        # the folder only names the builder: the pattern is absolute
-        arguments = {"path": str(_existing_parent(local)), "data_files": {splits[0]: [str(local.absolute())]}}
-    else:
-        revision = hub_commit(config, key)
-        arguments = {"path": source, "name": config.subset, "revision": revision}
-        options = ("subset", "revision")
-    refuse_options(config, key, options)
-    try:
-        if revision is None or copy is not None:
-            builder = datasets.load_dataset_builder(**arguments)
-        else:
-            builder = listed_by_hub(lambda: datasets.load_dataset_builder(**arguments), config, key)
-    except FileNotFoundError as error:
-        found = "holds no" if local.is_dir() else "matches no"
-        kind = UserError if revision is None else ConnectionError  # what the hub answers is not ours
-        raise kind(f"{key}: {source} {found} .parquet, .jsonl or .bin file{nearest_path(local)}") from error
-    except ValueError as error:
-        raise UserError(_subset_problem(config, error)) from error
-    available = [str(split) for split in builder.config.data_files or ()]
-    return builder, split_of(key, source, splits, available), revision
+def _unreadable(config: DataConfig, key: str, error: Exception) -> UserError:
+    cause = error.__cause__ or error
+    reason = " ".join(str(cause).split()).removesuffix(".") or type(cause).__name__
+    return UserError(f"{key}: {config.source} cannot be read as documents ({reason})")
 
 
-def _subset_problem(config: DataConfig, error: ValueError) -> str:
+def _splits_of(builder: datasets.DatasetBuilder) -> list[str]:
+    return [str(split) for split in builder.config.data_files or ()]
+
+
+@contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """The folder, or one of links to its files while its own path has characters of a pattern, for which
+    `datasets` would take it."""
+    if not glob.has_magic(str(folder.resolve())):
+        yield folder
+        return
+    with TemporaryDirectory(prefix="normlab-links-") as links:
+        for parent, _, files in os.walk(folder):
+            below = Path(links, os.path.relpath(parent, folder))
+            below.mkdir(exist_ok=True)
+            for name in files:
+                (below / name).symlink_to(Path(parent, name))
+        yield Path(links)
+
+
+def _real(path: str) -> str:
+    """The file that a link of `_plain` stands for; any other path as it is."""
+    return os.readlink(path) if "/normlab-links-" in path else path
+
+
+def _subset_problem(config: DataConfig, key: str, error: ValueError) -> str:
     """One sentence for a subset that `datasets` does not find; any other complaint as it stands."""
     message = " ".join(str(error).split())
     listed = re.search(r"\[(.*?)\]", message)
     if "onfig" not in message or listed is None:
-        return f"data.source: {config.source} cannot be opened ({message})"
+        return f"{key}: {config.source} cannot be opened ({message})"
     names = re.findall(r"'([^']*)'", listed[1])
     given = "not given" if config.subset is None else repr(config.subset)
     hint = did_you_mean(config.subset or "", names)
     return f"data.subset is {given}, but {config.source} has {', '.join(names)}{hint}"
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.absolute().parents if parent.is_dir())

@@ -132,12 +132,16 @@ class Source(ABC):
         notes: What a user should know of the source, a sentence each.
         decodes_from_group_start: Whether a shard inside a large row group costs decoding what stands
             before it in the row group.
+        holds_tokens: Whether its documents are tokens already.
+        validation_split: Another split of the same source, whose documents are held out.
         revision: The commit that the hub's files are of.
         versions: Of each remote file what the storage tells its content by.
     """
 
     decodes_from_group_start = False
+    holds_tokens = False
     shards_per_window = 1
+    validation_split: str | None = None
 
     def __init__(
         self,

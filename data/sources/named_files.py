@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,7 +22,8 @@ from ..config import DataConfig
 from ..tokenizer import Tokenizer
 from .choices import refuse_options
 from .documents import Source
-from .places import FILE_FORMATS, file_format, is_hub_id, is_remote
+from .local import left_out_note, matching
+from .places import FILE_FORMATS, file_format, is_hub_id, is_left_out, is_remote, local_format, local_path
 from .token_shards import manifest_of
 
 LARGEST_RANGE = 100_000
@@ -60,7 +61,7 @@ def refuse_names(config: DataConfig, key: str) -> None:
     """Raise UserError for `data.files` that cannot be a choice of the source's files, wherever it lies."""
     if config.files is None:
         return
-    place, source = Path(config.source).expanduser(), config.source
+    place, source = local_path(config.source), config.source
     if (
         source == "sample"
         or not (place.is_dir() or is_remote(source) or is_hub_id(source))
@@ -93,13 +94,15 @@ def open_named_files(config: DataConfig, tokenizer: Tokenizer, key: str) -> Sour
     assert config.files is not None
     label = _label(key)
     names = _names(config.files, label)
-    folder = Path(config.source).expanduser()
+    folder = local_path(config.source).absolute()
     storage_options: dict[str, Any] = {}
     revision: str | None = None
     notes: list[str] = []
     if folder.is_dir():
         refuse_options(config, key)
-        found = {name: _in_folder(folder, name) for name in names}
+        below = {name: matching(folder, name) for name in names}
+        found = {name: [str(folder / path) for path in kept] for name, (kept, _) in below.items()}
+        notes = left_out_note(config.source, key, sorted({path for _, out in below.values() for path in out}))
     elif is_remote(config.source):
         refuse_options(config, key)
         found = _at_url(config, names)
@@ -138,15 +141,6 @@ def _names(pattern: str, label: str) -> list[str]:
     return names
 
 
-def _in_folder(folder: Path, name: str) -> list[str]:
-    """The paths of the files of a folder that a name or pattern means."""
-    pattern = str(folder.absolute() / name)
-    if not glob.has_magic(name):
-        return [pattern] if Path(pattern).is_file() else []
-    pattern = str(Path(glob.escape(str(folder.absolute())), name))
-    return [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
-
-
 def _at_url(config: DataConfig, names: Sequence[str]) -> dict[str, list[str]]:
     """The URLs of the files that each name or pattern means; a web server is asked for each of them."""
     from .network import filesystem_of, is_not_there, with_retries
@@ -157,8 +151,12 @@ def _at_url(config: DataConfig, names: Sequence[str]) -> dict[str, list[str]]:
         path = f"{url}/{name}"
         filesystem, location = filesystem_of(path, {})
         if glob.has_magic(name):
-            found = with_retries(lambda: filesystem.glob(location), path, timeout_s, opening=True)
-            return [filesystem.unstrip_protocol(one) for one in found]
+            folder = filesystem._strip_protocol(url)
+            pattern = f"{glob.escape(folder)}/{name}"
+            found = with_retries(lambda: filesystem.glob(pattern), path, timeout_s, opening=True)
+            below = [one.removeprefix(f"{folder}/") for one in found]
+            kept = [one for one in below if not is_left_out(one, name)]
+            return [filesystem.unstrip_protocol(f"{folder}/{one}") for one in kept]
         if not url.startswith(("http://", "https://")):
             return [path] if with_retries(lambda: filesystem.exists(location), path, timeout_s) else []
         try:
@@ -186,7 +184,7 @@ def _on_hub_or_disk(
         return *files_on_hub(config, revision, names), revision, []
     except Unreadable as error:
         copy = copy_on_disk(config, error)
-        found = {name: _in_folder(copy.folder, name) for name in names}
+        found = {name: [str(copy.folder / path) for path in matching(copy.folder, name)[0]] for name in names}
         if not all(found.values()):
             raise
         check_copy(copy, config, [path for one in found.values() for path in one], error)
@@ -221,4 +219,4 @@ def _read(
 
 
 def _format(path: str) -> str | None:
-    return "bin" if path.endswith(".bin") and not is_remote(path) else file_format(path)
+    return file_format(path) if is_remote(path) else local_format(path)

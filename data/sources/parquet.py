@@ -74,7 +74,7 @@ class ParquetSource(Source):
                 notes.append(f"data.source: {footer}: it is left out.")
                 continue
             check_text_column(config, footer.schema, path)
-            self._has_ids &= "id" in footer.schema.names
+            self._has_ids &= footer.schema.names.count("id") == 1
             sizes[path] = footer.size
             self._footers[path] = footer
             if footer.version is not None:
@@ -194,6 +194,10 @@ def _take(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Array]:
 
 def to_rows(column: pa.ChunkedArray | pa.Array) -> list[Document | BadRow | None]:
     """A text column's values; one that is not UTF-8 is a BadRow."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not _is_text(column.type):
+        return [_decoded(value) for value in column.to_pylist()]
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -208,13 +212,27 @@ def _decoded(value: bytes | None) -> Document | BadRow | None:
 
 
 def check_text_column(config: DataConfig, schema: pa.Schema, path: str) -> None:
-    """Raises UserError where `data.text_column` is missing, there twice, or holds no text."""
+    """Raises UserError where `data.text_column` is missing, there twice, or holds no text.
+
+    Bytes are text that is not marked as such, and a column of nulls has only empty documents.
+    """
     column = config.text_column
-    if schema.names.count(column) != 1:
+    count = schema.names.count(column)
+    if count != 1:
+        what = f"{path} has the columns {', '.join(schema.names)}"
+        hint = f": give each a name of its own, as {column} is there {count} times" if count else ""
         raise UserError(
-            f"data.text_column is {column!r}, but {path} has the columns "
-            f"{', '.join(schema.names)}{did_you_mean(column, schema.names)}"
+            f"data.text_column is {column!r}, but {what}{hint or did_you_mean(column, schema.names)}"
         )
     kind = schema.field(column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (_is_text(kind) or _is_bytes(kind) or pa.types.is_null(kind)):
         raise UserError(f"data.text_column is {column!r}, but that column of {path} holds {kind}, not text")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)

@@ -14,9 +14,7 @@ from model.errors import UserError
 
 from ..config import DataConfig
 from ..tokenizer import Tokenizer
-from .bin_files import BinFiles, bin_paths
 from .documents import FORM, BadRow, DamagedShard, Document, Shard, Source
-from .places import is_remote
 from .shard_file import as_rows, read_shard
 
 SHARDS_FORMAT = 1
@@ -46,47 +44,54 @@ def shard_path(folder: str, index: int) -> str:
     return os.path.join(folder, f"shard_{index:08d}.bin")
 
 
-def is_token_source(path: str) -> bool:
-    """Whether `data.source` names tokens: a .bin file or glob, or a folder that has any."""
-    if is_remote(path):
-        return False
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return manifest_of(place) is not None or any(place.glob("*.bin"))
-    return place.suffix == ".bin"
-
-
-def open_token_source(config: DataConfig, tokenizer: Tokenizer) -> Source:
-    """The token shards of `data.source`.
-
-    Raises:
-        UserError: there is no such file, or a file or folder is not whole or was made with another tokenizer
-            or other settings.
-    """
-    folder = Path(config.source).expanduser().absolute()
-    manifest = manifest_of(folder)
-    if manifest is not None:
-        return TokenFolder(config, tokenizer, folder, manifest)
-    return BinFiles(config, tokenizer, bin_paths(config))
-
-
 def manifest_of(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder of `scripts/tokenize_data.py`, None for any other place.
 
-    It has no totals and no shards until the folder is complete.
+    It has no totals and no shards until the folder is complete. Raises UserError where the folder has our
+    shards and no manifest that can be read.
     """
+    broken = None
     for name in (MANIFEST, DESCRIPTION):
         try:
             description = json.loads((folder / name).read_text())
-        except (OSError, ValueError):
+        except OSError:
+            continue
+        except ValueError:
+            broken = folder / name
             continue
         if isinstance(description, dict) and "token_shards_format" in description:
             return description
+    if broken and os.path.exists(shard_path(str(folder), 0)):
+        raise _broken(broken, "it is not JSON")
     return None
 
 
+def open_token_folder(
+    config: DataConfig, tokenizer: Tokenizer, folder: Path, manifest: dict[str, Any]
+) -> "TokenFolder":
+    """The documents of a folder with a manifest. Raises UserError as `TokenFolder`, and where the manifest
+    lacks something."""
+    try:
+        return TokenFolder(config, tokenizer, folder, manifest)
+    except KeyError as error:
+        raise _broken(folder / MANIFEST, f"it has no {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise _broken(folder / MANIFEST, f"{error}") from error
+
+
+def _broken(path: Path, why: str) -> UserError:
+    return UserError(
+        f"data.source: {path} is not as scripts/tokenize_data.py wrote it ({why}): make the folder again"
+    )
+
+
 class TokenFolder(Source):
-    """A folder of `scripts/tokenize_data.py`, with the shards and the fingerprint of what it was made of."""
+    """A folder of `scripts/tokenize_data.py`, with the shards and the fingerprint of what it was made of.
+
+    Raises UserError where it is not whole, or was made with another tokenizer or other settings.
+    """
+
+    holds_tokens = True
 
     def __init__(
         self, config: DataConfig, tokenizer: Tokenizer, folder: Path, manifest: dict[str, Any]

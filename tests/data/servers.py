@@ -136,15 +136,22 @@ def serving() -> Iterator[Server]:
 
 
 def hub(
-    server: Server, repo: str, files: dict[str, bytes], subsets: dict[str, str], commit: str = COMMIT
+    server: Server,
+    repo: str,
+    files: dict[str, bytes],
+    subsets: dict[str, str],
+    commit: str = COMMIT,
+    **held_out: str,
 ) -> None:
-    """A data set in the hub's own URLs, whose newest commit this is; `subsets` are patterns by name.
+    """A data set in the hub's own URLs, whose newest commit this is; `subsets` are patterns by name,
+    `held_out` those by further split.
 
     What an earlier call committed stays there under its own name.
     """
+    more = [{"split": split, "path": path} for split, path in held_out.items()]
     card = {
         "configs": [
-            {"config_name": name, "data_files": [{"split": "train", "path": path}]}
+            {"config_name": name, "data_files": [{"split": "train", "path": path}, *more]}
             for name, path in subsets.items()
         ]
     }

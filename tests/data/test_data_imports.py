@@ -97,11 +97,13 @@ def test_a_token_source_is_opened_without_torch_and_datasets(tmp_path: Path) -> 
 def test_a_missing_source_is_refused_and_no_other(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"")
     for source in ("sample", str(tmp_path), f"{tmp_path}/a.parquet", f"{tmp_path}/*.parquet", "org/name",
-                   "https://host/a.parquet", "s3://bucket/*.jsonl", f"{tmp_path}/none.bin"):  # fmt: skip
+                   "https://host/a.parquet", "s3://bucket/*.jsonl"):  # fmt: skip
         refuse_missing(DataConfig(source=source, validation_source=source))
     for key in ("source", "validation_source"):
         with pytest.raises(UserError, match=rf"^data\.{key}: .*/b\.parquet does not exist \(did you mean 'a"):
             refuse_missing(DataConfig(**{key: f"{tmp_path}/b.parquet"}))
+    with pytest.raises(UserError, match=r"none\.bin does not exist"):
+        refuse_missing(DataConfig(source=f"{tmp_path}/none.bin"))
     with pytest.raises(UserError, match="there is no folder some/where"):
         refuse_missing(DataConfig(source="some/where/a.parquet"))
 

@@ -131,18 +131,19 @@ def test_that_lines_of_text_files_are_documents_is_said(tmp_path: Path) -> None:
 
 def test_files_of_a_folder_that_are_not_read_are_said(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
-    for name in ("wiki", "books", "math-train"):
+    for name in ("wiki", "books", "train-math"):
         write_parquet(folder / f"{name}.parquet", [name])
     (folder / "notes.txt").write_text("no document")
     source = open_source(DataConfig(source=str(folder)))
-    assert read_all(source) == ["math-train"]
+    assert read_all(source) == ["books", "train-math", "wiki"] and source.notes == []
+    (folder / "train-math.parquet").rename(folder / "train.parquet")
+    source = open_source(DataConfig(source=str(folder)))
+    assert read_all(source) == ["train-math"]
     (note,) = source.notes
     assert note.startswith(
         f"data.source: not every file of {folder} is read (2 are not, such as books.parquet): a folder is"
     )
-    (folder / "math-train.parquet").rename(folder / "math.parquet")
-    source = open_source(DataConfig(source=str(folder)))
-    assert read_all(source) == ["books", "math-train", "wiki"] and source.notes == []
+    (folder / "train.parquet").rename(folder / "math.parquet")
     (folder / "rows.jsonl").write_bytes(lines(["one"]))
     assert "(1 are not, such as rows.jsonl)" in open_source(DataConfig(source=str(folder))).notes[0]
 

@@ -214,8 +214,9 @@ def test_token_files_have_a_validation_set_too(tmp_path: Path, texts: list[str])
         assert decode(validation) == held_out
         assert validation.bytes.tolist() == [len(text) for text in held_out]
         assert corpus.shards == corpus.source.shards
-    corpus, validation = open_data(DataConfig(source=str(tmp_path)))
+    corpus, validation = open_data(DataConfig(source=str(tmp_path / "train.bin")))
     assert set(decode(validation)) < {text * 50 for text in texts[:150]}
+    assert decode(open_data(DataConfig(source=str(tmp_path)))[1]) == held_out
     with pytest.raises(UserError, match=r"is not held out: .*train\.bin is in"):
         open_data(DataConfig(source=str(tmp_path), validation_source=str(tmp_path / "train.bin")))
 

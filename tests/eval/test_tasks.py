@@ -53,11 +53,12 @@ REQUESTS = {
 
 @pytest.fixture
 def local_sets(tmp_path: Path) -> Path:
+    folder = tmp_path / "[v1] *"  # which is a path and no pattern
     for name, item in ITEMS.items():
-        file = tmp_path / TASK_SETS[name].file
-        file.parent.mkdir(exist_ok=True)
+        file = folder / TASK_SETS[name].file
+        file.parent.mkdir(exist_ok=True, parents=True)
         file.write_text(json.dumps(item) + "\n")
-    return tmp_path
+    return folder
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_a_local_file_may_be_gzipped(local_sets):
 
 def test_a_local_file_that_is_no_json_is_named(local_sets):
     (local_sets / TASK_SETS["piqa"].file).write_text("goal,sol1\n")
-    with pytest.raises(UserError, match=r"task 'piqa' cannot read .*piqa/validation.jsonl"):
+    with pytest.raises(UserError, match=r"task 'piqa' cannot read .*/\[v1\] \*/piqa/validation.jsonl"):
         load_tasks(["piqa"], local_sets)
 
 

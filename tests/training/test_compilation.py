@@ -1,5 +1,6 @@
 """Blocks compiled and checkpointed in place: the same numbers, one graph for all layers, and what is said."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,17 @@ def test_where_blocks_stay_uncompiled_it_is_said(ds_config: dict[str, Any], sent
     assert len(said) == 1 and said[0].startswith(sentence)
     gradients(model)
     assert counters["stats"]["unique_graphs"] == 0
+
+
+@pytest.mark.parametrize(("folder", "is_used"), [("plain/inductor", True), ("[v1] x/inductor", False)])
+def test_compiled_code_is_kept_where_the_compiler_takes_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, is_used: bool
+) -> None:
+    monkeypatch.setattr(compilation, "CACHE_DIR", tmp_path / folder)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compile_blocks(gpt(), pytest.fail)
+    assert (os.environ.get("TORCHINDUCTOR_CACHE_DIR") == str(tmp_path / folder)) == is_used
 
 
 def test_one_key_switches_it_off_and_the_jsons_section_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:

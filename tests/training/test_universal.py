@@ -119,8 +119,9 @@ def save_all_modes(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two steps in every mode, on two ranks."""
-    folder = tmp_path_factory.mktemp("modes")
+    """Two steps in every mode, on two ranks, in a folder whose path DeepSpeed would take for a pattern."""
+    folder = tmp_path_factory.mktemp("modes") / "[v1] *"
+    folder.mkdir()
     run_on_ranks(save_all_modes, 2, folder)
     return folder
 

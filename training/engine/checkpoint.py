@@ -18,6 +18,7 @@ from model.files import write_json
 
 from ..run.reader import checkpoint_name, damage, file_sha256, step_folders
 from ..state import TrainState
+from .paths import without_pattern
 from .unusual import frozen, scalars_merged
 
 
@@ -137,8 +138,8 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
 
 
 def _load(engine: Any, checkpoint: Path) -> str | None:
-    with frozen(engine.module):
-        loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    with frozen(engine.module), without_pattern(checkpoint.parent) as folder:
+        loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name)
     return loaded
 
 
@@ -156,17 +157,17 @@ def _universal(checkpoint: Path, names: Sequence[str]) -> Path:
         partial = final.with_name(f"{final.name}.partial")
         for leftover in (partial, final):
             shutil.rmtree(leftover, ignore_errors=True)
-        # One process and one parameter at a time: forking would copy what this process holds.
-        options = argparse.Namespace(
-            input_folder=str(checkpoint),
-            output_folder=str(partial),
-            num_extract_workers=1,
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=True,
-        )
-        with scalars_merged(ds_to_universal):
+        with without_pattern(checkpoint.parent) as folder, scalars_merged(ds_to_universal):
+            # One process and one parameter at a time: forking would copy what this process holds.
+            options = argparse.Namespace(
+                input_folder=str(folder / checkpoint.name),
+                output_folder=str(folder / partial.name),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
             ds_to_universal.main(options)
         (partial.parent / "latest_universal").unlink()  # it would name a folder that is renamed
         states = [f"{name}/{state}.pt" for name in names for state in ("fp32", "exp_avg", "exp_avg_sq")]

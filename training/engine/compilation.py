@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,8 @@ def compile_blocks(gpt: GPT, warn: Callable[[str], None]) -> None:
         gpt: the model, before an engine is built around it.
         warn: is told in one sentence, with file and line, of each graph break and of what is not compiled.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE_DIR))
+    if shlex.quote(str(CACHE_DIR)) == str(CACHE_DIR):  # inductor calls the C++ compiler without quotes
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE_DIR))
     torch._dynamo.config.suppress_errors = True
     # Layers that differ, as by a constant from their depth, each have a graph.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(gpt.blocks))

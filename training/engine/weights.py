@@ -20,6 +20,7 @@ from ..run.reader import (
     read_summary,
     run_and_step,
 )
+from .paths import without_pattern
 
 Weights = dict[str, torch.Tensor]
 
@@ -95,7 +96,8 @@ def fp32_weights(checkpoint: Path) -> Weights:
     # Imported here: DeepSpeed takes seconds, and the other two kinds of checkpoint do without.
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    with without_pattern(checkpoint.parent) as folder:
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=checkpoint.name)
     # ZeRO-3's are split, and among those; ZeRO-1's with fp32 weights are whole, and here alone.
     untrained = _read(model)["module"] if model.is_file() else {}
     return untrained | weights

@@ -14,6 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from ...config import DataConfig
 from ..network import KNOWN_FILES, filesystem_of, with_retries
+from ..places import is_left_out
 
 NAMES_PER_REQUEST = 500
 
@@ -80,5 +81,5 @@ def _matching(repo: str, revision: str | None, pattern: str, timeout_s: float) -
 
     matches = re.compile(glob_translate(pattern)).match
     for info in with_retries(listed, f"hf://datasets/{repo}", timeout_s, opening=True):
-        if isinstance(info, RepoFile) and matches(info.path):
+        if isinstance(info, RepoFile) and matches(info.path) and not is_left_out(info.path, pattern):
             yield info

@@ -1,0 +1,9 @@
+from .listing import Found as Found
+from .listing import find_files as find_files
+from .listing import left_out_note as left_out_note
+from .listing import literal_root as literal_root
+from .listing import matching as matching
+from .numbers import number_problem as number_problem
+from .splits import divided as divided
+from .splits import meaning as meaning
+from .splits import supplied_split as supplied_split
