@@ -103,7 +103,7 @@ def _files(
 def _kept(files: Sequence[_File]) -> Iterator[tuple[str, Footer]]:
     for file in files:
         if file.kept is not None:
-            with suppress(OSError, ValueError, KeyError):  # not there, or damaged: it is read again
+            with suppress(OSError, ValueError):  # not there, or damaged: it is read again
                 yield file.path, footer_from(file.kept.read_bytes())
 
 

@@ -15,10 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from .thrift import I32, Field, encode
 
 MAGIC = b"PAR1"
+CHECKSUM_BYTES = 16
 # numbers of parquet's definition (parquet.thrift); what is not here is left to the whole footer
 _KINDS = {"INT32": 1, "INT64": 2, "BYTE_ARRAY": 6}
 _MEANINGS = {"NONE": None, "UTF8": 0}
@@ -127,11 +129,15 @@ class Footer:
             chunks=self.chunks,
             whole=_as_array(self.whole),
         )
-        return file.getvalue()
+        content = file.getvalue()
+        return xxhash.xxh3_128_digest(content) + content
 
 
 def footer_from(content: bytes) -> Footer:
-    """What `Footer.to_bytes` has written. Raises ValueError, OSError or KeyError where it is damaged."""
+    """What `Footer.to_bytes` has written. Raises ValueError where it is damaged."""
+    checksum, content = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
+    if xxhash.xxh3_128_digest(content) != checksum:
+        raise ValueError("it does not fit its checksum")
     arrays = np.load(io.BytesIO(content))
     about = json.loads(arrays["about"].tobytes())
     schema = pa.ipc.read_schema(pa.py_buffer(arrays["schema"].tobytes()))
