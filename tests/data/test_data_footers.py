@@ -96,9 +96,9 @@ def test_a_row_group_is_the_same_with_a_footer_that_was_cut(form: str) -> None:
         for group in range(5)
     ]
     for group in range(5):
-        metadata, number = footer.of_group(group)
-        file = pq.ParquetFile(io.BytesIO(content), metadata=metadata, page_checksum_verification=True)
         for column in {"text", "id"}.intersection(table.column_names):
+            metadata, number = footer.of_chunk(group, column)
+            file = pq.ParquetFile(io.BytesIO(content), metadata=metadata, page_checksum_verification=True)
             read = file.read_row_group(number, columns=[column]).column(0)
             right = whole.read_row_group(group, columns=[column]).column(0)
             assert read.type == right.type and read.to_pylist() == right.to_pylist()
@@ -109,7 +109,7 @@ def test_a_row_group_is_the_same_with_a_footer_that_was_cut(form: str) -> None:
 def test_a_required_column_and_an_empty_file() -> None:
     schema = pa.schema([pa.field("text", pa.string(), nullable=False)])
     content = parquet_file(pa.table({"text": ["a", "b"]}, schema))
-    metadata, number = footer_of(content).of_group(0)
+    metadata, number = footer_of(content).of_chunk(0, "text")
     assert pq.ParquetFile(io.BytesIO(content), metadata=metadata).read_row_group(number).schema == schema
     assert footer_of(parquet_file(pa.table({"text": pa.array([], pa.string())}))).rows in ([], [0])
 
@@ -121,7 +121,7 @@ def test_little_of_a_large_footer_is_kept() -> None:
     assert metadata.serialized_size > 800_000
     footer = cut(metadata, len(content), ("text", "id"))
     assert footer.chunks.nbytes + footer.counts.nbytes < 15_000
-    assert footer.of_group(7)[0].serialized_size < 1000
+    assert footer.of_chunk(7, "text")[0].serialized_size < 1000
 
 
 @pytest.fixture
