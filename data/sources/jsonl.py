@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from model.errors import UserError, did_you_mean
 from model.files import write_whole
 
 from ..config import DataConfig
-from ..parallel import default_workers, in_processes
+from ..parallel import default_workers, in_processes, side_by_side
 from .content import content_of, late_bar
 from .documents import BAD_REASONS, ROWS_PER_SHARD, BadRow, Document, Shard
 from .network import filesystem_of, is_damage, version_of, with_retries
@@ -32,6 +31,7 @@ JSONL_DIR = Path(
 )
 
 FORMAT = 1  # of the converted files: a file of another is converted again
+REQUESTS_AT_ONCE = 16
 LONGEST_LINE_BYTES = 2**28
 LARGEST_GROUP_CHARACTERS = 2**28
 # names that no text column has
@@ -105,8 +105,7 @@ def _convert_all(
     config: DataConfig, paths: Sequence[str], storage_options: dict[str, Any]
 ) -> dict[str, "_Job"]:
     """What was done for each path. One process converts at a time, the others find what it made."""
-    with ThreadPoolExecutor(16) as pool:
-        jobs = list(pool.map(lambda path: _job(path, storage_options, config), paths))
+    jobs = side_by_side(lambda path: _job(path, storage_options, config), paths, REQUESTS_AT_ONCE)
     if not all(job.target.exists() for job in jobs):
         try:
             JSONL_DIR.mkdir(parents=True, exist_ok=True)
