@@ -1,6 +1,7 @@
 """`data.timeout_s`: a source that fails, hangs or trickles ends in one sentence; one that is slow is read."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_a_row_group_that_does_not_come_ends_in_a_sentence(server: Server, fault
     with pytest.raises(ConnectionError) as error:
         source.read(source.shards[3])
     assert f"{url} cannot be read (TimeoutError: {why}" in str(error.value)
-    assert "came for 0 s; tried for 1 s): once it can be" in str(error.value)
+    assert re.search(r"came for \d+ s; tried for \d+ s\): once it can be", str(error.value))
     server.faults = []
     assert texts(source) == ROWS
 
@@ -54,33 +55,33 @@ def test_a_start_that_does_not_come_ends_in_a_sentence(server: Server, fault: st
     for kind, name in (ParquetSource, "/rows.parquet"), (JsonlSource, "/rows.jsonl"):
         server.faults = [200] + [fault] * 1000  # after the size
         with pytest.raises(
-            ConnectionError, match=r"cannot be read \(TimeoutError: .*; tried for 1 s\): once"
+            ConnectionError, match=r"cannot be read \(TimeoutError: .*; tried for \d+ s\): once"
         ):
             kind(DataConfig(source="u", timeout_s=0.8), [server.url + name])
 
 
 def test_a_worker_hands_on_the_end(server: Server) -> None:
     config = DataConfig(
-        source=server.url + "/rows.parquet", tokenizer="bytes", lanes=2, timeout_s=0.6, prefetch=16
+        source=server.url + "/rows.parquet", tokenizer="bytes", lanes=2, timeout_s=1.5, prefetch=16
     )
     corpus, _ = open_data(config)
     loader = LaneLoader(corpus, config, block_size=64, micro_batch=4)
     next(loader)
     server.faults = ["hang"] * 1000
-    with pytest.raises(ConnectionError, match=r"\(TimeoutError: nothing came for 0 s; tried for 1 s\)"):
+    with pytest.raises(ConnectionError, match=r"\(TimeoutError: nothing came for \d+ s; tried for \d+ s\)"):
         for _ in range(100_000):
             next(loader)
 
 
 def test_a_slow_line_is_no_failure(server: Server) -> None:
     url = server.url + "/rows.parquet"
-    source = ParquetSource(DataConfig(source=url, timeout_s=0.5), [url])
+    source = ParquetSource(DataConfig(source=url, timeout_s=1.2), [url])
     server.requests.clear()
     server.faults = ["slow"]
     begin = time.monotonic()
     shard = source.shards[0]
     assert source.read(shard).kept == ROWS[: shard.rows]
-    assert time.monotonic() - begin > 0.6
+    assert time.monotonic() - begin > 1.2
     assert len(server.requests) == 1
 
 

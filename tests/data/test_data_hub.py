@@ -36,7 +36,7 @@ def read_from_hub(url: str) -> None:
 
     time.sleep = lambda _: None  # the hub's client waits too
     network.RETRY_SECONDS = (0,)
-    config = DataConfig(source="org/name", subset="sample-10BT", revision="v1", timeout_s=1)
+    config = DataConfig(source="org/name", subset="sample-10BT", revision="v1", timeout_s=1.5)
     source = open_source(config, open_tokenizer("bytes"))
     assert isinstance(source, ParquetSource)
     assert list(source.file_sizes) == [
@@ -52,12 +52,12 @@ def read_from_hub(url: str) -> None:
         assert found == ROWS * 2, fault
     fail("drop", 99_999)
     with pytest.raises(
-        ConnectionError, match=r"^hf://datasets/org/name@.* cannot be read \(.*tried for 1 s\)"
+        ConnectionError, match=r"^hf://datasets/org/name@.* cannot be read \(.*tried for \d+ s\)"
     ):
         source.read(source.shards[0])
     for fault in "hang", "trickle":
         fail(fault, 99_999)
-        with pytest.raises(ConnectionError, match=r"cannot be read \(TimeoutError: .*; tried for 1 s\)"):
+        with pytest.raises(ConnectionError, match=r"cannot be read \(TimeoutError: .*; tried for \d+ s\)"):
             source.read(source.shards[0])
     fail("hang", 99_999)
     with pytest.raises(ConnectionError, match=r"hub cannot be reached \(\w*Timeout\w*\)"):

@@ -136,7 +136,7 @@ def test_a_read_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     ended = threading.Event()
     begin = time.monotonic()
-    with pytest.raises(ConnectionError, match=r"\(TimeoutError: nothing came for 0 s; tried for 0 s\)"):
+    with pytest.raises(ConnectionError, match=r"\(TimeoutError: nothing came for \d+ s; tried for \d+ s\)"):
         with_retries(lambda: ended.wait(60), URL, 0.2)
     assert time.monotonic() - begin < 30
     ended.set()

@@ -29,7 +29,7 @@ FOOTERS_DIR = Path(
 FORMAT = 1  # of the files there: one of another is read again from its source
 TAIL_BYTES = 2**16
 """So much of a file's end is read at first: most footers fit."""
-FILES_AT_ONCE = 6
+FILES_AT_ONCE = 4
 """So many are fetched side by side: a large footer has 9 MB."""
 REQUESTS_AT_ONCE = 16
 
