@@ -65,6 +65,9 @@ FORMS: dict[str, tuple[pa.Table, dict[str, Any]]] = {
     ),
     "ids that are numbers": (wide_table(ids=pa.array(range(500), pa.int64())), {}),
     "no ids": (wide_table().drop_columns("id"), {}),
+    "bytes": (wide_table(pa.binary()), {}),
+    "a column twice": (wide_table().append_column("id", pa.array(range(500))), {}),
+    "dictionaries": (wide_table().set_column(2, "text", wide_table()["text"].dictionary_encode()), {}),
 }
 LEFT_WHOLE: dict[str, tuple[pa.Table, dict[str, Any]]] = {
     "lz4": (wide_table(), {"compression": "lz4"}),
@@ -96,7 +99,7 @@ def test_a_row_group_is_the_same_with_a_footer_that_was_cut(form: str) -> None:
         for group in range(5)
     ]
     for group in range(5):
-        for column in {"text", "id"}.intersection(table.column_names):
+        for column in [name for name in ("text", "id") if table.column_names.count(name) == 1]:
             metadata, number = footer.of_chunk(group, column)
             file = pq.ParquetFile(io.BytesIO(content), metadata=metadata, page_checksum_verification=True)
             read = file.read_row_group(number, columns=[column]).column(0)

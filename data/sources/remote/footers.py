@@ -174,7 +174,7 @@ def parse(content: bytes | pa.Buffer) -> pq.FileMetaData:
 
 
 def cut(metadata: pq.FileMetaData, size: int, wanted: Sequence[str]) -> Footer:
-    """What is kept of a footer: the columns `wanted` that there are, of which the first holds the text."""
+    """What is kept of a footer: the columns `wanted` that are there once, the first of which holds text."""
     schema = metadata.schema.to_arrow_schema().remove_metadata()
     paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
@@ -183,7 +183,7 @@ def cut(metadata: pq.FileMetaData, size: int, wanted: Sequence[str]) -> Footer:
     if wanted[0] in paths:
         text = paths.index(wanted[0])
         counts[1] = [group.column(text).total_uncompressed_size for group in groups]
-    names = [name for name in wanted if name in schema.names]
+    names = [name for name in wanted if schema.names.count(name) == 1]
     try:
         columns, chunks = _columns(metadata, groups, [paths.index(name) for name in names])
         footer = Footer(schema, size, counts, metadata.created_by, columns, chunks)
