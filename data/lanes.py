@@ -14,7 +14,6 @@ same sequences on any number of ranks, with any number of workers.
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from model.errors import UserError
 from .config import DataConfig
 from .corpus import Corpus, lanes_of
 from .packing import best_fit
+from .parallel import side_by_side
 from .sources import BadRow, Document, Shard, is_remote, shard_runs
 
 OPENED_AT_ONCE = 8
@@ -231,6 +231,4 @@ def open_lanes(lanes: Sequence[Lane]) -> None:
     """Open lanes that wait for a network side by side; what they give is the same. Raises as `Lane.fill`."""
     if lanes and lanes[0].is_remote:
         lanes[0].open()  # which deals the shards to all of them
-        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            for _ in pool.map(Lane.open, lanes[1:]):
-                pass
+        side_by_side(Lane.open, lanes[1:], OPENED_AT_ONCE)

@@ -193,7 +193,7 @@ def test_a_dead_server_ends_the_run_with_a_sentence_and_it_goes_on(job: Path, un
         server.faults = [503] * 10_000
         assert process.wait() == 1
         sentence = error_in(process.printed()[1])
-        assert sentence.startswith(f"{url} cannot be read (") and "; tried for 1 s)" in sentence
+        assert sentence.startswith(f"{url} cannot be read (") and "; tried for " in sentence
         assert_interrupted(run_dir, sentence)
         server.faults = []
         result = run(words, main=impatient)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from ..config import DataConfig
 from ..files.hashes import content_hashes
 from ..files.json_rows import JsonRows, Row
 from ..files.versions import version_of
-from ..parallel import default_workers, in_processes
+from ..parallel import default_workers, in_processes, side_by_side
 from .content import content_of, late_bar
 from .documents import BAD_REASONS, ROWS_PER_SHARD, SHARD_TEXT_BYTES, BadRow, Document, Shard
 from .network import filesystem_of, with_retries
@@ -35,6 +34,7 @@ JSONL_DIR = Path(
 )
 
 FORMAT = 2  # of the converted files: a file of another is converted again
+REQUESTS_AT_ONCE = 16
 # names that no text column has
 _PROBLEM, _LINE = "normlab_problem", "normlab_line"
 _ENDING = b"normlab_ending"
@@ -104,8 +104,9 @@ class _Job(NamedTuple):
 def _convert_all(config: DataConfig, paths: Sequence[str], storage_options: dict[str, Any]) -> list[_Job]:
     """What was to convert, and is converted. One process converts at a time, the others find what it made."""
     hashes = content_hashes([path for path in paths if not is_remote(path)])
-    with ThreadPoolExecutor(16) as pool:
-        jobs = list(pool.map(lambda path: _job(path, storage_options, config, hashes.get(path)), paths))
+    jobs = side_by_side(
+        lambda path: _job(path, storage_options, config, hashes.get(path)), paths, REQUESTS_AT_ONCE
+    )
     if not all(job.target.exists() for job in jobs):
         try:
             JSONL_DIR.mkdir(parents=True, exist_ok=True)

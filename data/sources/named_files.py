@@ -7,7 +7,6 @@ is that of their names, however the pattern says them.
 import glob
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import PurePosixPath
@@ -19,6 +18,7 @@ from braceexpand import braceexpand
 from model.errors import UserError
 
 from ..config import DataConfig
+from ..parallel import side_by_side
 from ..tokenizer import Tokenizer
 from .choices import refuse_options
 from .documents import Source
@@ -26,6 +26,7 @@ from .local import left_out_note, matching
 from .places import FILE_FORMATS, file_format, is_hub_id, is_left_out, is_remote, local_format, local_path
 from .token_shards import manifest_of
 
+REQUESTS_AT_ONCE = 16
 LARGEST_RANGE = 100_000
 """More names than this are a slip of the pen."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -167,8 +168,7 @@ def _at_url(config: DataConfig, names: Sequence[str]) -> dict[str, list[str]]:
             raise
         return [path]
 
-    with ThreadPoolExecutor(16) as pool:
-        return dict(zip(names, pool.map(urls, names), strict=True))
+    return dict(zip(names, side_by_side(urls, names, REQUESTS_AT_ONCE), strict=True))
 
 
 def _on_hub_or_disk(

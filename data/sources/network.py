@@ -91,6 +91,7 @@ class Tries:
         self._path = path
         self._timeout_s = timeout_s
         self._opening = opening
+        self._why = ""
         self._began_again()
 
     def _began_again(self) -> None:
@@ -125,17 +126,20 @@ class Tries:
         self.failed += 1
         reason = _cause(error)
         final = _is_final(reason, self._opening)
+        # that the last try was cut short says less than why those before it failed
+        if not self._why or type(reason) is not TimeoutError:
+            self._why = _error_text(reason)
         if final or passed >= self._timeout_s:
             if damage:
                 raise error
             how_long = "" if final else f"; tried for {passed:.0f} s"
             raise (Refused if final else Unreadable)(
-                f"{self._path} cannot be read ({_error_text(reason)}{how_long}): "
+                f"{self._path} cannot be read ({self._why}{how_long}): "
                 "once it can be, the same command goes on from there"
             ) from error
-        wait = min(next(self._waits), self._timeout_s - passed)
-        _log.warning("%s: %s; trying again in %.0f s", self._path, _error_text(reason), wait)
-        time.sleep(wait)
+        seconds = min(next(self._waits), self._timeout_s - passed)
+        _log.warning("%s: %s; trying again in %.0f s", self._path, _error_text(reason), seconds)
+        time.sleep(seconds)
 
 
 def in_thread(function: Callable[[], T]) -> "Future[T]":

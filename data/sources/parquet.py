@@ -132,7 +132,7 @@ class ParquetSource(Source):
     def _whole_group(self, place: _Place, rows: int, keep: bool) -> pa.ChunkedArray:
         values = self._decoded.pop(place, None)
         if values is None:
-            file, group = self._open(place.path, place.group)
+            file, group = self._open(place.path, place.group, place.column)
             with file:
                 values = file.read_row_group(group, columns=[place.column], use_threads=False).column(0)
             if len(values) != rows:
@@ -146,7 +146,7 @@ class ParquetSource(Source):
     def _next_of_stream(self, shard: Shard, place: _Place, rows: int) -> pa.ChunkedArray:
         batches = self._streams.pop((place, shard.first_row), None)
         if batches is None:
-            file, group = self._open(shard.path, shard.group, buffer_size=STREAM_BUFFER_BYTES)
+            file, group = self._open(shard.path, shard.group, place.column, buffer_size=STREAM_BUFFER_BYTES)
             # of a group's shards only the last may have other rows
             one_of_them = self.shards[shard.index - 1] if shard.first_row else shard
             batches = file.iter_batches(one_of_them.rows, [group], columns=[place.column], use_threads=False)
@@ -161,17 +161,19 @@ class ParquetSource(Source):
                 self._streams.popitem(last=False)
         return values
 
-    def _open(self, path: str, group: int, **options: Any) -> tuple[pq.ParquetFile, int]:
-        """A file for one of its row groups, and the number that it has there."""
+    def _open(self, path: str, group: int, column: str, **options: Any) -> tuple[pq.ParquetFile, int]:
+        """A file for a column of one of its row groups, and the row group's number there."""
         footer = self._footers[path]
         # `pre_buffer` reads in threads, which a fork loses, and keeps the whole column of a row group
         options |= {"pre_buffer": False, "page_checksum_verification": True}
-        options["metadata"], number = footer.of_group(group)
+        options["metadata"], number = footer.of_chunk(group, column)
         location = self._location(path)
         if is_remote(location):
             file = RemoteFile(location, self._storage_options, footer.size, self.config.timeout_s)
             return pq.ParquetFile(file, **options), number
-        return pq.ParquetFile(filesystem_of(location, {})[1], **options), number
+        if "://" in location:
+            location = filesystem_of(location, {})[1]
+        return pq.ParquetFile(location, **options), number
 
     def _location(self, path: str) -> str:
         """The parquet file that is read for one of the source's files."""

@@ -37,7 +37,7 @@ def read_from_hub(url: str) -> None:
     time.sleep = lambda _: None  # the hub's client waits too
     network.RETRY_SECONDS = (0,)
     documents.SHARDS = 1e-3  # type: ignore[assignment]  # as if these files were large
-    config = DataConfig(source="org/name", subset="sample-10BT", revision="v1", timeout_s=2)
+    config = DataConfig(source="org/name", subset="sample-10BT", revision="v1", timeout_s=1.5)
     source = open_source(config, open_tokenizer("bytes"))
     assert isinstance(source, ParquetSource)
     assert list(source.file_sizes) == [
@@ -53,9 +53,16 @@ def read_from_hub(url: str) -> None:
         assert found == ROWS * 2, fault
     fail("drop", 99_999)
     with pytest.raises(
-        ConnectionError, match=r"^hf://datasets/org/name@.* cannot be read \(.*tried for 2 s\)"
+        ConnectionError, match=r"^hf://datasets/org/name@.* cannot be read \(.*tried for \d+ s\)"
     ):
         source.read(source.shards[0])
+    for fault in "hang", "trickle":
+        fail(fault, 99_999)
+        with pytest.raises(ConnectionError, match=r"cannot be read \(TimeoutError: .*; tried for \d+ s\)"):
+            source.read(source.shards[0])
+    fail("hang", 99_999)
+    with pytest.raises(ConnectionError, match=r"hub cannot be reached \(\w*Timeout\w*\)"):
+        open_source(config, open_tokenizer("bytes"))
     fail("drop", 0)
     child = os.fork()
     if child == 0:

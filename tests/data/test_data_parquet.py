@@ -52,9 +52,9 @@ def test_lanes_inside_one_row_group_do_not_decode_it_over_and_over(
     opened_at = []
     open_file = ParquetSource._open
 
-    def counted(self, path, group, **options):  # type: ignore[no-untyped-def]
+    def counted(self, path, group, column, **options):  # type: ignore[no-untyped-def]
         opened_at.append(path)
-        return open_file(self, path, group, **options)
+        return open_file(self, path, group, column, **options)
 
     source = opened(write(tmp_path / "a.parquet"), lanes=5)
     monkeypatch.setattr(ParquetSource, "_open", counted)

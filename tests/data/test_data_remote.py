@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,8 +94,10 @@ def test_patience_ends_with_a_sentence_and_the_source_goes_on_afterwards(
         assert (
             message.startswith(f"{source.name} cannot be read (") and why in message and "\n" not in message
         )
-        assert message.endswith("; tried for 0 s): once it can be, the same command goes on from there")
-    with pytest.raises(ConnectionError, match="tried for 0 s"):
+        assert re.search(
+            r"; tried for \d+ s\): once it can be, the same command goes on from there$", message
+        )
+    with pytest.raises(ConnectionError, match=r"tried for \d+ s"):
         ParquetSource(source.config, [source.name])
     server.faults = []
     assert texts(source) == ROWS
@@ -145,7 +148,9 @@ def test_a_url_that_is_not_there_and_one_that_is_forbidden(server: Server) -> No
 
 
 def test_a_server_that_is_not_there(server: Server) -> None:
-    with pytest.raises(ConnectionError, match=r"cannot be read \(ClientConnectorError: .*; tried for 0 s\)"):
+    with pytest.raises(
+        ConnectionError, match=r"cannot be read \(ClientConnectorError: .*; tried for \d+ s\)"
+    ):
         ParquetSource(DataConfig(source="u", timeout_s=0.2), ["http://127.0.0.1:1/rows.parquet"])
 
 
@@ -200,7 +205,7 @@ def test_json_lines_that_stay_away_are_a_sentence_and_leave_nothing(server: Serv
     server.files["/rows.jsonl"] = json_lines()
     url = f"{server.url}/rows.jsonl"
     server.faults = [200] + ["drop"] * 99_999
-    with pytest.raises(ConnectionError, match=r"rows.jsonl cannot be read \(.*; tried for 0 s\)"):
+    with pytest.raises(ConnectionError, match=r"rows.jsonl cannot be read \(.*; tried for \d+ s\)"):
         JsonlSource(DataConfig(source=url, timeout_s=0.3), [url])
     assert [file.name for file in jsonl.JSONL_DIR.iterdir()] == ["lock"]
     server.faults = []

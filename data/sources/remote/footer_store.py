@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
@@ -19,6 +18,7 @@ from model.errors import UserError
 from model.files import write_bytes
 
 from ...files.versions import UNKNOWN, version_of
+from ...parallel import side_by_side
 from ..network import filesystem_of, is_damage, retry_damage, with_retries
 from ..places import is_remote
 from .footers import MAGIC, Footer, cut, footer_from, parse
@@ -30,7 +30,7 @@ FOOTERS_DIR = Path(
 FORMAT = 1  # of the files there: one of another is read again from its source
 TAIL_BYTES = 2**16
 """So much of a file's end is read at first: most footers fit."""
-FILES_AT_ONCE = 6
+FILES_AT_ONCE = 4
 """So many are fetched side by side: a large footer has 9 MB."""
 REQUESTS_AT_ONCE = 16
 
@@ -83,10 +83,10 @@ def _files(
     paths: Sequence[str], storage_options: dict[str, Any], columns: tuple[str, ...], timeout_s: float
 ) -> list[_File]:
     # made here, as each thread would get file systems of its own, which know nothing yet
-    places = [filesystem_of(path, storage_options) for path in paths]
+    places = [(path, *filesystem_of(path, storage_options)) for path in paths]
 
-    def file_of(path: str, place: tuple[fsspec.AbstractFileSystem, str]) -> _File:
-        filesystem, location = place
+    def file_of(place: tuple[str, fsspec.AbstractFileSystem, str]) -> _File:
+        path, filesystem, location = place
         info = with_retries(lambda: filesystem.info(location), path, timeout_s, opening=True)
         size = info["size"]
         if size is None:
@@ -97,15 +97,14 @@ def _files(
             kept = FOOTERS_DIR / key[:2] / f"{key[:32]}.npz"
         return _File(path, storage_options, size, version, columns, timeout_s, kept)
 
-    first = [file_of(paths[0], places[0])] if paths else []  # the hub's file system then knows its folder
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        return first + list(pool.map(file_of, paths[1:], places[1:]))
+    first = list(map(file_of, places[:1]))  # the hub's file system then knows its folder
+    return first + side_by_side(file_of, places[1:], REQUESTS_AT_ONCE)
 
 
 def _kept(files: Sequence[_File]) -> Iterator[tuple[str, Footer]]:
     for file in files:
         if file.kept is not None:
-            with suppress(OSError, ValueError, KeyError):  # not there, or damaged: it is read again
+            with suppress(OSError, ValueError):  # not there, or damaged: it is read again
                 yield file.path, footer_from(file.kept.read_bytes())
 
 
@@ -124,16 +123,15 @@ def _alone() -> Iterator[None]:
 
 def _read(files: Sequence[_File]) -> Iterator[tuple[str, Footer | str]]:
     """Fetched side by side, but parsed one after the other, which takes several times a footer's size."""
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        for start in range(0, len(files), FILES_AT_ONCE):
-            batch = files[start : start + FILES_AT_ONCE]
-            for file, end in zip(batch, list(pool.map(_end_of, batch)), strict=True):
-                footer = _footer(file, end)
-                if isinstance(footer, Footer) and file.kept is not None:
-                    with suppress(OSError):  # it is done without
-                        write_bytes(file.kept, footer.to_bytes())
-                yield file.path, footer
-                gc.collect(1)  # pyarrow's metadata and schema refer to each other, tens of MB for each file
+    for start in range(0, len(files), FILES_AT_ONCE):
+        batch = files[start : start + FILES_AT_ONCE]
+        for file, end in zip(batch, side_by_side(_end_of, batch, FILES_AT_ONCE), strict=True):
+            footer = _footer(file, end)
+            if isinstance(footer, Footer) and file.kept is not None:
+                with suppress(OSError):  # it is done without
+                    write_bytes(file.kept, footer.to_bytes())
+            yield file.path, footer
+            gc.collect(1)  # pyarrow's metadata and schema refer to each other, tens of MB for each file
     pa.default_memory_pool().release_unused()
 
 

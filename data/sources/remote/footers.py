@@ -15,10 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
-from .thrift import I32, Field, encode
+from .thrift import END, I32, Encoded, Field, encode_fields
 
 MAGIC = b"PAR1"
+CHECKSUM_BYTES = 16
 # numbers of parquet's definition (parquet.thrift); what is not here is left to the whole footer
 _KINDS = {"INT32": 1, "INT64": 2, "BYTE_ARRAY": 6}
 _MEANINGS = {"NONE": None, "UTF8": 0}
@@ -91,31 +93,53 @@ class Footer:
         """The same of a file that stands for one of another size."""
         return replace(self, size=size)
 
-    def of_group(self, group: int) -> tuple[pq.FileMetaData, int]:
-        """A footer that pyarrow reads a row group with, and the row group's number in it."""
+    def of_chunk(self, group: int, column: str) -> tuple[pq.FileMetaData, int]:
+        """A footer that pyarrow reads a column of a row group with, and the row group's number in it."""
         if self.whole:
             return _parsed(self.whole), group
-        chunks = [_Chunk(*numbers) for numbers in self.chunks[:, group].tolist()]
+        place, begin, about, end = self._around_chunks[column]
+        chunk = _Chunk(*self.chunks[place, group].tolist())
         rows = int(self.counts[0, group])
-        fields = [self.schema.field(column.name).remove_metadata() for column in self.columns]
-        schema = base64.b64encode(pa.schema(fields).serialize()).decode()
-        columns = [
-            (Field(2, chunk.data), Field(3, _column_metadata(column, chunk)))
-            for column, chunk in zip(self.columns, chunks, strict=True)
-        ]
-        row_group = (Field(1, columns), Field(2, sum(chunk.uncompressed for chunk in chunks)), Field(3, rows))
-        root = (Field(4, "schema"), Field(5, I32(len(columns))))
-        footer = encode(
-            (
-                Field(1, I32(2)),
-                Field(2, [root, *map(_schema_element, self.columns)]),
-                Field(3, rows),
-                Field(4, [row_group]),
-                Field(5, [(Field(1, "ARROW:schema"), Field(2, schema))]),
-                Field(6, self.created_by or None),
-            )
+        fields = (
+            Field(4, I32(chunk.codec)),
+            Field(5, chunk.values),
+            Field(6, chunk.uncompressed),
+            Field(7, chunk.compressed),
+            Field(9, chunk.data),
+            Field(11, chunk.dictionary or None),
         )
+        column_metadata = Encoded(about + encode_fields(fields, 3) + END)
+        columns = [(Field(2, chunk.data), Field(3, column_metadata))]
+        row_group = (Field(1, columns), Field(2, chunk.uncompressed), Field(3, rows))
+        footer = begin + encode_fields((Field(3, rows), Field(4, [row_group])), 2) + end
         return parse(footer + len(footer).to_bytes(4, "little") + MAGIC), 0
+
+    @functools.cached_property
+    def _around_chunks(self) -> dict[str, tuple[int, bytes, bytes, bytes]]:
+        """By column: its place here, and what is the same in the footers of all its chunks, before their
+        numbers of rows, before their numbers of values, and after them."""
+        return {
+            column.name: (place, *self._around_chunk(column)) for place, column in enumerate(self.columns)
+        }
+
+    def _around_chunk(self, column: _Column) -> tuple[bytes, bytes, bytes]:
+        root = (Field(4, "schema"), Field(5, I32(1)))
+        leaf = (
+            Field(1, I32(column.kind)),
+            Field(3, I32(0 if column.required else 1)),
+            Field(4, column.name),
+            Field(6, None if column.meaning is None else I32(column.meaning)),
+        )
+        about = (
+            Field(1, I32(column.kind)),
+            Field(2, [I32(encoding) for encoding in column.encodings]),
+            Field(3, [column.name]),
+        )
+        schema = pa.schema([self.schema.field(column.name).remove_metadata()])
+        pair = (Field(1, "ARROW:schema"), Field(2, base64.b64encode(schema.serialize())))
+        end = (Field(5, [pair]), Field(6, self.created_by or None))
+        begin = (Field(1, I32(2)), Field(2, [root, leaf]))
+        return encode_fields(begin, 0), encode_fields(about, 0), encode_fields(end, 4) + END
 
     def to_bytes(self) -> bytes:
         """What `footer_from` reads."""
@@ -134,11 +158,15 @@ class Footer:
             chunks=self.chunks,
             whole=_as_array(self.whole),
         )
-        return file.getvalue()
+        content = file.getvalue()
+        return xxhash.xxh3_128_digest(content) + content
 
 
 def footer_from(content: bytes) -> Footer:
-    """What `Footer.to_bytes` has written. Raises ValueError, OSError or KeyError where it is damaged."""
+    """What `Footer.to_bytes` has written. Raises ValueError where it is damaged."""
+    checksum, content = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
+    if xxhash.xxh3_128_digest(content) != checksum:
+        raise ValueError("it does not fit its checksum")
     arrays = np.load(io.BytesIO(content))
     about = json.loads(arrays["about"].tobytes())
     schema = pa.ipc.read_schema(pa.py_buffer(arrays["schema"].tobytes()))
@@ -155,7 +183,7 @@ def parse(content: bytes | pa.Buffer) -> pq.FileMetaData:
 
 
 def cut(metadata: pq.FileMetaData, size: int, version: str | None, wanted: Sequence[str]) -> Footer:
-    """What is kept of a footer: the columns `wanted` that there are, of which the first holds the text."""
+    """What is kept of a footer: the columns `wanted` that are there once, the first of which holds text."""
     schema = metadata.schema.to_arrow_schema().remove_metadata()
     paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
@@ -164,12 +192,11 @@ def cut(metadata: pq.FileMetaData, size: int, version: str | None, wanted: Seque
     if wanted[0] in paths:
         text = paths.index(wanted[0])
         counts[1] = [group.column(text).total_uncompressed_size for group in groups]
-    names = [name for name in wanted if name in schema.names]
+    names = [name for name in wanted if schema.names.count(name) == 1]
     try:
         columns, chunks = _columns(metadata, groups, [paths.index(name) for name in names])
         footer = Footer(schema, size, version, counts, metadata.created_by, columns, chunks)
-        fields = [schema.field(name).remove_metadata() for name in names]
-        fits = not groups or footer.of_group(0)[0].schema.to_arrow_schema().equals(pa.schema(fields))
+        fits = not groups or all(_gives_field(footer, name) for name in names)
     except (KeyError, ValueError, pa.ArrowException):  # a kind of column or file that this does not know
         fits = False
     if fits:
@@ -178,6 +205,12 @@ def cut(metadata: pq.FileMetaData, size: int, version: str | None, wanted: Seque
     metadata.write_metadata_file(whole)
     no_chunks = np.zeros((0, len(groups), len(_Chunk._fields)), np.int64)
     return Footer(schema, size, version, counts, metadata.created_by, (), no_chunks, whole.getvalue())
+
+
+def _gives_field(footer: Footer, name: str) -> bool:
+    """Whether pyarrow takes a column for the same with a cut footer."""
+    schema = footer.of_chunk(0, name)[0].schema.to_arrow_schema()
+    return schema.equals(pa.schema([footer.schema.field(name).remove_metadata()]))
 
 
 def _columns(
@@ -214,29 +247,6 @@ def _columns(
             )
         )
     return tuple(columns), chunks
-
-
-def _schema_element(column: _Column) -> tuple[Field, ...]:
-    return (
-        Field(1, I32(column.kind)),
-        Field(3, I32(0 if column.required else 1)),
-        Field(4, column.name),
-        Field(6, None if column.meaning is None else I32(column.meaning)),
-    )
-
-
-def _column_metadata(column: _Column, chunk: _Chunk) -> tuple[Field, ...]:
-    return (
-        Field(1, I32(column.kind)),
-        Field(2, [I32(encoding) for encoding in column.encodings]),
-        Field(3, [column.name]),
-        Field(4, I32(chunk.codec)),
-        Field(5, chunk.values),
-        Field(6, chunk.uncompressed),
-        Field(7, chunk.compressed),
-        Field(9, chunk.data),
-        Field(11, chunk.dictionary or None),
-    )
 
 
 @functools.lru_cache(WHOLE_FOOTERS_KEPT)

@@ -111,7 +111,9 @@ def check_copy(copy: HubCopy, config: DataConfig, paths: Sequence[str], error: U
     lacking = sorted(_expected(config.source, copy.commit, names) - set(names))
     unfinished = any(copy.folder.parents[1].glob("blobs/*.incomplete"))
     if lacking or unfinished:
-        what = f"lacks {len(lacking)} files, such as {lacking[0]}" if lacking else "was not finished"
+        what = "was not finished"
+        if lacking:
+            what = f"lacks {len(lacking)} file{'s' * (len(lacking) > 1)}, such as {lacking[0]}"
         raise ConnectionError(
             f"the hub cannot be reached, and the copy of {config.source} in {copy.folder} {what}: "
             "once the hub can be reached, the same command goes on from there"

@@ -146,7 +146,9 @@ class RemoteFile(io.RawIOBase):
 
 
 def _fetch(asked: _Range, add: Add, seconds: float, failed: int) -> "Future[None]":
-    """Gives the bytes to `add`, as they come. A connection that sends nothing for `seconds` is given up."""
+    """Gives the bytes to `add`, as they come. A connection that sends nothing ends by itself, but only after
+    the `seconds` for which it is waited."""
+    seconds *= 2
     if asked.path.startswith(("http://", "https://")):
         return asyncio.run_coroutine_threadsafe(_http_stream(asked, add, seconds), asked.filesystem.loop)
     if _HUB_FILE.fullmatch(asked.path):
