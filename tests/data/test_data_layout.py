@@ -175,9 +175,8 @@ def test_a_hidden_file_that_is_named_is_read_and_no_unknown_suffix(tmp_path: Pat
 
 
 def test_splits_of_other_names_are_those_that_datasets_made(tmp_path: Path) -> None:
-    write(
-        tmp_path, *(f"data/{name}-00000-of-00001.parquet" for name in ("train_sft", "train_gen", "test_sft"))
-    )
+    end = "-00000-of-00001.parquet"
+    write(tmp_path, *(f"data/{name}{end}" for name in ("train_sft", "train_gen", "test_sft")))
     assert texts(tmp_path, split="train_gen") == ["data/train_gen-00000-of-00001"]
     assert opened(tmp_path, split="train_sft").validation_split == "test_sft"
     with pytest.raises(UserError, match=r"split is 'train', but .* has only test_sft, train_gen, train_sft"):

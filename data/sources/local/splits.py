@@ -72,10 +72,8 @@ def divided(paths: Sequence[str], rest_is_train: bool, wanted: Sequence[str] = (
         wanted: Splits that are asked for, whose names may be others, as `datasets` gives them to files.
     """
     sharded = {path: found["split"] for path in paths if (found := _SHARDED.fullmatch(path))}
-    names = {*sharded.values()}
-    if not names.isdisjoint(wanted) or any(
-        (one := label_of(name)) and one.place != "inside" for name in names
-    ):
+    are_splits = any(label.place != "inside" for one in sharded.values() if (label := label_of(one)))
+    if are_splits or not {*sharded.values()}.isdisjoint(wanted):
         return _by_split(sharded)
     labels = {path: label for path in paths if (label := _label_of_path(path))}
     if len(labels) == len(paths) and _are_both(labels.values()):
