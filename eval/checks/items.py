@@ -41,16 +41,23 @@ def read_items(task: str, file: Path) -> Iterator[tuple[int, Item]]:
                 if not line.strip():
                     continue
                 try:
-                    item = json.loads(line)
+                    item = json.loads(line, object_pairs_hook=_once)
                 except ValueError:  # UnicodeDecodeError is one
                     item = None
                 if not isinstance(item, dict):
                     raise UserError(
-                        f"task '{task}' cannot read row {row} of {file}: it is no JSON object in UTF-8"
+                        f"task '{task}' cannot read row {row} of {file}: it is no JSON object in UTF-8 with "
+                        "each key once"
                     )
                 yield row, item
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"task '{task}' cannot read {file}: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Item:
+    if len(item := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return item
 
 
 def _string(column: str) -> Callable[[Item], str | None]:

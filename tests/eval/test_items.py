@@ -140,6 +140,7 @@ def test_too_little_text_for_windows_is_said_before_anything_is_scored(tmp_path)
         (b"\n \n", ": it holds no item"),
         (b'\n{"page": "a b"}\n[]\n', ", row 3"),
         (b"null\n", ", row 1"),
+        (b'{"page": "a b", "page": "c"}\n', ", row 1"),
         (b'{"page": "a b"}\n{"page": \n', ", row 2"),
         (b'{"page": "caf\xe9"}\n', ", row 1"),
         (b"\x1f\x8b cut off", ", row 1"),
@@ -150,7 +151,11 @@ def test_a_file_that_is_no_json_lines_is_named_with_the_line(tmp_path, task, con
     file = write_items(tmp_path, "wikitext")
     file.write_bytes(content)
     _, found, row = sentence.partition(", row ")
-    where = f"row {row} of {file}: it is no JSON object in UTF-8" if found else f"{file}{sentence}"
+    where = (
+        f"row {row} of {file}: it is no JSON object in UTF-8 with each key once"
+        if found
+        else f"{file}{sentence}"
+    )
     with pytest.raises(UserError) as refused:
         load_tasks([task], tmp_path)
     assert str(refused.value) == f"task '{task}' cannot read {where}"
