@@ -71,6 +71,7 @@ def open_data(
             read.read(shard)  # so that a start without the network finds them too
         shards = shards[: -len(reserved)]
         held_out = _collect(chain.from_iterable(reserved), config.validation_tokens, source.name)
+        copies = _copies_of(held_out, tokenizer)
     else:
         held_out_source = open_validation_source(config, tokenizer)
         of_shards = (_of_shard(held_out_source, one, tokenizer) for one in held_out_source.shards)
@@ -84,7 +85,7 @@ def open_data(
     source.notes += _notes(config, source, held_out, tokenizer)
     tokens = [document.tokens for document in held_out]
     validation = ValidationSet.of([document.text for document in held_out], tokens, tokenizer)
-    return Corpus(read, tokenizer, shards, _copies_of(held_out, tokenizer)), validation
+    return Corpus(read, tokenizer, shards, copies), validation
 
 
 class _HeldOut(NamedTuple):
