@@ -58,11 +58,9 @@ class Corpus:
         """
         kept, bad = self.source.read(shard)
         rows: list[Document | BadRow] = [*kept]
-        tokens = [document for document in kept if not isinstance(document, str)]
-        if len(tokens) == len(kept):  # a source has either
-            for number in self.held_out.candidates(tokens, self.tokenizer):
-                if copy := self.held_out.find(kept[number], self.tokenizer):
-                    rows[number] = BadRow(copy.reason)
+        if kept and not isinstance(kept[0], str):  # a source has either
+            for number, copy in self.held_out.find_among(kept, self.tokenizer):
+                rows[number] = BadRow(copy.reason)
         return rows, bad
 
     def tokens(self, row: Document | BadRow) -> np.ndarray | BadRow:

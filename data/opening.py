@@ -73,6 +73,7 @@ def open_data(
         of_end = islice(chain.from_iterable(reserved), _tenth(source))
         held_out = _collect(of_end, config.validation_tokens, source.name)
         where = f"the last {len(held_out):,} documents of {source.name}"
+        copies = _copies_of(held_out, tokenizer)
     else:
         documents = _documents_of(held_out_source, config, tokenizer)
         held_out = _collect(documents, config.validation_tokens, where)
@@ -85,7 +86,7 @@ def open_data(
     say(f"validation: {where}")
     tokens = [document.tokens for document in held_out]
     validation = ValidationSet.of([document.text for document in held_out], tokens, tokenizer)
-    corpus = Corpus(read, tokenizer, shards, _copies_of(held_out, tokenizer), validation_revision)
+    corpus = Corpus(read, tokenizer, shards, copies, validation_revision)
     source.notes += _notes(config, corpus, held_out)
     return corpus, validation
 

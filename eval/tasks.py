@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from model.errors import UserError
 from training.config.evaluation import PUBLISHED_VALIDATION, check_names
 
-from .checks.items import check_items
+from .checks.items import check_items, read_items
 
 if TYPE_CHECKING:
     import datasets
@@ -189,10 +189,10 @@ def load_tasks(
         config = _task_config(_public_task(name), data_dir)
         files = _files_of(config)
         try:
+            _check_items(name, config)  # lm-eval would end while it scores
             if name in TEXT_SETS:
                 tasks[name] = _in_windows(name, config)
             else:
-                check_items(name, _rows(config), _where(config))  # lm-eval would end while it scores
                 tasks |= manager.load([config])["tasks"]
         except DatasetGenerationError as error:
             where = ", ".join(files) or "the hub's data"
@@ -207,22 +207,18 @@ def load_tasks(
     return tasks
 
 
-def _in_windows(name: str, config: dict[str, Any]) -> "WindowTask":
-    """The task of `eval.windows` on the data of a public task's definition.
+def _check_items(name: str, config: dict[str, Any]) -> None:
+    """Raises UserError, and for the hub's data what `datasets` raises."""
+    (file,) = config.get("dataset_kwargs", {}).get("data_files", {}).values() or [None]
+    local = file is not None and not file.endswith(".parquet")
+    check_items(name, read_items(name, Path(file)) if local else enumerate(_rows(config), 1), _where(config))
 
-    Raises UserError where a document lacks its text, and what `datasets` raises.
-    """
+
+def _in_windows(name: str, config: dict[str, Any]) -> "WindowTask":
+    """The task of `eval.windows` on the data of a public task's definition. Raises what `datasets` raises."""
     from .windows import TextWindows
 
-    column, where = TEXT_SETS[name].column, _where(config)
-    documents = _rows(config)
-    if column not in documents.column_names:
-        raise UserError(f"task '{name}' cannot read {where}: each line needs a text {column!r}")
-    texts = list(documents[column])
-    for row, text in enumerate(texts, start=1):
-        if not isinstance(text, str):
-            raise UserError(f"task '{name}' cannot score row {row} of {where}: its {column!r} is no text")
-    return TextWindows(name, "\n".join(texts), where)
+    return TextWindows(name, "\n".join(_rows(config)[TEXT_SETS[name].column]), _where(config))
 
 
 def _rows(config: dict[str, Any]) -> "datasets.Dataset":

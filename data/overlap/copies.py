@@ -2,10 +2,9 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
 import xxhash
 
 from ..sources import Document
@@ -75,13 +74,19 @@ class Copies:
             self._exact.add(_digest(text))
             self._near.add(_digest(of_text))
 
-    def candidates(self, documents: Sequence[np.ndarray], tokenizer: Tokenizer) -> list[int]:
-        """Numbers of the documents, tokens with their `eot`, that `find` must be asked about."""
-        if not self._near:
-            return []
+    def find_among(self, documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[tuple[int, Copy]]:
+        """The copies among the documents of a shard, by their number there."""
+        for number in self._candidates(documents, tokenizer):
+            if copy := self.find(documents[number], tokenizer):
+                yield number, copy
+
+    def _candidates(self, documents: Sequence[Document], tokenizer: Tokenizer) -> Sequence[int]:
+        tokens = [document for document in documents if not isinstance(document, str)]
+        if not self._near or len(tokens) < len(documents):  # a source has either texts or tokens
+            return range(len(documents) if self._near else 0)
         if self._beginnings is None:  # not before: most sources are of text
             self._beginnings = Beginnings(self._letters, tokenizer)
-        return self._beginnings.candidates(documents)
+        return self._beginnings.candidates(tokens)
 
     def find(self, document: Document, tokenizer: Tokenizer) -> Copy | None:
         """How a document is a copy; None where it is none. Tokens, with their `eot`, are decoded."""

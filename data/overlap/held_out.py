@@ -50,11 +50,11 @@ def check_held_out(
             if id_ in ids:
                 raise overlap(f"the document with the id {id_}")
     for shard in source.shards:
-        for document in source.read(shard).kept:
-            if copy := copies.find(document, tokenizer):
-                changed = ", with other spaces, quotes, dashes or Unicode forms,"
-                how = changed if copy.reason == "held_out_near" else ""
-                raise overlap(f"the document that begins {_beginning(document, tokenizer)!r}{how}")
+        documents = source.read(shard).kept
+        for number, copy in copies.find_among(documents, tokenizer):
+            changed = ", with other spaces, quotes, dashes or Unicode forms,"
+            how = changed if copy.reason == "held_out_near" else ""
+            raise overlap(f"the document that begins {_beginning(documents[number], tokenizer)!r}{how}")
 
 
 def _real_path(path: str) -> str:

@@ -1,7 +1,11 @@
 """What each task needs of an item: an item without it would end the job, or be scored as something else."""
 
+import gzip
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
@@ -9,17 +13,55 @@ from model.errors import UserError
 Item = Mapping[str, Any]
 
 
-def check_items(task: str, items: Iterable[Item], where: str) -> None:
+def check_items(task: str, rows: Iterable[tuple[int, Item]], where: str) -> None:
     """Raise UserError for the first item of a task's data that cannot be scored, with its file and row.
 
     Args:
-        task: the public task whose data it is, or one of the sample's.
-        items: rows with the columns of the data set.
+        task: one that reads data.
+        rows: the number of each row, and its item with the columns of the data set.
         where: the file or data set that they are from.
     """
-    for row, item in enumerate(items, start=1):
+    row = 0
+    for row, item in rows:
         if problem := NEEDS[task](item):
             raise UserError(f"task '{task}' cannot score row {row} of {where}: {problem}: mend the row")
+    if row == 0:
+        raise UserError(f"task '{task}' cannot read {where}: it holds no item")
+
+
+def read_items(task: str, file: Path) -> Iterator[tuple[int, Item]]:
+    """The rows of a file of JSON lines, plain or gzipped, by their lines; empty lines are none.
+
+    Not by `datasets`, which ends on some broken files without a word, or with the whole process. Raises
+    UserError for a line that is no JSON object, and OSError where the file cannot be read.
+    """
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            for row, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    item = json.loads(line, object_pairs_hook=_once)
+                except ValueError:  # UnicodeDecodeError is one
+                    item = None
+                if not isinstance(item, dict):
+                    raise UserError(
+                        f"task '{task}' cannot read row {row} of {file}: it is no JSON object in UTF-8 with "
+                        "each key once"
+                    )
+                yield row, item
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"task '{task}' cannot read {file}: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Item:
+    if len(item := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return item
+
+
+def _string(column: str) -> Callable[[Item], str | None]:
+    return lambda item: None if isinstance(item.get(column), str) else _what_is(item, column, "a text")
 
 
 def _document(column: str) -> Callable[[Item], str | None]:
@@ -98,6 +140,8 @@ NEEDS: dict[str, Callable[[Item], str | None]] = {
     "winogrande": _winogrande,
     "sample_documents": _document("text"),
     "sample_lastword": _last_word,
+    "wikitext2_windows": _string("page"),  # of one text: an empty document is a line of it
+    "lambada_windows": _string("text"),
 }
 """By task, what is wrong with one of its items, in words; None for an item that can be scored."""
 

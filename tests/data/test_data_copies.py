@@ -43,9 +43,9 @@ OTHER = {
 
 def both_ways(copies: Copies, text: str, tokenizer: Tokenizer) -> list[str | None]:
     """How a text is a copy, as text and as tokens."""
-    tokens = tokenizer.encode_document(text)
-    of_tokens = copies.find(tokens, tokenizer) if copies.candidates([tokens], tokenizer) else None
-    return [copy and copy.reason for copy in (copies.find(text, tokenizer), of_tokens)]
+    documents = (text, tokenizer.encode_document(text))
+    found = [dict(copies.find_among([document], tokenizer)).get(0) for document in documents]
+    return [copy and copy.reason for copy in found]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bytes"])
