@@ -1,11 +1,14 @@
 """How the suite runs: without busy threads, and cut so that two workers share it evenly."""
 
 import os
+import tempfile
 
 # Before torch is imported: its threads would wait for each other busily where others use the cores too, and
 # one is enough for tiny models.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["OMP_NUM_THREADS"] = "1"
+# not among the user's: what is remembered of tests' files is of no use
+os.environ.setdefault("NORMLAB_HASH_DIR", os.path.join(tempfile.gettempdir(), "normlab_hashes_of_tests"))
 
 import pytest
 
