@@ -47,6 +47,8 @@ class DataConfig:
         on_bad_document: What is done with a document that is empty, damaged or too long: `skip` leaves it out
             and counts it, `stop` ends the run.
         max_document_bytes: A longer document counts as bad.
+        timeout_s: Seconds that a remote source may fail, hang or give less than 1 kB per second, before the
+            run saves and stops.
     """
 
     source: str = "sample"
@@ -69,6 +71,7 @@ class DataConfig:
     cache_dir: str | None = None
     on_bad_document: Literal["skip", "stop"] = "skip"
     max_document_bytes: int = 20_000_000
+    timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         for key, given in vars(self).items():
@@ -92,3 +95,5 @@ class DataConfig:
             value = getattr(self, key)
             if value is not None and value < lowest.get(key, 1):
                 raise UserError(f"data.{key} is {value}: it must be {lowest.get(key, 1)} or more")
+        if not 0 < self.timeout_s < float("inf"):
+            raise UserError(f"data.timeout_s is {self.timeout_s}: it must be a number of seconds above 0")

@@ -23,7 +23,11 @@ from model.errors import UserError
 from .config import DataConfig
 from .corpus import Corpus, lanes_of
 from .packing import best_fit
-from .sources import Document, Shard, shard_runs
+from .parallel import side_by_side
+from .sources import Document, Shard, is_remote, shard_runs
+
+OPENED_AT_ONCE = 8
+"""Lanes of a remote source, each of which waits for the network before its first block."""
 
 
 class Cursor(NamedTuple):
@@ -89,6 +93,16 @@ class Lane:
         self._document: np.ndarray | None = None  # the tokens of the current row
         self._any_text = True  # whether this epoch gave a token
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether its documents come over a network."""
+        return any(map(is_remote, self._corpus.source.file_sizes))
+
+    def open(self) -> None:
+        """Read the documents that the next block begins with, as `fill` would. Raises what `fill` raises."""
+        if self._rows is None:
+            self._rows = self._read_window()
+
     def fill(self, block: np.ndarray) -> Cursor:
         """Writes the lane's next tokens to `block`, (block_size + 1,), and gives the cursor after them.
 
@@ -112,8 +126,8 @@ class Lane:
 
     def _next_document(self) -> np.ndarray:
         while self._document is None:
-            if self._rows is None:
-                self._rows = self._read_window()
+            self.open()
+            assert self._rows is not None
             if self._row < len(self._rows):
                 self._document = self._corpus.tokens(self._rows[self._row])
                 if self._document is None:
@@ -191,3 +205,10 @@ class Lane:
             f"Lane {self._lane} cannot continue at {place}: {reason}, "
             "so data.source is not what the run began with"
         )
+
+
+def open_lanes(lanes: Sequence[Lane]) -> None:
+    """Open lanes that wait for a network side by side; what they give is the same. Raises as `Lane.fill`."""
+    if lanes and lanes[0].is_remote:
+        lanes[0].open()  # which deals the shards to all of them
+        side_by_side(Lane.open, lanes[1:], OPENED_AT_ONCE)

@@ -18,7 +18,7 @@ from model.errors import UserError
 
 from .config import MOST_LANES, DataConfig
 from .corpus import Corpus, lanes_of
-from .lanes import Cursor, Lane
+from .lanes import Cursor, Lane, open_lanes
 from .parallel import portable
 
 if TYPE_CHECKING:
@@ -123,7 +123,10 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
         self._workers = [
             _Worker(
                 _fill_in_turn(
-                    mine, [lane for lane in turn if worker_of[lane] == number], block_size, self._dtype
+                    {lane: mine[lane] for lane in mine if worker_of[lane] == number},
+                    [lane for lane in turn if worker_of[lane] == number],
+                    block_size,
+                    self._dtype,
                 ),
                 ahead=config.prefetch,
             )
@@ -172,6 +175,8 @@ class _Sequence(NamedTuple):
 def _fill_in_turn(
     lanes: Mapping[int, Lane], turn: Sequence[int], block_size: int, dtype: np.dtype
 ) -> Iterator[_Sequence]:
+    """Endless sequences of `lanes`, in the order `turn`. They are opened when the first is asked for."""
+    open_lanes(list(lanes.values()))
     for number in cycle(turn):
         lane = lanes[number]
         block = np.empty(block_size + 1, dtype=dtype)

@@ -1,11 +1,13 @@
-"""Work on a source's shards in several processes."""
+"""Work on a source in several processes, or in threads where it waits for a network."""
 
 import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TypeVar
@@ -27,6 +29,32 @@ def default_workers() -> int:
 def shard_runs_for(workers: int, shards: Sequence[Shard]) -> list[list[Shard]]:
     """Runs of shards that one process reads in order, short enough that no other waits for it."""
     return shard_runs(shards, max(1, len(shards) // (RUNS_PER_WORKER * workers)))
+
+
+def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
+    """What `function` gives for each of `items`, in their order. Once it has raised for one, no other begins.
+
+    Raises:
+        Exception: what `function` raises first.
+    """
+    failed = threading.Event()
+    errors: list[Exception] = []
+
+    def unless_failed(item: Item) -> Any:
+        if failed.is_set():
+            return None
+        try:
+            return function(item)
+        except Exception as error:
+            failed.set()
+            errors.append(error)
+            return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        results = list(pool.map(unless_failed, items))
+    if errors:
+        raise errors[0]
+    return results
 
 
 def in_processes(

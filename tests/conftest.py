@@ -12,6 +12,10 @@ os.environ.setdefault("NORMLAB_HASH_DIR", os.path.join(tempfile.gettempdir(), "n
 
 import pytest
 
+# what tests read of remote files is kept for no later run
+_footers = tempfile.TemporaryDirectory()
+os.environ["NORMLAB_FOOTERS_DIR"] = _footers.name
+
 LONGEST_FIRST = (
     "test_train.py",
     "training/test_universal.py",

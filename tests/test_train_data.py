@@ -186,12 +186,14 @@ def test_a_dead_server_ends_the_run_with_a_sentence_and_it_goes_on(job: Path, un
     with serving() as server:
         server.files["/topics.parquet"] = (job / "corpus" / "topics.parquet").read_bytes()
         url = f"{server.url}/topics.parquet"
-        words = arguments(job, run_dir, "--data.source", url, "--data.prefetch", "16")
+        words = arguments(
+            job, run_dir, "--data.source", url, "--data.prefetch", "16", "--data.timeout_s", "1"
+        )
         process = start_until(words, 6, main=impatient)
         server.faults = [503] * 10_000
         assert process.wait() == 1
         sentence = error_in(process.printed()[1])
-        assert sentence.startswith(f"{url} cannot be read (") and "tried 3 times" in sentence
+        assert sentence.startswith(f"{url} cannot be read (") and "; tried for " in sentence
         assert_interrupted(run_dir, sentence)
         server.faults = []
         result = run(words, main=impatient)

@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from model.errors import UserError
 
-from .network import filesystem_of, is_damage, with_retries
+from .network import filesystem_of, is_damage
+from .places import is_remote
+from .remote import read_range
 
 PIECE_BYTES = 2**22  # one request per piece where the file is remote
 DECODED_BYTES = 2**14  # at once, as they may become a thousand times as many
@@ -35,15 +37,17 @@ class DamagedContent(EOFError):
         self.at = at
 
 
-def content_of(path: str, storage_options: dict[str, Any], size: int, bar: bool) -> Iterator[bytes]:
+def content_of(
+    path: str, storage_options: dict[str, Any], size: int, bar: bool, timeout_s: float
+) -> Iterator[bytes]:
     """The content of a file of `size` bytes in pieces that are not empty, decompressed as its name says.
 
     Raises:
-        ConnectionError: a remote file cannot be fetched, after several tries.
+        ConnectionError: a remote file cannot be fetched for `timeout_s`.
         UserError: a file here cannot be read.
         DamagedContent: a compressed file cannot be decompressed, or ends before its content does.
     """
-    pieces = _pieces(path, storage_options, size, bar)
+    pieces = _pieces(path, storage_options, size, bar, timeout_s)
     suffix = Path(path.partition("?")[0]).suffix
     if suffix not in _DECODERS:
         yield from pieces
@@ -75,27 +79,33 @@ def late_bar(*arguments: Any, **options: Any) -> tqdm:
     return tqdm(*arguments, delay=BAR_AFTER_SECONDS, mininterval=BAR_AFTER_SECONDS, **options)
 
 
-def _pieces(path: str, storage_options: dict[str, Any], size: int, bar: bool) -> Iterator[bytes]:
-    """The bytes of a file. One that the network drops is read again."""
-    filesystem, location = filesystem_of(path, storage_options)
+def _pieces(
+    path: str, storage_options: dict[str, Any], size: int, bar: bool, timeout_s: float
+) -> Iterator[bytes]:
+    """The bytes of a file. What the network drops is read again."""
 
     def read(start: int, length: int) -> bytes:
+        if is_remote(path):
+            return read_range(path, storage_options, start, start + length, timeout_s).to_pybytes()
+        filesystem, location = filesystem_of(path, storage_options)
         with filesystem.open(location, "rb", cache_type="none") as file:
             file.seek(start)
-            piece = file.read(length)
-        if len(piece) < length:
-            raise ConnectionError(f"{path} gave {len(piece)} bytes instead of {length}")
-        return piece
+            return file.read(length)
 
     title = os.path.basename(path)
     with late_bar(desc=title, total=size, unit="B", unit_scale=True, disable=not bar) as progress:
         for start in range(0, size, PIECE_BYTES):
             length = min(PIECE_BYTES, size - start)
             try:
-                piece = with_retries(partial(read, start, length), path)
+                piece = read(start, length)
             except ConnectionError:
                 raise
             except OSError as error:  # so that it is not taken for one of writing
                 raise UserError(f"data.source: {path} cannot be read ({error})") from error
+            if len(piece) < length:
+                raise ConnectionError(
+                    f"{path} has become shorter while it was read: once it is whole, the same command goes "
+                    "on from there"
+                )
             yield piece
             progress.update(length)

@@ -15,22 +15,19 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.text.text import Text
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from model.errors import UserError, did_you_mean
 
 from ..config import DataConfig
 from ..files.hashes import content_hashes
-from ..files.versions import version_of
-from .choices import LOCAL_CHOICES, refuse_options, split_of
+from ..files.versions import remote_version
+from .choices import refuse_options, split_of
 from .documents import BadRow, Document, RowGroup, Shard, Source, cut_into_shards
 from .jsonl import JsonlSource
-from .network import filesystem_of
+from .network import Unreadable, filesystem_of
 from .parquet import ParquetSource, check_text_column
 from .places import nearest_path
-
-HUB_TIMEOUT_SECONDS = 10
+from .remote import HubCopy, check_copy, copy_on_disk, hub_commit, listed_by_hub
 
 
 class TableSource(Source):
@@ -68,9 +65,25 @@ def open_dataset_files(config: DataConfig, key: str, splits: tuple[str, ...]) ->
         UserError: there is no such file, subset, split or text column, or there are no documents.
         ConnectionError: the hub cannot be reached or does not give the data set.
     """
-    builder, split, revision = _resolve(config, key, splits)
+    try:
+        return _open(config, key, splits)
+    except Unreadable as error:
+        return _open(config, key, splits, copy_on_disk(config, error), error)
+
+
+def _open(
+    config: DataConfig,
+    key: str,
+    splits: tuple[str, ...],
+    copy: HubCopy | None = None,
+    error: Unreadable | None = None,
+) -> Source:
+    """The source, or the `copy` of it that is read because of `error`."""
+    builder, split, revision = _resolve(config, key, splits, copy)
+    if copy is not None and error is not None:
+        check_copy(copy, config, builder.config.data_files[split], error)
     source = _source_of(builder, split, revision, config, key)
-    source.notes += _notes(builder, config, key)
+    source.notes += [copy.note(key)] if copy is not None else _notes(builder, config, key)
     return source
 
 
@@ -89,7 +102,7 @@ def _source_of(
         filesystem, location = filesystem_of(path, storage_options)
         info = filesystem.info(location)
         sizes[path] = info["size"]
-        if (version := version_of(path, info)) is not None:
+        if (version := remote_version(path, info)) is not None:
             versions[path] = version
     # where `datasets` keeps the table: its own name for it follows only a file's size and date
     content = json.dumps(versions or content_hashes(paths))
@@ -125,7 +138,7 @@ def _notes(builder: datasets.DatasetBuilder, config: DataConfig, key: str) -> It
 
 
 def _resolve(
-    config: DataConfig, key: str, splits: tuple[str, ...]
+    config: DataConfig, key: str, splits: tuple[str, ...], copy: HubCopy | None
 ) -> tuple[datasets.DatasetBuilder, str, str | None]:
     """What `datasets` makes of a source, the first of `splits` that it has, and the hub's commit."""
     source = config.source
@@ -133,7 +146,10 @@ def _resolve(
     revision = None
     arguments: dict[str, Any]
     options: tuple[str, ...] = ()
-    if local.is_dir():
+    if copy is not None:
+        arguments, revision = {"path": str(copy.folder), "name": config.subset}, copy.commit
+        options = ("subset", "revision")
+    elif local.is_dir():
         arguments = {"path": str(local), "name": config.subset}
         options = ("subset",)
     elif local.is_file():
@@ -150,7 +166,10 @@ def _resolve(
         options = ("subset", "revision")
     refuse_options(config, key, options)
     try:
-        builder = datasets.load_dataset_builder(**arguments)
+        if revision is None or copy is not None:
+            builder = datasets.load_dataset_builder(**arguments)
+        else:
+            builder = listed_by_hub(lambda: datasets.load_dataset_builder(**arguments), config, key)
     except FileNotFoundError as error:
         found = "holds no" if local.is_dir() else "matches no"
         kind = UserError if revision is None else ConnectionError  # what the hub answers is not ours
@@ -159,28 +178,6 @@ def _resolve(
         raise UserError(_subset_problem(config, error)) from error
     available = [str(split) for split in builder.config.data_files or ()]
     return builder, split_of(key, source, splits, available), revision
-
-
-def hub_commit(config: DataConfig, key: str) -> str | None:
-    """The commit of a data set on the hub, which the run then stays with.
-
-    Asked once: `datasets` would spend half a minute on retries when there is no network. Whatever the hub
-    answers is a ConnectionError, with which a run that has a `data.cache_dir` goes on.
-    """
-    where = config.source if config.revision is None else f"{config.source} at revision {config.revision}"
-    try:
-        return HfApi().dataset_info(config.source, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS).sha
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        raise ConnectionError(
-            f"{key}: the Hugging Face hub does not give {where} (HTTP {status}): "
-            "it does not exist, or it needs a token that may read it"
-        ) from error
-    except Exception as error:  # the network's exceptions change with the HTTP library of huggingface_hub
-        raise ConnectionError(
-            f"{key}: {where} is no file or folder here, and the Hugging Face hub cannot be reached "
-            f"({type(error).__name__}); without a network use {LOCAL_CHOICES}"
-        ) from error
 
 
 def _subset_problem(config: DataConfig, error: ValueError) -> str:

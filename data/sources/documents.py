@@ -61,7 +61,7 @@ class DamagedShard(Exception):
     """The bytes of a shard cannot be decoded, however often they are read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # of a large source there are hundreds of thousands
 class Shard:
     """Up to `ROWS_PER_SHARD` consecutive rows of one file, number `index` of all.
 

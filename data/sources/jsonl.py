@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,19 +20,21 @@ from model.files import write_whole
 from ..config import DataConfig
 from ..files.hashes import content_hashes
 from ..files.json_rows import JsonRows, Row
-from ..files.versions import version_of
-from ..parallel import default_workers, in_processes
+from ..files.versions import remote_version
+from ..parallel import default_workers, in_processes, side_by_side
 from .content import content_of, late_bar
 from .documents import BAD_REASONS, ROWS_PER_SHARD, SHARD_TEXT_BYTES, BadRow, Document, Shard
 from .network import filesystem_of, with_retries
 from .parquet import ParquetSource
 from .places import is_remote
+from .remote import Footer, read_footers
 
 JSONL_DIR = Path(
     os.environ.get("NORMLAB_JSONL_DIR") or Path(__file__).resolve().parents[2] / ".cache" / "jsonl"
 )
 
 FORMAT = 2  # of the converted files: a file of another is converted again
+REQUESTS_AT_ONCE = 16
 # names that no text column has
 _PROBLEM, _LINE = "normlab_problem", "normlab_line"
 _ENDING = b"normlab_ending"
@@ -53,17 +54,23 @@ class JsonlSource(ParquetSource):
         storage_options: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
-        jobs = _convert_all(config.text_column, paths, storage_options or {})
-        self._converted = {job.path: job.target for job in jobs}
-        losses = [loss for job in jobs if (loss := _loss(job))]
+        self._jobs = _convert_all(config, paths, storage_options or {})
+        losses = [loss for job in self._jobs.values() if (loss := _loss(job))]
         if losses and config.on_bad_document == "stop":
             raise UserError(f"data.source: {losses[0]}: mend the file, or set data.on_bad_document to skip")
         super().__init__(config, paths, storage_options, revision)
-        self.versions = {job.path: job.version for job in jobs}
         self.notes += [f"data.source: {loss}." for loss in losses]
 
-    def _open(self, path: str, **options: Any) -> pq.ParquetFile:
-        return super()._open(str(self._converted[path]), **options)
+    def _location(self, path: str) -> str:
+        return str(self._jobs[path].target)
+
+    def _read_footers(self, paths: Sequence[str]) -> list[Footer | str]:
+        columns = (self.config.text_column, "id", _PROBLEM, _LINE)
+        footers = read_footers([self._location(path) for path in paths], {}, columns, self.config.timeout_s)
+        return [
+            footer if isinstance(footer, str) else footer.standing_for(job.size, job.version)
+            for footer, job in zip(footers, map(self._jobs.__getitem__, paths), strict=True)
+        ]
 
     def _rows(self, shard: Shard) -> list[Document | BadRow | None]:
         rows = super()._rows(shard)
@@ -85,16 +92,20 @@ class _Job(NamedTuple):
     path: str
     storage_options: dict[str, Any]
     text_column: str
+    timeout_s: float
     size: int
     version: str
     target: Path
 
 
-def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[str, Any]) -> list[_Job]:
-    """What was to convert, and is converted. One process converts at a time, the others find what it made."""
+def _convert_all(
+    config: DataConfig, paths: Sequence[str], storage_options: dict[str, Any]
+) -> dict[str, "_Job"]:
+    """What was done for each path. One process converts at a time, the others find what it made."""
     hashes = content_hashes([path for path in paths if not is_remote(path)])
-    with ThreadPoolExecutor(16) as pool:
-        jobs = list(pool.map(lambda path: _job(path, storage_options, text_column, hashes.get(path)), paths))
+    jobs = side_by_side(
+        lambda path: _job(path, storage_options, config, hashes.get(path)), paths, REQUESTS_AT_ONCE
+    )
     if not all(job.target.exists() for job in jobs):
         try:
             JSONL_DIR.mkdir(parents=True, exist_ok=True)
@@ -111,20 +122,20 @@ def _convert_all(text_column: str, paths: Sequence[str], storage_options: dict[s
                 f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): free some space "
                 "there, or set NORMLAB_JSONL_DIR to another folder"
             ) from error
-    return jobs
+    return {job.path: job for job in jobs}
 
 
-def _job(path: str, storage_options: dict[str, Any], text_column: str, content_hash: str | None) -> _Job:
+def _job(path: str, storage_options: dict[str, Any], config: DataConfig, content_hash: str | None) -> _Job:
     filesystem, location = filesystem_of(path, storage_options)
-    info = with_retries(lambda: filesystem.info(location), path, opening=True)
+    info = with_retries(lambda: filesystem.info(location), path, config.timeout_s, opening=True)
     if info["size"] is None:
         raise UserError(f"data.source: the server of {path} does not say its size: download the file")
-    version = content_hash or version_of(path, info)
+    version = content_hash or remote_version(path, info)
     assert version is not None
-    key = hashlib.sha256(json.dumps([FORMAT, path, version, text_column]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([FORMAT, path, version, config.text_column]).encode()).hexdigest()
     name = os.path.basename(path).partition("?")[0][:100]
     target = JSONL_DIR / f"{name}-{key[:16]}.parquet"
-    return _Job(path, storage_options, text_column, info["size"], version, target)
+    return _Job(path, storage_options, config.text_column, config.timeout_s, info["size"], version, target)
 
 
 def _run(jobs: Sequence[_Job]) -> None:
@@ -138,7 +149,7 @@ def _run(jobs: Sequence[_Job]) -> None:
 
 def _convert(job: _Job, bar: bool = False) -> Path:
     """Writes `job.target`, which is complete or absent, and gives it."""
-    content = content_of(job.path, job.storage_options, job.size, bar)
+    content = content_of(job.path, job.storage_options, job.size, bar, job.timeout_s)
     rows = JsonRows(job.path, content, job.text_column)
     write_whole(job.target, lambda partial: _write_rows(rows, job.text_column, partial))
     return job.target

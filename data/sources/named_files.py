@@ -5,15 +5,12 @@ is that of their names, however the pattern says them.
 """
 
 import glob
-import hashlib
-import json
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 from braceexpand import braceexpand
@@ -21,18 +18,16 @@ from braceexpand import braceexpand
 from model.errors import UserError
 
 from ..config import DataConfig
+from ..parallel import side_by_side
 from ..tokenizer import Tokenizer
 from .choices import refuse_options
 from .documents import Source
 from .places import FILE_FORMATS, file_format, is_hub_id, is_remote
 from .token_shards import manifest_of
 
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoFile
-
+REQUESTS_AT_ONCE = 16
 LARGEST_RANGE = 100_000
 """More names than this are a slip of the pen."""
-NAMES_PER_REQUEST = 500
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_URL = re.compile(
     r"hf://datasets/(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<files>.*))?"
@@ -101,18 +96,16 @@ def open_named_files(config: DataConfig, tokenizer: Tokenizer, key: str) -> Sour
     names = _names(config.files, label)
     folder = Path(config.source).expanduser()
     storage_options: dict[str, Any] = {}
-    revision = None
+    revision: str | None = None
+    notes: list[str] = []
     if folder.is_dir():
         refuse_options(config, key)
         found = {name: _in_folder(folder, name) for name in names}
     elif is_remote(config.source):
         refuse_options(config, key)
-        found = _at_url(config.source.rstrip("/"), names)
+        found = _at_url(config, names)
     else:
-        from .dataset_files import hub_commit
-
-        revision = hub_commit(config, key)
-        found, storage_options = _on_hub(config.source, revision, names)
+        found, storage_options, revision, notes = _on_hub_or_disk(config, key, names)
     missing = [name for name in names if not found[name]]
     if missing and len(names) == 1:
         raise UserError(f"{label}: {config.source} has no file {missing[0]}")
@@ -122,7 +115,9 @@ def open_named_files(config: DataConfig, tokenizer: Tokenizer, key: str) -> Sour
             f"{config.source}, the first is {missing[0]}"
         )
     paths = sorted({path for one in found.values() for path in one})
-    return _read(config, tokenizer, paths, storage_options, revision)
+    source = _read(config, tokenizer, paths, storage_options, revision)
+    source.notes += notes
+    return source
 
 
 def _label(key: str) -> str:
@@ -153,106 +148,49 @@ def _in_folder(folder: Path, name: str) -> list[str]:
     return [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
 
 
-def _at_url(url: str, names: Sequence[str]) -> dict[str, list[str]]:
+def _at_url(config: DataConfig, names: Sequence[str]) -> dict[str, list[str]]:
     """The URLs of the files that each name or pattern means; a web server is asked for each of them."""
     from .network import filesystem_of, is_not_there, with_retries
+
+    url, timeout_s = config.source.rstrip("/"), config.timeout_s
 
     def urls(name: str) -> list[str]:
         path = f"{url}/{name}"
         filesystem, location = filesystem_of(path, {})
         if glob.has_magic(name):
-            found = with_retries(lambda: filesystem.glob(location), path, opening=True)
+            found = with_retries(lambda: filesystem.glob(location), path, timeout_s, opening=True)
             return [filesystem.unstrip_protocol(one) for one in found]
         if not url.startswith(("http://", "https://")):
-            return [path] if with_retries(lambda: filesystem.exists(location), path) else []
+            return [path] if with_retries(lambda: filesystem.exists(location), path, timeout_s) else []
         try:
-            with_retries(lambda: filesystem.info(location), path, opening=True)
+            with_retries(lambda: filesystem.info(location), path, timeout_s, opening=True)
         except ConnectionError as error:
             if is_not_there(error):
                 return []
             raise
         return [path]
 
-    with ThreadPoolExecutor(16) as pool:
-        return dict(zip(names, pool.map(urls, names), strict=True))
+    return dict(zip(names, side_by_side(urls, names, REQUESTS_AT_ONCE), strict=True))
 
 
-def _on_hub(
-    repo: str, revision: str | None, names: Sequence[str]
-) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """The URLs of the files that each name or pattern means, and the options of a file system for them.
+def _on_hub_or_disk(
+    config: DataConfig, key: str, names: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, Any], str | None, list[str]]:
+    """The files that each name or pattern means, the options of their file system, the commit, and what a
+    user should know: where the hub cannot be reached, the hub's cache on this disk may have them."""
+    from .network import Unreadable
+    from .remote import check_copy, copy_on_disk, files_on_hub, hub_commit
 
-    Names are asked for by the hundred; only for patterns a folder is listed. The hub's file system would list
-    the folder of every file that it opens: one of its own, for these files alone, is told of them.
-    """
-    from .network import KNOWN_FILES, filesystem_of, with_retries
-
-    exact = [name for name in names if not glob.has_magic(name)]
-    found: dict[str, list[RepoFile]] = {name: [] for name in names}
-    for start in range(0, len(exact), NAMES_PER_REQUEST):
-        for file in _infos(repo, revision, exact[start : start + NAMES_PER_REQUEST]):
-            found.setdefault(file.path, []).append(file)
-    for name in names:
-        if glob.has_magic(name):
-            found[name] = list(_matching(repo, revision, name))
-    root = f"datasets/{repo}@{revision}"
-    known: dict[str, list[dict[str, Any]]] = {}
-    for file in {file.path: file for one in found.values() for file in one}.values():
-        place = f"{root}/{file.path}"
-        known.setdefault(place.rpartition("/")[0], []).append(
-            {"name": place, "type": "file", "size": file.size, "blob_id": file.blob_id, "lfs": file.lfs}
-            | {"xet_hash": file.xet_hash, "last_commit": None, "security": None}
-        )
-    which = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
-    KNOWN_FILES[which] = known
-    options = {"hf": {"known_files": which}}
-    filesystem, location = filesystem_of("hf://" + root, options)
-    # asks whether the data set is there, before many threads do
-    with_retries(lambda: filesystem.info(location), "hf://" + root, opening=True)
-    return {name: [f"hf://{root}/{file.path}" for file in one] for name, one in found.items()}, options
-
-
-def _infos(repo: str, revision: str | None, names: list[str]) -> "list[RepoFile]":
-    """What the hub says of the files that there are of these names."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-
-    from .network import with_retries
-
-    infos = with_retries(
-        lambda: HfApi().get_paths_info(repo, names, revision=revision, repo_type="dataset"),
-        f"hf://datasets/{repo}",
-        opening=True,
-    )
-    return [info for info in infos if isinstance(info, RepoFile)]
-
-
-def _matching(repo: str, revision: str | None, pattern: str) -> "Iterator[RepoFile]":
-    """The files that match a pattern, of the folder that all of them must be in."""
-    from fsspec.utils import glob_translate
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
-
-    from .network import with_retries
-
-    parts = pattern.split("/")
-    plain = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    folder, is_deep = "/".join(parts[:plain]), plain < len(parts) - 1
-
-    def listed() -> list[Any]:
-        try:
-            tree = HfApi().list_repo_tree(
-                repo, folder or None, recursive=is_deep, revision=revision, repo_type="dataset"
-            )
-            return list(tree)
-        except EntryNotFoundError:
-            return []
-
-    matches = re.compile(glob_translate(pattern)).match
-    for info in with_retries(listed, f"hf://datasets/{repo}", opening=True):
-        if isinstance(info, RepoFile) and matches(info.path):
-            yield info
+    try:
+        revision = hub_commit(config, key)
+        return *files_on_hub(config, revision, names), revision, []
+    except Unreadable as error:
+        copy = copy_on_disk(config, error)
+        found = {name: _in_folder(copy.folder, name) for name in names}
+        if not all(found.values()):
+            raise
+        check_copy(copy, config, [path for one in found.values() for path in one], error)
+        return found, {}, copy.commit, [copy.note(key)]
 
 
 def _read(

@@ -1,14 +1,13 @@
 """Parquet files, here or remote, read a row group at a time with pyarrow.
 
-A partly read `datasets` stream can hang the process when it exits, and opening a file again for each of its
-row groups costs more than the row groups: an open file is kept.
+A partly read `datasets` stream can hang the process when it exits. No file is kept open: a `Footer` makes
+opening one cheap, and only the column chunk that is asked for is read.
 """
 
 import os
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -17,27 +16,16 @@ import pyarrow.parquet as pq
 from model.errors import UserError, did_you_mean
 
 from ..config import MOST_LANES, DataConfig
-from ..files.versions import version_of
 from .documents import BadRow, DamagedShard, Document, RowGroup, Shard, Source, cut_into_shards
-from .network import filesystem_of, is_damage, with_retries
+from .network import filesystem_of, is_damage, retry_damage
+from .places import is_remote
+from .remote import Footer, RemoteFile, read_footers
 
-OPEN_FILES = 32
 STREAM_BUFFER_BYTES = 2**21
 WHOLE_ROWS, WHOLE_BYTES = 1_000, 2**24
-"""A row group of no more rows and bytes is decoded at once."""
-DECODED_GROUPS = 4
-"""So many of them are kept for the shards that come next."""
-
-
-class _Footer(NamedTuple):
-    """What is kept of a file's footer: rows and uncompressed bytes of text by row group, the file's columns,
-    its size, and its version where it is remote."""
-
-    rows: list[int]
-    text_bytes: list[int]
-    schema: pa.Schema
-    size: int
-    version: str | None
+"""A row group of no more rows and bytes of text is decoded at once."""
+DECODED_GROUPS = 2 * MOST_LANES
+"""So many of them are kept at most, each for the shards of it that come next."""
 
 
 class _Place(NamedTuple):
@@ -53,7 +41,7 @@ class ParquetSource(Source):
 
     A small row group is decoded once for all of its shards that are read one after the other. A large one is
     decoded as a stream; a shard in its middle costs decoding what stands before it, unless a stream has come
-    that far.
+    that far. Several threads may read shards at a time.
     """
 
     decodes_from_group_start = True
@@ -65,20 +53,19 @@ class ParquetSource(Source):
         storage_options: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
-        self._text_column = config.text_column
+        self.config = config
         self._storage_options = storage_options or {}
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         # large row groups that are being read, by the next row
         self._streams: OrderedDict[tuple[_Place, int], Iterator[pa.RecordBatch]] = OrderedDict()
-        self._decoded: OrderedDict[_Place, pa.ChunkedArray] = OrderedDict()
+        # small row groups with shards yet to be read, and the row that they are read up to
+        self._decoded: OrderedDict[tuple[_Place, int], pa.ChunkedArray] = OrderedDict()
         self._broken: dict[_Place, tuple[int, str]] = {}  # from which row on, and why
         self._process = os.getpid()
-        with ThreadPoolExecutor(16) as pool:  # on the hub each footer is a request or two
-            footers = list(pool.map(self._footer, paths))
+        footers = self._read_footers(paths)
         notes: list[str] = []
         groups: list[RowGroup] = []
         sizes: dict[str, int] = {}
-        versions: dict[str, str] = {}
+        self._footers: dict[str, Footer] = {}
         self._has_ids = True
         for path, footer in zip(paths, footers, strict=True):
             if isinstance(footer, str):
@@ -89,13 +76,14 @@ class ParquetSource(Source):
             check_text_column(config, footer.schema, path)
             self._has_ids &= "id" in footer.schema.names
             sizes[path] = footer.size
-            if footer.version is not None:
-                versions[path] = footer.version
+            self._footers[path] = footer
             in_file = enumerate(zip(footer.rows, footer.text_bytes, strict=True))
             groups += [RowGroup(path, group, rows, size) for group, (rows, size) in in_file]
         if not sizes and notes:
             raise UserError(notes[0].removesuffix(": it is left out."))
         shards, self.shards_per_window = cut_into_shards(groups)
+        of_files = self._footers.items()
+        versions = {path: footer.version for path, footer in of_files if footer.version is not None}
         super().__init__(config, sizes, shards, revision, versions)
         self.notes += notes
 
@@ -118,7 +106,7 @@ class ParquetSource(Source):
         if shard.first_row >= first_broken:
             raise DamagedShard(reason)
         try:
-            return with_retries(lambda: self._column(shard, place), shard.path)
+            return retry_damage(lambda: self._column(shard, place), shard.path, self.config.timeout_s)
         except Exception as error:
             if not is_damage(error):
                 raise
@@ -128,101 +116,72 @@ class ParquetSource(Source):
 
     def _column(self, shard: Shard, place: _Place) -> pa.ChunkedArray:
         if self._process != os.getpid():  # two processes must not move one file's position
-            self._files.clear()
             self._streams.clear()
             self._decoded.clear()
             self._process = os.getpid()
-        try:
-            metadata = self._file(shard.path).metadata
-            group = metadata.row_group(shard.group)
-            if group.num_rows <= WHOLE_ROWS and _bytes_of(group, place.column) <= WHOLE_BYTES:
-                values = self._whole_group(place, group.num_rows, keep=shard.rows < group.num_rows)
-                values = values.slice(shard.first_row, shard.rows)
-            else:
-                values = self._next_of_stream(shard, place, metadata)
-        except BaseException:
-            self._files.pop(shard.path, None)  # another try opens it again
-            raise
+        rows, size = self._footers[shard.path].counts[:, shard.group].tolist()
+        if shard.rows == rows or (rows <= WHOLE_ROWS and size <= WHOLE_BYTES):
+            values = self._of_whole_group(shard, place, rows)
+        else:
+            values = self._next_of_stream(shard, place, rows)
         if len(values) != shard.rows:  # which pyarrow does not always see in a damaged page
             raise pa.ArrowInvalid(f"{len(values)} rows came instead of {shard.rows}")
         return values
 
-    def _whole_group(self, place: _Place, rows: int, keep: bool) -> pa.ChunkedArray:
-        values = self._decoded.pop(place, None)
+    def _of_whole_group(self, shard: Shard, place: _Place, rows: int) -> pa.ChunkedArray:
+        values = self._decoded.pop((place, shard.first_row), None)
         if values is None:
-            file = self._file(place.path)
-            values = file.read_row_group(place.group, columns=[place.column], use_threads=False).column(0)
+            file, group = self._open(shard.path, shard.group, place.column)
+            with file:
+                values = file.read_row_group(group, columns=[place.column], use_threads=False).column(0)
             if len(values) != rows:
                 raise pa.ArrowInvalid(f"{len(values)} rows came instead of {rows}")
-        if keep:
-            self._decoded[place] = values
-        if len(self._decoded) > DECODED_GROUPS:
-            self._decoded.popitem(last=False)
-        return values
+        next_row = shard.first_row + shard.rows
+        if next_row < rows:
+            self._decoded[place, next_row] = values
+            if len(self._decoded) > DECODED_GROUPS:
+                self._decoded.popitem(last=False)
+        return values.slice(shard.first_row, shard.rows)
 
-    def _next_of_stream(self, shard: Shard, place: _Place, metadata: pq.FileMetaData) -> pa.ChunkedArray:
+    def _next_of_stream(self, shard: Shard, place: _Place, rows: int) -> pa.ChunkedArray:
         batches = self._streams.pop((place, shard.first_row), None)
         if batches is None:
-            file = self._open(shard.path, metadata=metadata, buffer_size=STREAM_BUFFER_BYTES)
+            file, group = self._open(shard.path, shard.group, place.column, buffer_size=STREAM_BUFFER_BYTES)
             # of a group's shards only the last may have other rows
-            one_of_them = self.shards[shard.index - 1] if shard.first_row else shard
-            batches = file.iter_batches(
-                one_of_them.rows, [shard.group], columns=[place.column], use_threads=False
-            )
+            per_shard = self.shards[shard.index - 1].rows if shard.first_row else shard.rows
+            batches = file.iter_batches(per_shard, [group], columns=[place.column], use_threads=False)
             for _ in _take(batches, shard.first_row):
                 pass
         values = pa.chunked_array(_take(batches, shard.rows))
         next_row = shard.first_row + shard.rows
-        if next_row < metadata.row_group(shard.group).num_rows:
+        if next_row < rows:
             self._streams[place, next_row] = batches
             # one per lane, and what lanes left half read
             if len(self._streams) > 2 * (self.config.lanes or MOST_LANES):
                 self._streams.popitem(last=False)
         return values
 
-    def _file(self, path: str) -> pq.ParquetFile:
-        if path not in self._files:
-            self._files[path] = self._open(path)
-            if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)
-        self._files.move_to_end(path)
-        return self._files[path]
-
-    def _open(self, path: str, **options: Any) -> pq.ParquetFile:
+    def _open(self, path: str, group: int, column: str, **options: Any) -> tuple[pq.ParquetFile, int]:
+        """A file for a column of one of its row groups, and the row group's number there."""
+        footer = self._footers[path]
         # `pre_buffer` reads in threads, which a fork loses, and keeps the whole column of a row group
         options |= {"pre_buffer": False, "page_checksum_verification": True}
-        if os.path.isfile(path):
-            return pq.ParquetFile(path, **options)
-        filesystem, location = filesystem_of(path, self._storage_options)
-        # read what pyarrow asks for and no more: it knows where each column lies
-        return pq.ParquetFile(filesystem.open(location, "rb", cache_type="none"), **options)
+        options["metadata"], number = footer.of_chunk(group, column)
+        location = self._location(path)
+        if is_remote(location):
+            file = RemoteFile(location, self._storage_options, footer.size, self.config.timeout_s)
+            return pq.ParquetFile(file, **options), number
+        if "://" in location:
+            location = filesystem_of(location, {})[1]
+        return pq.ParquetFile(location, **options), number
 
-    def _footer(self, path: str) -> _Footer | str:
-        """The footer, or what is wrong with the file."""
+    def _location(self, path: str) -> str:
+        """The parquet file that is read for one of the source's files."""
+        return path
 
-        def read() -> _Footer:
-            filesystem, location = filesystem_of(path, self._storage_options)
-            with self._open(path) as file:
-                metadata = file.metadata
-                groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-                text_bytes = [_bytes_of(group, self._text_column) for group in groups]
-                rows = [group.num_rows for group in groups]
-                info = filesystem.info(location)
-                version = version_of(path, info)
-                return _Footer(rows, text_bytes, file.schema_arrow, info["size"], version)
-
-        try:
-            return with_retries(read, path, opening=True)
-        except Exception as error:
-            if is_damage(error):
-                return f"{path} is not a readable parquet file ({' '.join(str(error).split())})"
-            raise
-
-
-def _bytes_of(group: pq.RowGroupMetaData, column: str) -> int:
-    """The uncompressed bytes of a column of a row group; 0 where it has no such column."""
-    chunks = [group.column(number) for number in range(group.num_columns)]
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+    def _read_footers(self, paths: Sequence[str]) -> list[Footer | str]:
+        columns = (self.config.text_column, "id")
+        return read_footers(paths, self._storage_options, columns, self.config.timeout_s)
 
 
 def _take(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Array]:

@@ -107,20 +107,21 @@ def _open_url(config: DataConfig, key: str) -> Source:
     if kind == "json":
         from .jsonl import JsonlSource
 
-        return JsonlSource(config, _matching(key, config.source))
+        return JsonlSource(config, _matching(key, config))
     from .parquet import ParquetSource
 
-    return ParquetSource(config, _matching(key, config.source))
+    return ParquetSource(config, _matching(key, config))
 
 
-def _matching(key: str, url: str) -> list[str]:
+def _matching(key: str, config: DataConfig) -> list[str]:
     """The URLs that a pattern matches, where the file system can list its files; any other is itself."""
     from .network import filesystem_of, with_retries
 
+    url = config.source
     filesystem, location = filesystem_of(url, {})
     if not glob.has_magic(location) or url.startswith(("http://", "https://")):
         return [url]
-    found = with_retries(lambda: filesystem.glob(location), url, opening=True)
+    found = with_retries(lambda: filesystem.glob(location), url, config.timeout_s, opening=True)
     if not found:
         raise FileNotFoundError(f"{key}: {url} matches no file")  # as the server says
     return [filesystem.unstrip_protocol(path) for path in sorted(found)]

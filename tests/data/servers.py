@@ -32,7 +32,8 @@ class Request(NamedTuple):
 class Server(ThreadingHTTPServer):
     """Files by path, with ranges; the next requests fail as `faults` says, or a GET of /faults/FAULT/TIMES.
 
-    A fault is an HTTP status, "drop" (no answer), "stall" (a late one) or "cut" (half of the body).
+    A fault is an HTTP status, "drop" (no answer), "stall" (a late one), "cut" (half of the body), "hang" (no
+    body), "trickle" (10 bytes of it, then 10 more, ...) or "slow" (all of it, at 100 kB per second).
     """
 
     daemon_threads = True
@@ -47,6 +48,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.compresses = False
         self.versions: dict[str, str] | None = None  # headers that tell contents apart; None for an ETag
+        self.closed = threading.Event()
         self.url: str = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
@@ -56,6 +58,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two packets
 
     def log_message(self, *_: object) -> None:
         pass
@@ -100,9 +103,9 @@ class Handler(BaseHTTPRequestHandler):
         if server.compresses and "gzip" in self.headers.get("Accept-Encoding", ""):
             content = gzip.compress(content)
             headers["Content-Encoding"] = "gzip"
-        self.send(status, content, half=fault == "cut", **headers)
+        self.send(status, content, fault=fault, **headers)
 
-    def send(self, status: int, content: bytes, half: bool = False, **headers: str) -> None:
+    def send(self, status: int, content: bytes, fault: int | str = 200, **headers: str) -> None:
         self.send_response(status)
         _, is_of_commit, rest = self.path.partition("/resolve/")
         commit = rest.partition("/")[0] if is_of_commit else COMMIT
@@ -112,13 +115,22 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if half:
+        if fault == "cut":
             content = content[: len(content) // 2]
             self.close_connection = True
         if self.command == "HEAD":
             content = b""
         self.log(len(content))
-        self.wfile.write(content)
+        if fault == "hang" and content:
+            self.server.closed.wait(60)
+        elif fault in ("trickle", "slow"):
+            size = 10 if fault == "trickle" else 5_000
+            for begin in range(0, len(content), size):
+                self.wfile.write(content[begin : begin + size])
+                if self.server.closed.wait(0.05):
+                    return
+        else:
+            self.wfile.write(content)
 
     def log(self, sent: int) -> None:
         self.server.requests.append(Request(self.command, self.path, self.headers.get("Range"), sent))
@@ -130,6 +142,7 @@ def serving() -> Iterator[Server]:
     server = Server()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
+    server.closed.set()
     server.shutdown()
     server.server_close()
 

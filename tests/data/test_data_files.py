@@ -210,9 +210,10 @@ def test_without_the_network_each_choice_has_its_own_note(
         tokenizer="bytes",
         cache_dir=str(tmp_path / "tokens"),
         lanes=1,
+        timeout_s=0.2,
     )
     corpus, _ = open_data(config)
-    server.faults = ["drop"] * 1000
+    server.faults = ["drop"] * 100_000
     assert open_data(config)[0].fingerprint == corpus.fingerprint
     with pytest.raises(ConnectionError):
         open_data(replace(config, files="shard_{00003..00004}.parquet"))

@@ -35,9 +35,9 @@ def read_from_hub(url: str) -> None:
         urllib.request.urlopen(f"{url}/faults/{fault}/{times}").close()
 
     time.sleep = lambda _: None  # the hub's client waits too
-    network.RETRY_SECONDS = (0, 0)
+    network.RETRY_SECONDS = (0,)
     documents.SHARDS = 1e-3  # type: ignore[assignment]  # as if these files were large
-    config = DataConfig(source="org/name", subset="sample-10BT", revision="v1")
+    config = DataConfig(source="org/name", subset="sample-10BT", revision="v1", timeout_s=1.5)
     source = open_source(config, open_tokenizer("bytes"))
     assert isinstance(source, ParquetSource)
     assert list(source.file_sizes) == [
@@ -48,14 +48,21 @@ def read_from_hub(url: str) -> None:
     for fault in ("drop", "cut", 503, 429):
         found = []
         for number, shard in enumerate(source.shards):
-            fail(fault, number % 9)  # the hub's client tries 6 times by itself
+            fail(fault, number % 9)
             found += source.read(shard).kept
         assert found == ROWS * 2, fault
-    fail("drop", 999)
+    fail("drop", 99_999)
     with pytest.raises(
-        ConnectionError, match=r"^hf://datasets/org/name@.* cannot be read \(.*tried 3 times\)"
+        ConnectionError, match=r"^hf://datasets/org/name@.* cannot be read \(.*tried for \d+ s\)"
     ):
         source.read(source.shards[0])
+    for fault in "hang", "trickle":
+        fail(fault, 99_999)
+        with pytest.raises(ConnectionError, match=r"cannot be read \(TimeoutError: .*; tried for \d+ s\)"):
+            source.read(source.shards[0])
+    fail("hang", 99_999)
+    with pytest.raises(ConnectionError, match=r"hub cannot be reached \(\w*Timeout\w*\)"):
+        open_source(config, open_tokenizer("bytes"))
     fail("drop", 0)
     child = os.fork()
     if child == 0:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import DataConfig, open_source, open_tokenizer
-from data.parallel import in_processes, shard_runs_for
+from data.parallel import in_processes, shard_runs_for, side_by_side
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,3 +76,16 @@ def wait_until(is_done: Callable[[], bool]) -> None:
     while not is_done():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_threads_give_results_in_order_and_begin_nothing_after_an_error() -> None:
+    assert side_by_side(lambda number: number * 2, range(50), 8) == [2 * number for number in range(50)]
+    begun: list[int] = []
+
+    def fail(number: int) -> None:
+        begun.append(number)
+        raise OSError(f"number {number}")
+
+    with pytest.raises(OSError, match=r"^number [01]$"):
+        side_by_side(fail, range(1000), 2)
+    assert len(begun) <= 2

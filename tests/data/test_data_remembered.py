@@ -11,6 +11,7 @@ import pytest
 
 from data import Cursor, DataConfig, LaneLoader, open_data
 from data.sources import network
+from data.sources.remote import footer_store
 from model.errors import UserError
 from tests.data.servers import Server, serving
 
@@ -18,8 +19,9 @@ TEXTS = [f"Document {number} of the test." for number in range(600)]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setattr(network, "RETRY_SECONDS", (0,))
+    monkeypatch.setattr(footer_store, "FOOTERS_DIR", tmp_path / "footers")
     file = io.BytesIO()
     pq.write_table(pa.table({"text": TEXTS}), file, row_group_size=20)
     with serving() as server:
@@ -44,7 +46,7 @@ def steps(
 
 
 def test_a_cached_source_is_read_on_when_it_cannot_be_reached(tmp_path: Path, server: Server) -> None:
-    config = DataConfig(source=server.url + "/rows.parquet", lanes=4, workers=0, seed=3)
+    config = DataConfig(source=server.url + "/rows.parquet", timeout_s=0.3, lanes=4, workers=0, seed=3)
     uncached, _ = steps(config, 30)
     cached = replace(config, cache_dir=str(tmp_path / "cache"))
     first, cursors = steps(cached, 30)
@@ -63,7 +65,9 @@ def test_a_cached_source_is_read_on_when_it_cannot_be_reached(tmp_path: Path, se
 
 def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path: Path, server: Server) -> None:
     (tmp_path / "file").write_text("")
-    config = DataConfig(source=server.url + "/rows.parquet", lanes=4, cache_dir=str(tmp_path / "file"))
+    config = DataConfig(
+        source=server.url + "/rows.parquet", timeout_s=0.3, lanes=4, cache_dir=str(tmp_path / "file")
+    )
     with pytest.raises(UserError, match=r"^data\.cache_dir is '.*file', which cannot be written \("):
         open_data(config)
 
@@ -71,7 +75,9 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path: Path, server: Se
 @pytest.mark.usefixtures("large_shards")
 def test_what_the_cache_does_not_have_ends_with_a_sentence(tmp_path: Path, server: Server) -> None:
     cache = str(tmp_path / "cache")
-    config = DataConfig(source=server.url + "/rows.parquet", lanes=4, workers=0, cache_dir=cache)
+    config = DataConfig(
+        source=server.url + "/rows.parquet", timeout_s=0.3, lanes=4, workers=0, cache_dir=cache
+    )
     steps(config, 1)
     server.faults = ["drop"] * 10_000
     with pytest.raises(ConnectionError, match=r"data\.cache_dir does not have its shard"):

@@ -7,6 +7,8 @@ import logging
 import lzma
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +26,7 @@ from fsspec.exceptions import FSTimeoutError
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 
 from data.sources import network
-from data.sources.network import is_damage, with_retries
+from data.sources.network import is_damage, retry_damage, with_retries
 from model.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +37,8 @@ URL = "https://host/rows.parquet"
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long was waited between tries, without the waiting."""
     slept: list[float] = []
-    monkeypatch.setattr(network.time, "sleep", slept.append)
+    clock = SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept))
+    monkeypatch.setattr(network, "time", clock)
     return slept
 
 
@@ -94,20 +97,49 @@ PASSING = [
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
 def test_what_the_network_does_is_tried_again(error: Exception, waits: list[float]) -> None:
     read = Failing(error, error)
-    assert with_retries(read, URL) == "read"
+    assert with_retries(read, URL, 60) == "read"
     assert read.calls == 3 and waits == [1, 2]
 
 
-def test_the_end_is_one_sentence(waits: list[float], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("timeout_s", "waited"), [(60, [1, 2, 4, 8, 16, 29]), (5, [1, 2, 2]), (120, [1, 2, 4, 8, 16, 32, 32, 25])]
+)
+def test_the_end_is_one_sentence(
+    waits: list[float], caplog: pytest.LogCaptureFixture, timeout_s: int, waited: list[float]
+) -> None:
     read = Failing(*[ConnectionResetError(104, "reset\nby peer")] * 9)
     with pytest.raises(ConnectionError) as caught, caplog.at_level(logging.WARNING):
-        with_retries(read, URL)
+        with_retries(read, URL, timeout_s)
     assert str(caught.value) == (
-        f"{URL} cannot be read (ConnectionResetError: [Errno 104] reset by peer; tried 7 times): "
+        f"{URL} cannot be read (ConnectionResetError: [Errno 104] reset by peer; tried for {timeout_s} s): "
         "once it can be, the same command goes on from there"
     )
-    assert waits == list(network.RETRY_SECONDS) == [1, 2, 4, 8, 16, 32]
-    assert [record.getMessage().split()[-2] for record in caplog.records] == ["1", "2", "4", "8", "16", "32"]
+    assert waits == waited
+    assert [record.getMessage().split()[-2] for record in caplog.records] == list(map(str, waited))
+
+
+def test_a_long_reason_is_cut() -> None:
+    with pytest.raises(ConnectionError) as caught:
+        with_retries(Failing(*[TimeoutError("no word " * 99)] * 9), URL, 60)
+    assert len(str(caught.value)) < 320 and " ...; tried for 60 s)" in str(caught.value)
+
+
+def test_why_the_tries_failed_is_said_not_that_the_last_was_cut_short() -> None:
+    errors = [ConnectionResetError(104, "reset"), *[TimeoutError("nothing came for 3 s")] * 9]
+    with pytest.raises(
+        ConnectionError, match=r"\(ConnectionResetError: \[Errno 104\] reset; tried for 60 s\)"
+    ):
+        with_retries(Failing(*errors), URL, 60)
+
+
+def test_a_read_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    ended = threading.Event()
+    begin = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"\(TimeoutError: nothing came for \d+ s; tried for \d+ s\)"):
+        with_retries(lambda: ended.wait(60), URL, 0.2)
+    assert time.monotonic() - begin < 30
+    ended.set()
 
 
 def test_a_signed_url_is_not_written_down() -> None:
@@ -115,7 +147,7 @@ def test_a_signed_url_is_not_written_down() -> None:
         "Server error for url 'https://cdn/a?Signature=xyz' and https://cdn/b?s=xyz&t"
     )
     with pytest.raises(ConnectionError, match=r"for url 'https://cdn/a' and https://cdn/b;") as caught:
-        with_retries(Failing(*[error] * 9), URL)
+        with_retries(Failing(*[error] * 9), URL, 60)
     assert "xyz" not in str(caught.value)
 
 
@@ -126,7 +158,7 @@ def test_a_retry_is_said_on_stderr_which_is_the_log() -> None:
         "def read(tries=[]):\n"
         "    tries.append(1)\n"
         "    if len(tries) == 1: raise TimeoutError('slow')\n"
-        f"network.with_retries(read, {URL!r})\n"
+        f"network.with_retries(read, {URL!r}, 60)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -140,8 +172,8 @@ def test_a_retry_is_said_on_stderr_which_is_the_log() -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_an_answer_that_would_stay_the_same_ends_it_at_once(error: Exception, waits: list[float]) -> None:
-    with pytest.raises(ConnectionError, match=r"tried 1 time\)"):
-        with_retries(Failing(error), URL)
+    with pytest.raises(ConnectionError, match=r"cannot be read \([^;]*\): once"):
+        with_retries(Failing(error), URL, 60)
     assert waits == []
 
 
@@ -149,7 +181,7 @@ def test_an_answer_that_would_stay_the_same_ends_it_at_once(error: Exception, wa
 def test_a_local_path_is_read_once(path: str) -> None:
     read = Failing(OSError(5, "Input/output error"))
     with pytest.raises(OSError, match="Input/output error"):
-        with_retries(read, path)
+        with_retries(read, path, 60)
     assert read.calls == 1
 
 
@@ -159,20 +191,24 @@ def test_a_local_path_is_read_once(path: str) -> None:
 def test_what_is_no_failure_of_the_network_passes_at_once(error: BaseException, waits: list[float]) -> None:
     read = Failing(error)
     with pytest.raises(type(error)):
-        with_retries(read, URL)
+        with_retries(read, URL, 60)
     assert read.calls == 1 and waits == []
 
 
 def test_a_server_without_ranges_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"does not send parts of a file: download it$"):
-        with_retries(Failing(ValueError("The HTTP server doesn't appear to support range requests.")), URL)
+        with_retries(
+            Failing(ValueError("The HTTP server doesn't appear to support range requests.")), URL, 60
+        )
 
 
 def test_damage_of_a_remote_file_is_tried_again_and_then_stays_damage(waits: list[float]) -> None:
-    assert with_retries(Failing(pa.ArrowInvalid("cut short")), URL) == "read"
-    with pytest.raises(pa.ArrowInvalid):
-        with_retries(Failing(*[pa.ArrowInvalid("cut short")] * 9), URL)
-    assert len(waits) == 1 + len(network.RETRY_SECONDS)
+    for tried in with_retries, retry_damage:
+        waits.clear()
+        assert tried(Failing(pa.ArrowInvalid("cut short")), URL, 60) == "read"
+        with pytest.raises(pa.ArrowInvalid):
+            tried(Failing(*[pa.ArrowInvalid("cut short")] * 9), URL, 60)
+        assert len(waits) == 1 + len(network.RETRY_SECONDS)
 
 
 def broken_parquet() -> None:

@@ -118,6 +118,7 @@ FREE_TO_CHANGE = {
     "data.prefetch",
     "data.cache_dir",
     "data.on_bad_document",
+    "data.timeout_s",
     "eval",
     "tracking",
     # The same global batch from another number of ranks: ds.train_batch_size is not free.

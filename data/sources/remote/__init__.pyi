@@ -1,0 +1,10 @@
+from .footer_store import read_footers as read_footers
+from .footers import Footer as Footer
+from .hub import HubCopy as HubCopy
+from .hub import check_copy as check_copy
+from .hub import copy_on_disk as copy_on_disk
+from .hub import hub_commit as hub_commit
+from .hub import listed_by_hub as listed_by_hub
+from .hub_files import files_on_hub as files_on_hub
+from .ranges import RemoteFile as RemoteFile
+from .ranges import read_range as read_range
