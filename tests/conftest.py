@@ -7,6 +7,8 @@ import tempfile
 # one is enough for tiny models.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["OMP_NUM_THREADS"] = "1"
+# not among the user's: what is remembered of tests' files is of no use
+os.environ.setdefault("NORMLAB_HASH_DIR", os.path.join(tempfile.gettempdir(), "normlab_hashes_of_tests"))
 
 import pytest
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ SETTLED_SECONDS = 1.0
 
 
 def content_hashes(paths: Sequence[str]) -> dict[str, str]:
-    """`sha256:` and the hash of what each file holds.
+    """`sha256:` and the hash of what each file holds; of small files in the hub's cache `blob_id:` and git's.
 
     One process on a machine reads the files, several at a time; others that ask meanwhile wait and find what
     it remembered in `HASH_DIR`.
@@ -55,12 +56,14 @@ def _read(paths: Sequence[str]) -> dict[str, str]:
 
     def read(path: str) -> str:
         before, begun = _state(path), time.time()
-        digest = hashlib.sha256()
+        name, digest = "sha256", hashlib.sha256()
+        if _is_in_git_on_hub(path):
+            name, digest = "blob_id", hashlib.sha1(f"blob {before['size']}\0".encode())
         with open(path, "rb") as file:
             while piece := file.read(PIECE_BYTES):
                 digest.update(piece)
                 bar.update(len(piece))
-        value = f"sha256:{digest.hexdigest()}"
+        value = f"{name}:{digest.hexdigest()}"
         times = (before["mtime_ns"], before["ctime_ns"])
         if before == _state(path) and max(times) < (begun - SETTLED_SECONDS) * 1e9:
             with suppress(OSError):  # it is read again next time
@@ -86,6 +89,12 @@ def _remembered(paths: Iterable[str]) -> dict[str, str]:
             if note.get("state") == _state(path):
                 found[path] = note["hash"]
     return found
+
+
+def _is_in_git_on_hub(path: str) -> bool:
+    """Whether a file is a copy in the hub's cache of one that the hub knows by git's hash alone."""
+    file = Path(os.path.realpath(path))
+    return file.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}", file.name) is not None
 
 
 def _note(path: str) -> Path:

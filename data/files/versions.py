@@ -13,7 +13,7 @@ _CHECKSUMS = ("blob_id", "ETag", "etag", "md5Hash", "Content-MD5", "content_md5"
 _DATES = ("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created")
 
 
-def version_of(path: str, info: Mapping[str, Any]) -> str | None:
+def remote_version(path: str, info: Mapping[str, Any]) -> str | None:
     """The version of a remote file by what its file system says of it; None for a file here, whose content
     tells more.
 

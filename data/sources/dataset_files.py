@@ -25,7 +25,7 @@ from model.errors import UserError, did_you_mean
 
 from ..config import DataConfig
 from ..files.hashes import content_hashes
-from ..files.versions import version_of
+from ..files.versions import remote_version
 from .choices import refuse_options, split_of
 from .documents import BadRow, Document, RowGroup, Shard, Source, cut_into_shards
 from .jsonl import JsonlSource
@@ -188,7 +188,7 @@ def _table_of(
         filesystem, location = filesystem_of(path, builder.storage_options or {})
         info = filesystem.info(location)
         sizes[path] = info["size"]
-        if (version := version_of(path, info)) is not None:
+        if (version := remote_version(path, info)) is not None:
             versions[path] = version
     # where `datasets` keeps the table: its own name for it follows only a file's size and date
     content = json.dumps(versions or content_hashes(paths))

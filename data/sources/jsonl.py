@@ -20,7 +20,7 @@ from model.files import write_whole
 from ..config import DataConfig
 from ..files.hashes import content_hashes
 from ..files.json_rows import JsonRows, Row
-from ..files.versions import version_of
+from ..files.versions import remote_version
 from ..parallel import default_workers, in_processes, side_by_side
 from .content import content_of, late_bar
 from .documents import BAD_REASONS, ROWS_PER_SHARD, SHARD_TEXT_BYTES, BadRow, Document, Shard
@@ -54,13 +54,11 @@ class JsonlSource(ParquetSource):
         storage_options: dict[str, Any] | None = None,
         revision: str | None = None,
     ) -> None:
-        jobs = _convert_all(config, paths, storage_options or {})
-        self._jobs = {job.path: job for job in jobs}
-        losses = [loss for job in jobs if (loss := _loss(job))]
+        self._jobs = _convert_all(config, paths, storage_options or {})
+        losses = [loss for job in self._jobs.values() if (loss := _loss(job))]
         if losses and config.on_bad_document == "stop":
             raise UserError(f"data.source: {losses[0]}: mend the file, or set data.on_bad_document to skip")
         super().__init__(config, paths, storage_options, revision)
-        self.versions = {job.path: job.version for job in jobs}
         self.notes += [f"data.source: {loss}." for loss in losses]
 
     def _location(self, path: str) -> str:
@@ -69,10 +67,9 @@ class JsonlSource(ParquetSource):
     def _read_footers(self, paths: Sequence[str]) -> list[Footer | str]:
         columns = (self.config.text_column, "id", _PROBLEM, _LINE)
         footers = read_footers([self._location(path) for path in paths], {}, columns, self.config.timeout_s)
-        sizes = [self._jobs[path].size for path in paths]
         return [
-            footer if isinstance(footer, str) else footer.with_size(size)
-            for footer, size in zip(footers, sizes, strict=True)
+            footer if isinstance(footer, str) else footer.standing_for(job.size, job.version)
+            for footer, job in zip(footers, map(self._jobs.__getitem__, paths), strict=True)
         ]
 
     def _rows(self, shard: Shard) -> list[Document | BadRow | None]:
@@ -101,8 +98,10 @@ class _Job(NamedTuple):
     target: Path
 
 
-def _convert_all(config: DataConfig, paths: Sequence[str], storage_options: dict[str, Any]) -> list[_Job]:
-    """What was to convert, and is converted. One process converts at a time, the others find what it made."""
+def _convert_all(
+    config: DataConfig, paths: Sequence[str], storage_options: dict[str, Any]
+) -> dict[str, "_Job"]:
+    """What was done for each path. One process converts at a time, the others find what it made."""
     hashes = content_hashes([path for path in paths if not is_remote(path)])
     jobs = side_by_side(
         lambda path: _job(path, storage_options, config, hashes.get(path)), paths, REQUESTS_AT_ONCE
@@ -123,7 +122,7 @@ def _convert_all(config: DataConfig, paths: Sequence[str], storage_options: dict
                 f"data.source: JSON lines cannot be converted in {JSONL_DIR} ({error}): free some space "
                 "there, or set NORMLAB_JSONL_DIR to another folder"
             ) from error
-    return jobs
+    return {job.path: job for job in jobs}
 
 
 def _job(path: str, storage_options: dict[str, Any], config: DataConfig, content_hash: str | None) -> _Job:
@@ -131,7 +130,7 @@ def _job(path: str, storage_options: dict[str, Any], config: DataConfig, content
     info = with_retries(lambda: filesystem.info(location), path, config.timeout_s, opening=True)
     if info["size"] is None:
         raise UserError(f"data.source: the server of {path} does not say its size: download the file")
-    version = content_hash or version_of(path, info)
+    version = content_hash or remote_version(path, info)
     assert version is not None
     key = hashlib.sha256(json.dumps([FORMAT, path, version, config.text_column]).encode()).hexdigest()
     name = os.path.basename(path).partition("?")[0][:100]

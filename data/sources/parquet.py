@@ -23,9 +23,9 @@ from .remote import Footer, RemoteFile, read_footers
 
 STREAM_BUFFER_BYTES = 2**21
 WHOLE_ROWS, WHOLE_BYTES = 1_000, 2**24
-"""A row group of no more rows and bytes is decoded at once."""
-DECODED_GROUPS = 4
-"""So many of them are kept for the shards that come next."""
+"""A row group of no more rows and bytes of text is decoded at once."""
+DECODED_GROUPS = 2 * MOST_LANES
+"""So many of them are kept at most, each for the shards of it that come next."""
 
 
 class _Place(NamedTuple):
@@ -57,14 +57,14 @@ class ParquetSource(Source):
         self._storage_options = storage_options or {}
         # large row groups that are being read, by the next row
         self._streams: OrderedDict[tuple[_Place, int], Iterator[pa.RecordBatch]] = OrderedDict()
-        self._decoded: OrderedDict[_Place, pa.ChunkedArray] = OrderedDict()
+        # small row groups with shards yet to be read, and the row that they are read up to
+        self._decoded: OrderedDict[tuple[_Place, int], pa.ChunkedArray] = OrderedDict()
         self._broken: dict[_Place, tuple[int, str]] = {}  # from which row on, and why
         self._process = os.getpid()
         footers = self._read_footers(paths)
         notes: list[str] = []
         groups: list[RowGroup] = []
         sizes: dict[str, int] = {}
-        versions: dict[str, str] = {}
         self._footers: dict[str, Footer] = {}
         self._has_ids = True
         for path, footer in zip(paths, footers, strict=True):
@@ -77,13 +77,13 @@ class ParquetSource(Source):
             self._has_ids &= footer.schema.names.count("id") == 1
             sizes[path] = footer.size
             self._footers[path] = footer
-            if footer.version is not None:
-                versions[path] = footer.version
             in_file = enumerate(zip(footer.rows, footer.text_bytes, strict=True))
             groups += [RowGroup(path, group, rows, size) for group, (rows, size) in in_file]
         if not sizes and notes:
             raise UserError(notes[0].removesuffix(": it is left out."))
         shards, self.shards_per_window = cut_into_shards(groups)
+        of_files = self._footers.items()
+        versions = {path: footer.version for path, footer in of_files if footer.version is not None}
         super().__init__(config, sizes, shards, revision, versions)
         self.notes += notes
 
@@ -119,37 +119,37 @@ class ParquetSource(Source):
             self._streams.clear()
             self._decoded.clear()
             self._process = os.getpid()
-        rows, text_bytes = self._footers[shard.path].counts[:, shard.group].tolist()
-        if rows <= WHOLE_ROWS and text_bytes <= WHOLE_BYTES:
-            values = self._whole_group(place, rows, keep=shard.rows < rows)
-            values = values.slice(shard.first_row, shard.rows)
+        rows, size = self._footers[shard.path].counts[:, shard.group].tolist()
+        if shard.rows == rows or (rows <= WHOLE_ROWS and size <= WHOLE_BYTES):
+            values = self._of_whole_group(shard, place, rows)
         else:
             values = self._next_of_stream(shard, place, rows)
         if len(values) != shard.rows:  # which pyarrow does not always see in a damaged page
             raise pa.ArrowInvalid(f"{len(values)} rows came instead of {shard.rows}")
         return values
 
-    def _whole_group(self, place: _Place, rows: int, keep: bool) -> pa.ChunkedArray:
-        values = self._decoded.pop(place, None)
+    def _of_whole_group(self, shard: Shard, place: _Place, rows: int) -> pa.ChunkedArray:
+        values = self._decoded.pop((place, shard.first_row), None)
         if values is None:
-            file, group = self._open(place.path, place.group, place.column)
+            file, group = self._open(shard.path, shard.group, place.column)
             with file:
                 values = file.read_row_group(group, columns=[place.column], use_threads=False).column(0)
             if len(values) != rows:
                 raise pa.ArrowInvalid(f"{len(values)} rows came instead of {rows}")
-        if keep:
-            self._decoded[place] = values
-        if len(self._decoded) > DECODED_GROUPS:
-            self._decoded.popitem(last=False)
-        return values
+        next_row = shard.first_row + shard.rows
+        if next_row < rows:
+            self._decoded[place, next_row] = values
+            if len(self._decoded) > DECODED_GROUPS:
+                self._decoded.popitem(last=False)
+        return values.slice(shard.first_row, shard.rows)
 
     def _next_of_stream(self, shard: Shard, place: _Place, rows: int) -> pa.ChunkedArray:
         batches = self._streams.pop((place, shard.first_row), None)
         if batches is None:
             file, group = self._open(shard.path, shard.group, place.column, buffer_size=STREAM_BUFFER_BYTES)
             # of a group's shards only the last may have other rows
-            one_of_them = self.shards[shard.index - 1] if shard.first_row else shard
-            batches = file.iter_batches(one_of_them.rows, [group], columns=[place.column], use_threads=False)
+            per_shard = self.shards[shard.index - 1].rows if shard.first_row else shard.rows
+            batches = file.iter_batches(per_shard, [group], columns=[place.column], use_threads=False)
             for _ in _take(batches, shard.first_row):
                 pass
         values = pa.chunked_array(_take(batches, shard.rows))

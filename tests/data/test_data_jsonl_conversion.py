@@ -21,6 +21,11 @@ from tests.data.json_lines import TEXTS, documents, lines, opened
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def job_of(path: Path) -> jsonl._Job:
+    (content_hash,) = content_hashes([str(path)]).values()
+    return jsonl._job(str(path), {}, DataConfig(), content_hash)
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(jsonl, "JSONL_DIR", tmp_path / "cache")
@@ -156,7 +161,7 @@ def test_a_killed_conversion_starts_again(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(lines(TEXTS))
     cache.mkdir()
-    job = jsonl._job(str(path), {}, DataConfig(text_column="text"), content_hashes([str(path)])[str(path)])
+    job = job_of(path)
     job.target.with_name(f".{job.target.name}.7.partial").write_bytes(b"PAR1 half of it")
     assert documents(opened(path)) == TEXTS
     assert sorted(file.suffix for file in cache.iterdir()) == ["", ".parquet"]
@@ -165,7 +170,7 @@ def test_a_killed_conversion_starts_again(tmp_path: Path, cache: Path) -> None:
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(lines(["some text " * 300] * 20_000), 1))  # 60 MB
-    job = jsonl._job(str(path), {}, DataConfig(text_column="text"), content_hashes([str(path)])[str(path)])
+    job = job_of(path)
     (tmp_path / "small.jsonl").write_bytes(lines(["one"]))
     opened(tmp_path / "small.jsonl")  # so that no library is loaded while memory is measured
     tracemalloc.start()

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from data import DataConfig, open_data
 from eval.judging.commands import Ended
 from eval.judging.judgment import EXIT_STATUS, KEYS, judge, refusal
 from eval.judging.request import read_judge
 from eval.judging.verdict import describe
 from model.errors import UserError
+from training.run.reader import read_recipe
 
 from .judged import LOSSES, NORM, MadeUp, judged, ledger_of, make_judged, words
 
@@ -110,6 +112,19 @@ def test_baselines_are_found_under_any_name_and_not_on_other_data(folder: Path) 
     assert start.trained == [("mine+pre", 1), ("vanilla", 1)]
     assert found["runs"][0] == str(folder / "runs" / "recipe_mine+pre_seed1_2")
     assert found["ledger"]["looks"] == 2
+
+
+def test_runs_of_an_older_normlab_are_found_by_what_it_knew_of_their_data(folder: Path) -> None:
+    first = judged(folder, MadeUp(), "--seeds", "1")
+    corpus, _ = open_data(DataConfig(**read_recipe(Path(first["runs"][0]))["data"]))
+    for run in first["runs"]:
+        file = Path(run, "summary.json")
+        summary = json.loads(file.read_text())
+        assert summary["data_fingerprint"] == corpus.fingerprint
+        file.write_text(json.dumps(summary | {"data_fingerprint": corpus.fingerprints[1]}))
+    start = MadeUp()
+    assert judged(folder, start, "--seeds", "1")["runs"] == first["runs"]
+    assert start.trained == []
 
 
 def test_an_edited_candidate_is_another_look_and_training_code_is_not(folder: Path) -> None:

@@ -17,7 +17,7 @@ from filelock import FileLock
 from model.errors import UserError
 from model.files import write_bytes
 
-from ...files.versions import UNKNOWN, version_of
+from ...files.versions import UNKNOWN, remote_version
 from ...parallel import side_by_side
 from ..network import filesystem_of, is_damage, retry_damage, with_retries
 from ..places import is_remote
@@ -41,9 +41,10 @@ class _File(NamedTuple):
     path: str
     storage_options: dict[str, Any]
     size: int
-    version: str | None
     columns: tuple[str, ...]
     timeout_s: float
+    version: str | None
+    """What tells its content, where it is remote."""
     kept: Path | None
     """Where the footer is kept on this machine."""
 
@@ -76,7 +77,12 @@ def read_footers(
                 footers.update(_read([file for file in missing if file.path not in footers]))
         else:
             footers.update(_read(missing))
-    return [footers[path] for path in paths]
+    return [
+        footer
+        if isinstance(footer := footers[file.path], str)
+        else footer.standing_for(file.size, file.version)
+        for file in files
+    ]
 
 
 def _files(
@@ -91,11 +97,11 @@ def _files(
         size = info["size"]
         if size is None:
             raise UserError(f"data.source: the server of {path} does not say its size: download the file")
-        kept, version = None, version_of(path, info)
+        kept, version = None, remote_version(path, info)
         if version is not None and not version.startswith(UNKNOWN):
             key = hashlib.sha256(json.dumps([FORMAT, path, version, columns]).encode()).hexdigest()
             kept = FOOTERS_DIR / key[:2] / f"{key[:32]}.npz"
-        return _File(path, storage_options, size, version, columns, timeout_s, kept)
+        return _File(path, storage_options, size, columns, timeout_s, version, kept)
 
     first = list(map(file_of, places[:1]))  # the hub's file system then knows its folder
     return first + side_by_side(file_of, places[1:], REQUESTS_AT_ONCE)
@@ -140,7 +146,7 @@ def _footer(file: _File, end: pa.Buffer) -> Footer | str:
     ends = chain([end], (_end_of(file) for _ in count()))
 
     def read() -> Footer:
-        return cut(parse(next(ends)), file.size, file.version, file.columns)
+        return cut(parse(next(ends)), file.size, file.columns)
 
     try:
         return retry_damage(read, file.path, file.timeout_s)

@@ -62,22 +62,22 @@ class Footer:
     Attributes:
         schema: All of the file's columns.
         size: The file's bytes.
-        version: What its storage tells its content by, where it is remote.
         counts: Rows and uncompressed bytes of text by row group, (2, groups) int64.
         created_by: The program that wrote the file, whose mistakes pyarrow knows.
         columns: The columns that can be read.
         chunks: Their `_Chunk`s, (columns, groups, 6) int64.
         whole: The footer itself, where it cannot be cut; then there are no `columns`.
+        version: What tells the file's content, where the storage says it; it is not kept.
     """
 
     schema: pa.Schema
     size: int
-    version: str | None
     counts: np.ndarray
     created_by: str
     columns: tuple[_Column, ...]
     chunks: np.ndarray
     whole: bytes = b""
+    version: str | None = None
 
     @property
     def rows(self) -> list[int]:
@@ -89,9 +89,9 @@ class Footer:
         """Uncompressed, by row group."""
         return self.counts[1].tolist()
 
-    def with_size(self, size: int) -> "Footer":
-        """The same of a file that stands for one of another size."""
-        return replace(self, size=size)
+    def standing_for(self, size: int, version: str | None) -> "Footer":
+        """The same of a file that stands for one of another size and version."""
+        return replace(self, size=size, version=version)
 
     def of_chunk(self, group: int, column: str) -> tuple[pq.FileMetaData, int]:
         """A footer that pyarrow reads a column of a row group with, and the row group's number in it."""
@@ -143,12 +143,7 @@ class Footer:
 
     def to_bytes(self) -> bytes:
         """What `footer_from` reads."""
-        about = {
-            "size": self.size,
-            "version": self.version,
-            "created_by": self.created_by,
-            "columns": self.columns,
-        }
+        about = {"size": self.size, "created_by": self.created_by, "columns": self.columns}
         file = io.BytesIO()
         np.savez_compressed(
             file,
@@ -172,9 +167,7 @@ def footer_from(content: bytes) -> Footer:
     schema = pa.ipc.read_schema(pa.py_buffer(arrays["schema"].tobytes()))
     columns = tuple(_Column(*column) for column in about["columns"])
     counts, chunks, whole = arrays["counts"], arrays["chunks"], arrays["whole"].tobytes()
-    return Footer(
-        schema, about["size"], about["version"], counts, about["created_by"], columns, chunks, whole
-    )
+    return Footer(schema, about["size"], counts, about["created_by"], columns, chunks, whole)
 
 
 def parse(content: bytes | pa.Buffer) -> pq.FileMetaData:
@@ -182,7 +175,7 @@ def parse(content: bytes | pa.Buffer) -> pq.FileMetaData:
     return pq.read_metadata(pa.BufferReader(content))
 
 
-def cut(metadata: pq.FileMetaData, size: int, version: str | None, wanted: Sequence[str]) -> Footer:
+def cut(metadata: pq.FileMetaData, size: int, wanted: Sequence[str]) -> Footer:
     """What is kept of a footer: the columns `wanted` that are there once, the first of which holds text."""
     schema = metadata.schema.to_arrow_schema().remove_metadata()
     paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
@@ -195,7 +188,7 @@ def cut(metadata: pq.FileMetaData, size: int, version: str | None, wanted: Seque
     names = [name for name in wanted if schema.names.count(name) == 1]
     try:
         columns, chunks = _columns(metadata, groups, [paths.index(name) for name in names])
-        footer = Footer(schema, size, version, counts, metadata.created_by, columns, chunks)
+        footer = Footer(schema, size, counts, metadata.created_by, columns, chunks)
         fits = not groups or all(_gives_field(footer, name) for name in names)
     except (KeyError, ValueError, pa.ArrowException):  # a kind of column or file that this does not know
         fits = False
@@ -204,7 +197,7 @@ def cut(metadata: pq.FileMetaData, size: int, version: str | None, wanted: Seque
     whole = io.BytesIO()
     metadata.write_metadata_file(whole)
     no_chunks = np.zeros((0, len(groups), len(_Chunk._fields)), np.int64)
-    return Footer(schema, size, version, counts, metadata.created_by, (), no_chunks, whole.getvalue())
+    return Footer(schema, size, counts, metadata.created_by, (), no_chunks, whole.getvalue())
 
 
 def _gives_field(footer: Footer, name: str) -> bool:
