@@ -120,6 +120,12 @@ def test_an_override_replaces_or_adds_one_value(
     assert load(tmp_path, GOOD, {key: text}).raw == {**load(tmp_path, GOOD).raw, **changed}
 
 
+def test_an_override_reaches_a_section_within_a_section(tmp_path: Path) -> None:
+    key = "zero_optimization.offload_optimizer.device"
+    assert load(tmp_path, zero(1), {key: "cpu"}).offloads_optimizer
+    assert f"'{key}' in " in refusal(tmp_path, zero(1), {key: "moon"})
+
+
 def test_an_override_leaves_the_file_alone(tmp_path: Path) -> None:
     load(tmp_path, GOOD, {"optimizer.params.lr": "0.5"})
     assert json.loads((tmp_path / "ds.json").read_text()) == GOOD

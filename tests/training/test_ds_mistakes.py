@@ -25,6 +25,7 @@ from tests.training.ds_configs import BF16, GOOD, adamw, muon, refusal, zero
         (GOOD | {"zero_optimization": {"stge": 1}}, ["'zero_optimization.stge'", "optimization.stage'"]),
         (GOOD | {"data_types": {"grad_acum_dtype": "fp32"}}, ["'data_types.grad_accum_dtype'"]),
         (GOOD | {"optimizer": {"type": "AdamW", "parms": {}}}, ["'optimizer.parms'", "'optimizer.params'"]),
+        (GOOD | {"optimizer.params.lr": 1}, ["unknown key 'optimizer.params.lr' in", "ds.json"]),
         (adamw(weight_deacy=0), ["'optimizer.params.weight_deacy'", "'optimizer.params.weight_decay'"]),
         # Sections that live elsewhere
         (GOOD | {"scheduler": {"type": "WarmupLR"}}, ["'scheduler'", "recipe", "'schedule' section"]),

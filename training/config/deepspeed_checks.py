@@ -33,7 +33,7 @@ def _check_section(name: str, section: Mapping[str, Any], where: str) -> None:
     prefix = f"{name}." if name else ""
     for key, value in section.items():
         path = f"{prefix}{key}"
-        if path not in KEYS and name != "optimizer.params":
+        if (path not in KEYS and name != "optimizer.params") or "." in key:
             siblings = [known for known in KEYS if known.rpartition(".")[0] == name]
             raise unknown_key(path, siblings, where)
         if value == "auto":
