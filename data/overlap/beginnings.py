@@ -39,19 +39,18 @@ class Beginnings:
         """Numbers of the documents, each with its `eot`, that may begin like one of the texts."""
         lengths = list(map(len, documents))
         if documents and min(lengths) > FIRST_TOKENS:
-            return self._may_begin_like(documents)
+            return self._may_begin_like(_first_tokens(documents, lengths))
         longer = [number for number, length in enumerate(lengths) if length > FIRST_TOKENS]
         shorter = [number for number, length in enumerate(lengths) if length <= FIRST_TOKENS]
-        found = self._may_begin_like([documents[number] for number in longer]) if longer else []
+        first = [documents[number][:FIRST_TOKENS] for number in longer]
+        found = self._may_begin_like(np.stack(first)) if longer else []
         return sorted([*shorter, *(longer[number] for number in found)])
 
-    def _may_begin_like(self, documents: Sequence[np.ndarray]) -> list[int]:
-        first = np.concatenate([document[:FIRST_TOKENS] for document in documents])
+    def _may_begin_like(self, first: np.ndarray) -> list[int]:
         is_known = self._is_known[first]
         if not is_known.all():
             for token in np.unique(first[~is_known]).tolist():
                 self._learn(token)
-        first = first.reshape(-1, FIRST_TOKENS)
         ends = self._length[first].cumsum(axis=1)
         lengths = ends[:, -1]
         # the hash of the whole from those of its tokens, by how much stands behind each
@@ -76,6 +75,21 @@ class Beginnings:
         letters = _letters_and_digits(whole)
         self._length[token] = len(letters)
         self._hash[token] = _hashes(letters)[-1] if letters else 0
+
+
+def _first_tokens(documents: Sequence[np.ndarray], lengths: list[int]) -> np.ndarray:
+    """(documents, FIRST_TOKENS), of each its first tokens; none is shorter."""
+    first, last = documents[0], documents[-1]
+    ends = np.cumsum(lengths)
+    begins = ends - lengths
+    if first.base is last.base is not None and first.strides == (first.itemsize,):
+        apart = last.__array_interface__["data"][0] - first.__array_interface__["data"][0]
+        if (
+            apart == begins[-1] * first.itemsize
+        ):  # a shard's documents stand in a row in memory, as in its file
+            all_of_them = np.lib.stride_tricks.as_strided(first, (ends[-1],), writeable=False)
+            return all_of_them[begins[:, None] + np.arange(FIRST_TOKENS)]
+    return np.stack([document[:FIRST_TOKENS] for document in documents])
 
 
 def first_letters(text: str) -> str:
