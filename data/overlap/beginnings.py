@@ -84,9 +84,8 @@ def _first_tokens(documents: Sequence[np.ndarray], lengths: list[int]) -> np.nda
     begins = ends - lengths
     if first.base is last.base is not None and first.strides == (first.itemsize,):
         apart = last.__array_interface__["data"][0] - first.__array_interface__["data"][0]
-        if (
-            apart == begins[-1] * first.itemsize
-        ):  # a shard's documents stand in a row in memory, as in its file
+        # those of a shard stand one behind the other in memory, as in its file
+        if apart == begins[-1] * first.itemsize:
             all_of_them = np.lib.stride_tricks.as_strided(first, (ends[-1],), writeable=False)
             return all_of_them[begins[:, None] + np.arange(FIRST_TOKENS)]
     return np.stack([document[:FIRST_TOKENS] for document in documents])
