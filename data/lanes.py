@@ -131,13 +131,13 @@ class Lane:
             assert self._rows is not None
             if self._row < len(self._rows):
                 row = self._rows[self._row]
-                made = self._corpus.tokens(row)
-                if isinstance(made, BadRow):
+                made = row if isinstance(row, np.ndarray) else self._corpus.tokens(row)
+                if isinstance(made, np.ndarray):
+                    self._document = made
+                else:
                     self._leave_out(row, made.reason)
                     self.bad[made.reason] += 1
                     self._end_row()
-                else:
-                    self._document = made
             elif self._row == 0:
                 self._end_window()
             else:

@@ -16,6 +16,7 @@ SHORTEST, LONGEST = 8, 48
 """So many letters and digits the first tokens have; with fewer or more nothing can be said of them."""
 _BASE, _CODE = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # odd, as all that multiplies modulo 2**64 should be
 _MODULUS = 2**64
+_FACTORS = np.array([pow(_BASE, length, _MODULUS) for length in range(LONGEST + 1)], np.uint64)
 
 
 class Beginnings:
@@ -30,32 +31,37 @@ class Beginnings:
         self._hashes = np.array(sorted(hashes | {_MODULUS - 1}), np.uint64)  # the last stands behind all
         self._tokenizer = tokenizer
         # of each token, filled in when it is first seen
-        self._known = np.zeros(tokenizer.vocab_size, bool)
+        self._is_known = np.zeros(tokenizer.vocab_size, bool)
         self._hash = np.zeros(tokenizer.vocab_size, np.uint64)
-        self._factor = np.ones(tokenizer.vocab_size, np.uint64)  # _BASE to the power of its length
         self._length = np.zeros(tokenizer.vocab_size, np.int64)
 
     def candidates(self, documents: Sequence[np.ndarray]) -> list[int]:
         """Numbers of the documents, each with its `eot`, that may begin like one of the texts."""
-        is_long = [len(document) > FIRST_TOKENS for document in documents]
-        longer = [number for number, long in enumerate(is_long) if long]
-        shorter = [number for number, long in enumerate(is_long) if not long]
-        if not longer:
-            return shorter
-        first = np.concatenate([documents[number][:FIRST_TOKENS] for number in longer])
-        for token in np.unique(first[~self._known[first]]).tolist():
-            self._learn(token)
-        columns = first.reshape(-1, FIRST_TOKENS).T
-        hashes = self._hash[columns[0]]
-        for column in columns[1:]:
-            hashes = hashes * self._factor[column] + self._hash[column]
-        lengths = self._length[columns].sum(axis=0)
+        lengths = list(map(len, documents))
+        if documents and min(lengths) > FIRST_TOKENS:
+            return self._may_begin_like(_first_tokens(documents, lengths))
+        longer = [number for number, length in enumerate(lengths) if length > FIRST_TOKENS]
+        shorter = [number for number, length in enumerate(lengths) if length <= FIRST_TOKENS]
+        first = [documents[number][:FIRST_TOKENS] for number in longer]
+        found = self._may_begin_like(np.stack(first)) if longer else []
+        return sorted([*shorter, *(longer[number] for number in found)])
+
+    def _may_begin_like(self, first: np.ndarray) -> list[int]:
+        is_known = self._is_known[first]
+        if not is_known.all():
+            for token in np.unique(first[~is_known]).tolist():
+                self._learn(token)
+        ends = self._length[first].cumsum(axis=1)
+        lengths = ends[:, -1]
+        # the hash of the whole from those of its tokens, by how much stands behind each
+        behind = np.minimum(lengths[:, None] - ends, LONGEST)
+        hashes = (self._hash[first] * _FACTORS[behind]).sum(axis=1)
         may = self._hashes[np.searchsorted(self._hashes, hashes)] == hashes
         may |= (lengths < SHORTEST) | (lengths > LONGEST)
-        return sorted([*shorter, *(longer[number] for number in np.flatnonzero(may))])
+        return np.flatnonzero(may).tolist()
 
     def _learn(self, token: int) -> None:
-        self._known[token] = True
+        self._is_known[token] = True
         text = self._tokenizer.decode_bytes(np.array([token], self._tokenizer.dtype))
         # U+2000 to U+203F are punctuation; what ends a character follows what begins it
         text = text.lstrip(bytes(range(0x80, 0xC0))).removesuffix(b"\xe2\x80")
@@ -68,8 +74,21 @@ class Beginnings:
             return
         letters = _letters_and_digits(whole)
         self._length[token] = len(letters)
-        self._factor[token] = pow(_BASE, len(letters), _MODULUS)
         self._hash[token] = _hashes(letters)[-1] if letters else 0
+
+
+def _first_tokens(documents: Sequence[np.ndarray], lengths: list[int]) -> np.ndarray:
+    """(documents, FIRST_TOKENS), of each its first tokens; none is shorter."""
+    first, last = documents[0], documents[-1]
+    ends = np.cumsum(lengths)
+    begins = ends - lengths
+    if first.base is last.base is not None and first.strides == (first.itemsize,):
+        apart = last.__array_interface__["data"][0] - first.__array_interface__["data"][0]
+        # those of a shard stand one behind the other in memory, as in its file
+        if apart == begins[-1] * first.itemsize:
+            all_of_them = np.lib.stride_tricks.as_strided(first, (ends[-1],), writeable=False)
+            return all_of_them[begins[:, None] + np.arange(FIRST_TOKENS)]
+    return np.stack([document[:FIRST_TOKENS] for document in documents])
 
 
 def first_letters(text: str) -> str:

@@ -208,7 +208,8 @@ class Source(ABC):
         kept: list[Document] = []
         bad: Counter[str] = Counter()
         for number, row in enumerate(rows, start=shard.first_row):
-            reason = self._problem(row)
+            # tokens are common here, and the check of each is most of what reading them costs
+            reason = None if isinstance(row, np.ndarray) and len(row) else self._problem(row)
             if reason is None:
                 kept.append(row)  # type: ignore[arg-type]
             elif self.config.on_bad_document == "stop":

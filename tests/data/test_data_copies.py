@@ -1,5 +1,6 @@
 """Copies of validation documents: exact and near ones, as text and as tokens, and what is none."""
 
+import itertools
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,23 @@ def test_near_copies_are_found_as_text_and_as_tokens(name: str) -> None:
     assert both_ways(copies, " short\n", tokenizer) == ["held_out_near"] * 2
     assert both_ways(copies, "short of it", tokenizer) == [None] * 2
     assert both_ways(Copies([]), HELD_OUT, tokenizer) == [None] * 2
+
+
+def test_documents_are_found_wherever_they_stand_in_memory() -> None:
+    tokenizer = open_tokenizer("gpt2")
+    copies = Copies(["Another text that is held out.", HELD_OUT])
+    texts = [f"Document {number} is about the number {number * 7}." for number in range(20)]
+    texts[0], texts[7], texts[13], texts[19] = NEAR["quotes"], "Short.", HELD_OUT, NEAR["dashes"]
+    apart = [tokenizer.encode_document(text) for text in texts]
+    begins = np.cumsum([0, *map(len, apart)])
+    stream = np.concatenate(apart)
+    in_a_row = [stream[begin:end] for begin, end in itertools.pairwise(begins)]
+    without_short = [number for number in range(20) if number != 7]
+    for documents in (apart, in_a_row, [in_a_row[number] for number in without_short], in_a_row[:1]):
+        found = {number: copy.reason for number, copy in copies.find_among(documents, tokenizer)}
+        reasons = [copy and copy.reason for copy in (copies.find(one, tokenizer) for one in documents)]
+        assert found == {number: reason for number, reason in enumerate(reasons) if reason}
+        assert found[0] == "held_out_near" and (len(documents) == 1 or len(found) == 3)
 
 
 PIECES = st.lists(
