@@ -19,7 +19,7 @@ from tests.training.steps import step_result
 from training.config.deepspeed import DeepSpeedConfig
 from training.config.evaluation import EvalConfig
 from training.config.recipe import Recipe, TrainConfig
-from training.config.tracking import TrackingConfig
+from training.config.tracking import VARIABLES, TrackingConfig
 from training.engine.ranks import Ranks
 from training.run.folder import RunFolder
 from training.run.profiling import StartUp
@@ -235,3 +235,15 @@ def ends(rank: int, folder: Path) -> None:
 
 def test_each_way_to_end_has_its_status_and_its_words(tmp_path: Path) -> None:
     run_on_ranks(ends, 1, tmp_path)
+
+
+def test_what_wandb_was_told_is_recorded_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    begun(tmp_path, TrainState())
+    recorded = json.loads((tmp_path / "run" / "summary.json").read_text())["wandb"]
+    assert recorded == {"project": "theirs", "name": "run"}
+    monkeypatch.delenv("WANDB_PROJECT")
+    begun(tmp_path, TrainState())
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["wandb"] == recorded
