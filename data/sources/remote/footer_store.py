@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ FOOTERS_DIR = Path(
 FORMAT = 1  # of the files there: one of another is read again from its source
 TAIL_BYTES = 2**16
 """So much of a file's end is read at first: most footers fit."""
-FILES_AT_ONCE = 4
+FILES_AT_ONCE = 3
 """So many are fetched side by side: a large footer has 9 MB."""
 REQUESTS_AT_ONCE = 16
 
@@ -129,9 +130,12 @@ def _alone() -> Iterator[None]:
 
 def _read(files: Sequence[_File]) -> Iterator[tuple[str, Footer | str]]:
     """Fetched side by side, but parsed one after the other, which takes several times a footer's size."""
+    tail = TAIL_BYTES
     for start in range(0, len(files), FILES_AT_ONCE):
         batch = files[start : start + FILES_AT_ONCE]
-        for file, end in zip(batch, side_by_side(_end_of, batch, FILES_AT_ONCE), strict=True):
+        ends = side_by_side(partial(_end_of, tail=tail), batch, FILES_AT_ONCE)
+        tail = max(TAIL_BYTES, *(end.size * 17 // 16 for end in ends))  # the next are mostly alike
+        for file, end in zip(batch, ends, strict=True):
             footer = _footer(file, end)
             if isinstance(footer, Footer) and file.kept is not None:
                 with suppress(OSError):  # it is done without
@@ -156,12 +160,14 @@ def _footer(file: _File, end: pa.Buffer) -> Footer | str:
         raise
 
 
-def _end_of(file: _File) -> pa.Buffer:
+def _end_of(file: _File, tail: int = TAIL_BYTES) -> pa.Buffer:
     """The end of a file from its footer on, or so much of it as tells that it has none."""
-    tail = _part(file, max(0, file.size - TAIL_BYTES))
-    last = tail.to_pybytes()[-8:]
+    end = _part(file, max(0, file.size - tail))
+    last = end[max(0, end.size - 8) :].to_pybytes()
     footer = int.from_bytes(last[:4], "little") + 8
-    return _part(file, file.size - footer) if last[4:] == MAGIC and tail.size < footer <= file.size else tail
+    if last[4:] == MAGIC and end.size < footer <= file.size:
+        return _part(file, file.size - footer)
+    return end if end.size <= TAIL_BYTES else end[max(0, end.size - max(footer, TAIL_BYTES)) :]
 
 
 def _part(file: _File, start: int) -> pa.Buffer:
