@@ -19,6 +19,8 @@ from data.sources.remote import footer_store
 from data.sources.remote.footers import Footer, cut, footer_from, parse
 from tests.data.servers import Server, serving, texts
 
+pytestmark = pytest.mark.usefixtures("large_shards")
+
 FILES, GROUPS, ROWS_OF_GROUP = 40, 3, 20
 
 
