@@ -77,12 +77,13 @@ def open_data(
     else:
         documents = _documents_of(held_out_source, config, tokenizer)
         held_out = _collect(documents, config.validation_tokens, where)
-        shards_held_out = [document.shard for document in held_out]
         copies = _copies_of(held_out, tokenizer)
-        check_held_out(where, source, held_out_source, shards_held_out, copies, tokenizer)
-        source.notes += [note for note in held_out_source.notes if note not in source.notes]
+        # whoever splits a source may leave copies; a source apart is named in order to have none
         if config.validation_source is not None:
+            shards_held_out = [document.shard for document in held_out]
+            check_held_out(config, source, held_out_source, shards_held_out, copies, tokenizer)
             validation_revision = held_out_source.revision
+        source.notes += [note for note in held_out_source.notes if note not in source.notes]
     say(f"validation: {where}")
     tokens = [document.tokens for document in held_out]
     validation = ValidationSet.of([document.text for document in held_out], tokens, tokenizer)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from model.errors import UserError
 
+from ..config import DataConfig
 from ..sources import Document, Shard, Source, is_remote
 from ..tokenizer import Tokenizer
 from .copies import Copies
@@ -14,7 +15,7 @@ CHECKED_AT_START_BYTES = 2**28
 
 
 def check_held_out(
-    where: str,
+    config: DataConfig,
     source: Source,
     held_out_source: Source,
     held_out_shards: Iterable[Shard],
@@ -26,16 +27,19 @@ def check_held_out(
     A source that is too large to be searched now is searched as it is read.
 
     Args:
-        where: What the held-out documents are the beginning of, in words.
+        config: What names them.
         source: What is trained on.
-        held_out_source: The same, opened.
+        held_out_source: `data.validation_source`.
         held_out_shards: The shards of it that the validation documents are from.
         copies: Finds copies of the validation documents.
         tokenizer: Decodes documents that are tokens.
     """
 
     def overlap(what: str) -> UserError:
-        return UserError(f"{where} is not held out: {what} is in data.source {source.name} too")
+        return UserError(
+            f"data.validation_source {config.validation_source} is not held out: {what} is in data.source "
+            f"{source.name} too"
+        )
 
     held_out_files = set(map(_real_path, held_out_source.file_sizes))
     for path in source.file_sizes:

@@ -24,7 +24,7 @@ ROWS_PER_SHARD = 1_000
 """No shard has more rows."""
 SHARD_TEXT_BYTES = 2**23
 """About so much text a shard holds at most."""
-SHARDS = 1024
+SHARDS = 128
 """A source that has fewer shards of `ROWS_PER_SHARD` is cut into about so many smaller ones."""
 
 Document = str | np.ndarray

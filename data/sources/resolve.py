@@ -8,6 +8,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from model.errors import UserError
 
 from ..config import DataConfig
@@ -19,7 +21,7 @@ from .named_files import hub_files, open_named_files, refuse_names
 from .places import FILE_FORMATS, file_format, is_hub_id, is_left_out, is_remote, local_path, nearest_path
 from .token_shards import manifest_of, open_token_folder
 
-_HAS_CONFIGS = re.compile(r"\A---\s*\n(?:(?!---).*\n)*?configs:")
+_CARD = re.compile(r"\A---\s*\n(.*?)^---", re.DOTALL | re.MULTILINE)
 _SAMPLE_SPLITS = ("train", "validation")
 
 
@@ -110,7 +112,13 @@ def _has_configs(folder: Path) -> bool:
     card = folder / "README.md"
     if (folder / ".huggingface.yaml").is_file():
         return True
-    return card.is_file() and bool(_HAS_CONFIGS.match(card.read_text(errors="replace")))
+    about = _CARD.match(card.read_text(errors="replace")) if card.is_file() else None
+    if about is None:
+        return False
+    try:
+        return "configs" in (yaml.safe_load(about[1]) or ())
+    except (yaml.YAMLError, TypeError):  # `datasets` says what is wrong with it
+        return True
 
 
 def _open_here(

@@ -114,5 +114,5 @@ def test_storage_of_another_kind_has_the_same_end(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_time_that_is_none_is_refused(seconds: float) -> None:
-    with pytest.raises(UserError, match=r"^data\.timeout_s is .*: it must be a number of seconds above 0$"):
+    with pytest.raises(UserError, match=r"^data\.timeout_s is .*, but it must be a number above 0$"):
         DataConfig(timeout_s=seconds)

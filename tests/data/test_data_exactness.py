@@ -41,7 +41,10 @@ def test_a_document_that_is_lost_or_comes_twice_is_found(
         return [*documents, documents[0]]
 
     corpus, _ = open_data(config)
-    for broken, words in ((without_the_last, "4 documents are missing, 0"), (with_one_twice, "0 documents")):
+    for broken, words in (
+        (without_the_last, r"\d+ documents are missing, 0"),
+        (with_one_twice, "0 documents"),
+    ):
         monkeypatch.setattr(Lane, "_read_window", broken)
         with pytest.raises(AssertionError, match=words):
             check_epochs(corpus, config, TEXTS)

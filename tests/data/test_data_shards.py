@@ -42,15 +42,16 @@ def test_a_large_source_has_the_shards_that_it_always_had() -> None:
 
 def test_a_small_source_has_a_shard_for_each_document() -> None:
     assert cut((20, 60_000)) == ([[1] * 20], 20)
-    assert cut((600, MIB), (424, MIB)) == ([[1] * 600, [1] * 424], 600)
+    assert cut((100, MIB), (28, MIB)) == ([[1] * 100, [1] * 28], 28)
     assert cut((0, 0), (2, 10)) == ([[], [1] * 2], 2)
 
 
-def test_a_source_between_has_about_a_thousand_shards_of_one_size() -> None:
-    sizes, per_window = cut(*[(1000, 3 * MIB)] * 100)  # 98 rows of 100,000 would be 1,024 shards
-    assert sizes == [[100] * 10] * 100 and per_window == 10
-    sizes, per_window = cut(*[(64, MIB // 8)] * 98)
-    assert sizes == [[8] * 8] * 98 and per_window == 8
+def test_a_source_between_has_about_a_hundred_shards_of_one_size() -> None:
+    sizes, per_window = cut(*[(1000, 3 * MIB)] * 10)  # 79 rows of 10,000 would be 128 shards
+    assert sizes == [[77] * 12 + [76]] * 10 and per_window == 12
+    sizes, per_window = cut((1024, MIB))
+    assert sizes == [[8] * 128] and per_window == 125
+    assert cut(*[(64, MIB // 8)] * 98) == ([[64]] * 98, 1), "enough as they are"
 
 
 def test_long_texts_make_shards_of_about_eight_mebibytes() -> None:

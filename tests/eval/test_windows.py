@@ -61,7 +61,7 @@ def mean_loss(gpt: GPT, tokens: np.ndarray) -> float:
     """The mean loss over windows that do not overlap, as a script of the benchmark would have it."""
     gpt.eval()
     stream = torch.from_numpy(tokens.astype(np.int64))
-    total, count = 0.0, 0
+    total = count = 0
     for start in range(0, len(stream) - 1, BLOCK_SIZE):
         targets = stream[start + 1 : start + 1 + BLOCK_SIZE]
         with torch.no_grad():
@@ -101,8 +101,7 @@ def test_windows_that_do_and_do_not_divide_the_text(predicted):
 def test_a_limit_scores_the_first_windows():
     gpt, tokenizer = make_gpt("bytes"), open_tokenizer("bytes")
     text = "The tide runs out twice a day. " * 9
-    task = TextWindows("lambada_windows", text, "here")
-    scores, windows = scores_of(gpt, tokenizer, task, limit=3)
+    scores, windows = scores_of(gpt, tokenizer, TextWindows("lambada_windows", text, "here"), limit=3)
     assert windows["weight"].tolist() == [BLOCK_SIZE] * 3
     expected = mean_loss(gpt, tokenizer.encode(text)[: 3 * BLOCK_SIZE + 1])
     assert math.log(scores["token_perplexity,none"]) == pytest.approx(expected, rel=1e-5)
@@ -290,8 +289,8 @@ def test_the_real_sets_in_windows():
     assert " \n" + wikitext.text == raw
     windows = wikitext.windows(tokenizer, 1024)
     assert sum(len(window) - 1 for window in windows) == len(tokenizer.encode(wikitext.text)) - 1
-    lines = (LOCAL_SETS / "lambada_openai" / "lambada_test.jsonl").read_text().splitlines()
-    assert tasks["lambada_windows"].text == "\n".join(json.loads(line)["text"] for line in lines)
+    with open(LOCAL_SETS / "lambada_openai" / "lambada_test.jsonl") as lines:
+        assert tasks["lambada_windows"].text == "\n".join(json.loads(line)["text"] for line in lines)
     gpt = make_gpt("gpt2")
     for task in tasks.values():
         scores, _ = scores_of(gpt, tokenizer, task, limit=20)

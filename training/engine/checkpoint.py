@@ -18,8 +18,8 @@ from model.files import write_json
 
 from ..run.reader import checkpoint_name, damage, file_sha256, step_folders
 from ..state import TrainState
-from .paths import without_pattern
 from .unusual import frozen, scalars_merged
+from .weights import without_pattern
 
 
 def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> Path:

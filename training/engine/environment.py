@@ -10,7 +10,7 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What every launcher sets, all of them."""
 OF_HOST = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE")
 """Ranks of this host, as DeepSpeed's launcher and torchrun name them."""
-OURS = ("NORMLAB_JSONL_DIR", "NORMLAB_SAMPLE_DIR")
+OURS = ("NORMLAB_FOOTERS_DIR", "NORMLAB_HASH_DIR", "NORMLAB_JSONL_DIR", "NORMLAB_SAMPLE_DIR")
 """Variables that NormLab reads."""
 TASKS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE"}
 """How many processes were started by what is no launcher."""

@@ -1,7 +1,11 @@
 """Trained weights in a GPT of their own: a run's, out of what DeepSpeed wrote, or a Hugging Face folder's."""
 
+import glob
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,7 +24,6 @@ from ..run.reader import (
     read_summary,
     run_and_step,
 )
-from .paths import without_pattern
 
 Weights = dict[str, torch.Tensor]
 
@@ -101,6 +104,19 @@ def fp32_weights(checkpoint: Path) -> Weights:
     # ZeRO-3's are split, and among those; ZeRO-1's with fp32 weights are whole, and here alone.
     untrained = _read(model)["module"] if model.is_file() else {}
     return untrained | weights
+
+
+@contextmanager
+def without_pattern(folder: Path) -> Iterator[Path]:
+    """The folder, by a link where its path has brackets or other characters of a pattern, for which DeepSpeed
+    would take it."""
+    if not glob.has_magic(str(folder)):
+        yield folder
+        return
+    with TemporaryDirectory() as links:
+        link = Path(links, "folder")
+        link.symlink_to(folder.absolute())
+        yield link
 
 
 def _weights_without_zero(model: dict[str, Any]) -> Weights:
