@@ -94,7 +94,7 @@ def _of_copy(
 ) -> Source:
     """What the hub's cache on this disk has of a data set, which is read because of `error`."""
     with _plain(copy.folder) as place:
-        builder = _builder(config, key, UserError, path=str(place), name=config.subset)
+        builder = _builder(config, key, lambda _: error, path=str(place), name=config.subset)
         split = split_of(key, config.source, splits, _splits_of(builder))
         check_copy(copy, config, [_real(path) for path in builder.config.data_files[split]], error)
         return _of_builder(builder, config, key, splits, copy.commit)
