@@ -209,9 +209,8 @@ def load_tasks(
 
 def _check_items(name: str, config: dict[str, Any]) -> None:
     """Raises UserError, and for the hub's data what `datasets` raises."""
-    (file,) = config.get("dataset_kwargs", {}).get("data_files", {}).values() or [None]
-    local = file is not None and not file.endswith(".parquet")
-    check_items(name, read_items(name, Path(file)) if local else enumerate(_rows(config), 1), _where(config))
+    lines = [Path(file) for file in _files_of(config) if not file.endswith(".parquet")]
+    check_items(name, read_items(name, *lines) if lines else enumerate(_rows(config), 1), _where(config))
 
 
 def _in_windows(name: str, config: dict[str, Any]) -> "WindowTask":
