@@ -127,8 +127,8 @@ class Lane:
 
     def _next_document(self) -> np.ndarray:
         while self._document is None:
-            self.open()
-            assert self._rows is not None
+            if self._rows is None:
+                self._rows = self._read_window()
             if self._row < len(self._rows):
                 row = self._rows[self._row]
                 made = row if isinstance(row, np.ndarray) else self._corpus.tokens(row)

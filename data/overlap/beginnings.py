@@ -4,36 +4,40 @@ Token documents are read a hundred times as fast as text is tokenised, so that a
 the work. Here the first tokens of all documents of a shard are looked at together.
 """
 
+import functools
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import numpy as np
+import xxhash
 
 from ..tokenizer import Tokenizer
 
 FIRST_TOKENS = 6
 SHORTEST, LONGEST = 8, 48
 """So many letters and digits the first tokens have; with fewer or more nothing can be said of them."""
-_BASE, _CODE = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # odd, as all that multiplies modulo 2**64 should be
-_MODULUS = 2**64
-_FACTORS = np.array([pow(_BASE, length, _MODULUS) for length in range(LONGEST + 1)], np.uint64)
+# a sum counts its letters in its lowest bits; the rest are of their hashes
+_LENGTH_BITS = 16
+_LENGTH = np.uint64(2**_LENGTH_BITS - 1)
+_LARGEST = 2**64 - 1
+_UNSEEN = np.uint64(2**12)
+"""Of a token that was not seen yet: a length that no tokens have together."""
 
 
 class Beginnings:
-    """The beginnings of some texts, by hashes of their letters and digits in their plainest form (NFKD).
+    """The beginnings of some texts, by sums over their letters and digits in their plainest form (NFKD).
 
-    Those are the same in near copies, however spaces, quotes and dashes are written and cut into tokens.
+    Those are the same in near copies, however spaces, quotes and dashes are written and cut into tokens. A text
+    with the same letters in another order has the same sum too, and is looked at for nothing.
     """
 
     def __init__(self, letters: Iterable[str], tokenizer: Tokenizer) -> None:
         """Of each text the letters and digits that `first_letters` gives."""
-        hashes = {hash_ for of_text in letters for hash_ in _hashes(of_text)}
-        self._hashes = np.array(sorted(hashes | {_MODULUS - 1}), np.uint64)  # the last stands behind all
+        sums = {sum_ for of_text in letters for sum_ in accumulate(map(_of_letter, of_text), _plus)}
+        self._sums = np.array(sorted(sums | {_LARGEST}), np.uint64)  # the last stands behind all
         self._tokenizer = tokenizer
-        # of each token, filled in when it is first seen
-        self._is_known = np.zeros(tokenizer.vocab_size, bool)
-        self._hash = np.zeros(tokenizer.vocab_size, np.uint64)
-        self._length = np.zeros(tokenizer.vocab_size, np.int64)
+        self._of_token = np.full(tokenizer.vocab_size, _UNSEEN)  # the sum of its letters
 
     def candidates(self, documents: Sequence[np.ndarray]) -> list[int]:
         """Numbers of the documents, each with its `eot`, that may begin like one of the texts."""
@@ -47,34 +51,28 @@ class Beginnings:
         return sorted([*shorter, *(longer[number] for number in found)])
 
     def _may_begin_like(self, first: np.ndarray) -> list[int]:
-        is_known = self._is_known[first]
-        if not is_known.all():
-            for token in np.unique(first[~is_known]).tolist():
-                self._learn(token)
-        ends = self._length[first].cumsum(axis=1)
-        lengths = ends[:, -1]
-        # the hash of the whole from those of its tokens, by how much stands behind each
-        behind = np.minimum(lengths[:, None] - ends, LONGEST)
-        hashes = (self._hash[first] * _FACTORS[behind]).sum(axis=1)
-        may = self._hashes[np.searchsorted(self._hashes, hashes)] == hashes
+        sums = self._of_token[first].sum(axis=1)
+        lengths = sums & _LENGTH
+        if (lengths >= _UNSEEN).any():
+            for token in np.unique(first[self._of_token[first] == _UNSEEN]).tolist():
+                self._of_token[token] = self._sum_of(token)
+            return self._may_begin_like(first)
+        may = self._sums[np.searchsorted(self._sums, sums)] == sums
         may |= (lengths < SHORTEST) | (lengths > LONGEST)
         return np.flatnonzero(may).tolist()
 
-    def _learn(self, token: int) -> None:
-        self._is_known[token] = True
+    def _sum_of(self, token: int) -> int:
         text = self._tokenizer.decode_bytes(np.array([token], self._tokenizer.dtype))
         # U+2000 to U+203F are punctuation; what ends a character follows what begins it
         text = text.lstrip(bytes(range(0x80, 0xC0))).removesuffix(b"\xe2\x80")
         try:
-            whole = text.decode()
+            letters = _letters_and_digits(text.decode())
+            has_part = "\ufffd" in text.decode()
         except UnicodeDecodeError:
-            whole = "\ufffd"
-        if "\ufffd" in whole:  # it may have a part of a letter
-            self._length[token] = LONGEST + 1
-            return
-        letters = _letters_and_digits(whole)
-        self._length[token] = len(letters)
-        self._hash[token] = _hashes(letters)[-1] if letters else 0
+            has_part = True
+        if has_part or len(letters) > LONGEST:  # there may be a part of a letter
+            return LONGEST + 1
+        return functools.reduce(_plus, map(_of_letter, letters), 0)
 
 
 def _first_tokens(documents: Sequence[np.ndarray], lengths: list[int]) -> np.ndarray:
@@ -105,10 +103,10 @@ def _letters_and_digits(text: str) -> str:
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text)))
 
 
-def _hashes(text: str) -> list[int]:
-    """Of each beginning of a text, by its length."""
-    hashes, last = [], 0
-    for character in text:
-        last = (last * _BASE + (ord(character) + 1) * _CODE) % _MODULUS
-        hashes.append(last)
-    return hashes
+def _of_letter(letter: str) -> int:
+    """Its hash above the bits for a length of one."""
+    return (xxhash.xxh3_64_intdigest(letter.encode()) << _LENGTH_BITS) % 2**64 + 1
+
+
+def _plus(one: int, other: int) -> int:
+    return (one + other) % 2**64

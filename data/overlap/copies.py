@@ -81,12 +81,13 @@ class Copies:
                 yield number, copy
 
     def _candidates(self, documents: Sequence[Document], tokenizer: Tokenizer) -> Sequence[int]:
-        tokens = [document for document in documents if not isinstance(document, str)]
-        if not self._near or len(tokens) < len(documents):  # a source has either texts or tokens
-            return range(len(documents) if self._near else 0)
+        if not documents or not self._near:
+            return ()
+        if isinstance(documents[0], str):  # a source has either texts or tokens
+            return range(len(documents))
         if self._beginnings is None:  # not before: most sources are of text
             self._beginnings = Beginnings(self._letters, tokenizer)
-        return self._beginnings.candidates(tokens)
+        return self._beginnings.candidates(documents)  # type: ignore[arg-type]
 
     def find(self, document: Document, tokenizer: Tokenizer) -> Copy | None:
         """How a document is a copy; None where it is none. Tokens, with their `eot`, are decoded."""
