@@ -28,8 +28,8 @@ _UNSEEN = np.uint64(2**12)
 class Beginnings:
     """The beginnings of some texts, by sums over their letters and digits in their plainest form (NFKD).
 
-    Those are the same in near copies, however spaces, quotes and dashes are written and cut into tokens. A text
-    with the same letters in another order has the same sum too, and is looked at for nothing.
+    Those are the same in near copies, however spaces, quotes and dashes are written and cut into tokens. A
+    text with the same letters in another order has the same sum too, and is looked at for nothing.
     """
 
     def __init__(self, letters: Iterable[str], tokenizer: Tokenizer) -> None:
