@@ -17,6 +17,8 @@ from tqdm import tqdm
 from data import Tokenizer
 from model import GPT
 
+from .generation.texts import generate_texts
+
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
 """Padded input tokens per forward pass, by device: on a CPU larger batches only add padding."""
 POSITIONS_PER_HEAD_CALL = 2048
@@ -104,8 +106,11 @@ class NormLabLM(TemplateLM):
         return [sum((next(scores)[0] for _ in document), 0.0) for document in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Raises NotImplementedError: none of the tasks here generates text."""
-        raise NotImplementedError("NormLab scores text and generates none: choose tasks of log-likelihoods")
+        """For each (prompt, gen kwargs) what the model writes after the prompt, as the `hf` backend cuts it.
+
+        Raises UserError as `Decoding.of` does.
+        """
+        return generate_texts(self, requests)
 
     @torch.inference_mode()
     def _score(self, pairs: list[tuple[list[int], list[int]]], unit: str) -> list[tuple[float, bool]]:

@@ -57,15 +57,26 @@ def continue_text(
 
 
 def next_token(
-    logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator
+    logits: torch.Tensor,
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator,
+    top_p: float | None = None,
 ) -> int:
-    """A token id by its (vocab_size,) logits: the likeliest at temperature 0, else drawn."""
+    """A token id by its (vocab_size,) logits: the likeliest at temperature 0, else drawn.
+
+    `top_k` leaves the likeliest tokens to draw from, `top_p` of these the fewest that hold this probability.
+    """
     logits = logits.float().cpu()
     if temperature == 0:
         return int(logits.argmax())
     if top_k is not None:
         logits = logits.masked_fill(logits < logits.topk(min(top_k, len(logits))).values[-1], -torch.inf)
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+    probabilities = (logits / temperature).softmax(-1)
+    if top_p is not None:
+        sorted_, order = probabilities.sort(descending=True)
+        probabilities[order[sorted_.cumsum(-1) - sorted_ >= top_p]] = 0  # more likely ones hold top_p
+    return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
 @torch.no_grad()

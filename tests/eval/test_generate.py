@@ -89,6 +89,10 @@ def test_draws_follow_temperature_top_k_and_seed() -> None:
     for token in range(3):
         assert draws.count(token) / 4000 == pytest.approx(weights[token] / sum(weights), abs=0.03)
     assert 3 not in draws
+    # Of 0.47, 0.29 and less, the first two are the fewest that hold 0.6.
+    draws = [next_token(logits, 2.0, None, generator, top_p=0.6) for _ in range(200)]
+    assert {*draws} == {1, 2}
+    assert {next_token(logits, 2.0, None, generator, top_p=0.4) for _ in range(50)} == {1}
     gpt, tokenizer = tiny(), open_tokenizer("bytes")
 
     def text(**options) -> str:

@@ -15,6 +15,7 @@ from eval.jobs import run_tasks
 from eval.lm import NormLabLM
 from eval.tasks import load_tasks
 from model import GPT, GPTConfig, to_hf
+from model.errors import UserError
 from training.config.evaluation import PROTOCOL_TASKS
 
 PROSE = (
@@ -193,9 +194,66 @@ def test_a_token_across_the_border_of_context_and_answer_is_scored_whole(gpt, gp
     assert_same_scores(lm.loglikelihood(pairs(("exampl", "e of it"))), [direct(gpt, given, rest)])
 
 
-def test_generation_is_refused(gpt, gpt2):
-    with pytest.raises(NotImplementedError, match="generates none"):
-        NormLabLM(gpt, gpt2).generate_until([])
+def texts(*prompts: str, **gen_kwargs) -> list[Instance]:
+    return [
+        Instance("generate_until", {}, (prompt, gen_kwargs), 0, metadata=("writing", number, 1))
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def test_greedy_text_equals_the_hf_backends(gpt, gpt2, hf_lm):
+    prompts = ("The pumps ran", "A", PROSE * 3, "naïve “quoted” 東京", "Water is patient ")
+    lm = NormLabLM(gpt, gpt2)
+    plain = lm.generate_until(texts(*prompts, until=[], max_gen_toks=12))
+    assert plain == hf_lm.generate_until(texts(*prompts, until=[], max_gen_toks=12))
+    assert len(set(plain)) > 1
+    stop = plain[0][-6:-2]  # in the middle of what it writes
+    cut = lm.generate_until(texts(*prompts, until=[stop], max_gen_toks=12, do_sample=False, temperature=0.7))
+    assert cut == hf_lm.generate_until(texts(*prompts, until=[stop], max_gen_toks=12, do_sample=False))
+    assert cut[0] == plain[0].split(stop)[0] != plain[0]
+
+
+def test_greedy_text_is_the_likeliest_token_each_time_alone_and_in_batches():
+    gpt, tokenizer = make_gpt(257), open_tokenizer("bytes")
+    expected = []
+    for prompt in ("", "The pumps", PROSE):
+        tokens = [*prompt.encode()][-(64 - 20) :] or [256]
+        given = len(tokens)
+        while len(tokens) < given + 20 and tokens[-1:] != [256] or len(tokens) == given:
+            tokens.append(gpt(torch.tensor([tokens]))[0][0, -1].argmax().item())
+        expected.append(bytes(token for token in tokens[given:] if token < 256).decode(errors="replace"))
+    for tokens_per_batch in (1, 10**6):
+        lm = NormLabLM(gpt, tokenizer)
+        lm.tokens_per_batch = tokens_per_batch
+        assert lm.generate_until(texts("", "The pumps", PROSE, until=[], max_gen_toks=20)) == expected
+
+
+def test_drawn_text_depends_on_its_item_alone(gpt, gpt2):
+    lm = NormLabLM(gpt, gpt2)
+    options = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0, "top_k": 50}
+    requests = texts("The pumps", "The pumps", "Water", **options)
+    together = lm.generate_until(requests)
+    assert [lm.generate_until([request])[0] for request in requests] == together
+    assert together[0] != together[1]  # items draw apart
+    assert len(set(lm.generate_until([requests[0]] * 3))) == 3  # as do repeats
+    likeliest = lm.generate_until(texts("The pumps", until=[], max_gen_toks=6))
+    assert lm.generate_until(texts("The pumps", **options | {"top_k": 1})) == likeliest
+    assert lm.generate_until(texts("The pumps", **options | {"top_k": 0, "top_p": 1e-9})) == likeliest
+
+
+@pytest.mark.parametrize(
+    ("gen_kwargs", "problem"),
+    [
+        ({"num_beams": 4}, "'num_beams', which is not used here: known are until, max_gen_toks"),
+        ({}, "asks for 256 tokens, but the model's block holds 64 with the prompt: set max_gen_toks"),
+        ({"do_sample": True, "max_gen_toks": 5, "temperature": 0}, "do_sample with a temperature of 0"),
+        ({"temperature": 1, "max_gen_toks": 5, "top_p": 2}, "a top_p of 2, but it must be above 0"),
+        ({"temperature": 1, "max_gen_toks": 5, "top_k": -1}, "a top_k of -1, but it must be a whole"),
+    ],
+)
+def test_gen_kwargs_that_cannot_be_followed_are_named(gpt, gpt2, gen_kwargs, problem):
+    with pytest.raises(UserError, match=problem):
+        NormLabLM(gpt, gpt2).generate_until(texts("A", **gen_kwargs))
 
 
 @pytest.mark.skipif(not LOCAL_SETS.is_dir(), reason=f"no local evaluation sets in {LOCAL_SETS}")
