@@ -40,25 +40,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One column of the scorecard.
-
-    Attributes:
-        name: in csv and json.
-        title: in tables.
-        unit: of its values, which are shown in percent where lm-eval gives a fraction.
-        task: the task whose results hold it; empty for the validation losses.
-        key: lm-eval's name for it there.
-    """
-
-    name: str
-    title: str
-    unit: str
-    task: str = ""
-    key: str = ""
-
-
-@dataclass(frozen=True)
 class TaskSet:
     """Where a public task's definition and its local data lie."""
 
@@ -95,32 +76,6 @@ TEXT_SETS = {
     "wikitext2_windows": TextSet("wikitext", "page"),
     "lambada_windows": TextSet("lambada_openai", "text"),
 }
-# What the scorecard shows of them, in its order. Accuracy is lm-eval's `acc` throughout: the one that all
-# tasks have (WinoGrande has no acc_norm).
-TASK_METRICS = (
-    Metric("published_val_loss", "published val loss", "nats/token", PUBLISHED_VALIDATION, "loss"),
-    Metric("wikitext_ppl", "WikiText-2 ppl", "perplexity", "wikitext", "word_perplexity"),
-    Metric("wikitext_bits", "WikiText-2 bits/byte", "bits/byte", "wikitext", "bits_per_byte"),
-    Metric("lambada_ppl", "LAMBADA ppl", "perplexity", "lambada_openai", "perplexity"),
-    Metric(
-        "wikitext_windows_ppl",
-        "WikiText-2 windows ppl",
-        "perplexity",
-        "wikitext2_windows",
-        "token_perplexity",
-    ),
-    Metric("lambada_windows_ppl", "LAMBADA windows ppl", "perplexity", "lambada_windows", "token_perplexity"),
-    Metric("arc_easy_acc", "ARC-Easy %", "percent", "arc_easy", "acc"),
-    Metric("hellaswag_acc", "HellaSwag %", "percent", "hellaswag", "acc"),
-    Metric("piqa_acc", "PIQA %", "percent", "piqa", "acc"),
-    Metric("winogrande_acc", "WinoGrande %", "percent", "winogrande", "acc"),
-    Metric("sample_documents_ppl", "sample docs ppl", "perplexity", "sample_documents", "word_perplexity"),
-    Metric(
-        "sample_documents_bits", "sample docs bits/byte", "bits/byte", "sample_documents", "bits_per_byte"
-    ),
-    Metric("sample_lastword_ppl", "sample last-word ppl", "perplexity", "sample_lastword", "perplexity"),
-    Metric("sample_lastword_acc", "sample last-word %", "percent", "sample_lastword", "acc"),
-)
 
 _DOCUMENT_PERPLEXITY = {
     "output_type": "loglikelihood_rolling",

@@ -9,8 +9,8 @@ import pandas as pd
 
 from model.errors import UserError, did_you_mean
 
-from ..tasks import TASK_METRICS, Metric
 from .intervals import Interval, paired_interval
+from .metrics import TASK_METRICS, Metric, other_metrics
 from .results import GIVEN_WEIGHTS, RunRecord
 from .verdicts import describe_status, find_floors, find_problems, judge, write_headline
 
@@ -60,11 +60,13 @@ class Scorecard:
     compared difference, low, high, p_value, n, the number of paired seeds, and what the interval is over
     ("seeds", "documents" or "items"). Accuracies are in percent. `floors` are by tokenizer, in nats per
     token. `yardstick` is the metric that verdicts and headline are about: the validation loss in nats per
-    token, or in bits per byte where the runs have several tokenizers.
+    token, or in bits per byte where the runs have several tokenizers. `metrics` are the columns that there
+    may be: METRICS, and those of other tasks that a run was scored on.
     """
 
     baseline: str
     yardstick: Metric
+    metrics: tuple[Metric, ...]
     runs: pd.DataFrame
     rows: pd.DataFrame
     scores: pd.DataFrame
@@ -80,6 +82,7 @@ def build_scorecard(records: Sequence[RunRecord], baseline: str | None = None) -
     table["baseline"] = (table["name"] == baseline) | (table["variant"] == baseline)
     counted = table[table["counted"]]
     yardstick = choose_yardstick(counted)
+    metrics = (*METRICS, *other_metrics(record.scores for record in counted["record"]))
 
     rows, scores = [], []
     for name, group in table.groupby("name", sort=False):
@@ -87,7 +90,9 @@ def build_scorecard(records: Sequence[RunRecord], baseline: str | None = None) -
         comparisons: dict[str, dict[str, Any]] = {}
         verdict = "baseline"
         if not group["baseline"].iloc[0]:
-            comparisons, verdict = compare(finished, counted[counted["baseline"]], baseline, yardstick)
+            comparisons, verdict = compare(
+                finished, counted[counted["baseline"]], baseline, yardstick, metrics
+            )
         first = (finished if len(finished) else group).iloc[0]
         rows.append(
             {
@@ -101,7 +106,7 @@ def build_scorecard(records: Sequence[RunRecord], baseline: str | None = None) -
                 "verdict": verdict,
             }
         )
-        for metric, average in average_scores(finished).items():
+        for metric, average in average_scores(finished, metrics).items():
             scores.append({"name": name, "metric": metric, **average, **comparisons.get(metric, {})})
 
     row_table = pd.DataFrame(rows).sort_values(yardstick.name, ignore_index=True)
@@ -111,6 +116,7 @@ def build_scorecard(records: Sequence[RunRecord], baseline: str | None = None) -
     return Scorecard(
         baseline=baseline,
         yardstick=yardstick,
+        metrics=metrics,
         runs=table,
         rows=row_table,
         scores=score_table,
@@ -187,13 +193,13 @@ def choose_yardstick(counted: pd.DataFrame) -> Metric:
     return VAL_BITS if several and counted[VAL_BITS.name].notna().all() else VAL_LOSS
 
 
-def average_scores(finished: pd.DataFrame) -> dict[str, dict[str, float]]:
+def average_scores(finished: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, dict[str, float]]:
     """Every metric's mean over a variant's finished runs, its deviation over seeds and its error over items.
 
     The item error is the mean of the runs' errors: all answer the same items, so more seeds do not shrink it.
     """
     averages = {}
-    for metric in METRICS:
+    for metric in metrics:
         scale = 100 if metric.unit == "percent" else 1
         if not metric.task:
             values, error = finished[metric.name].dropna(), math.nan
@@ -211,7 +217,11 @@ def average_scores(finished: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def compare(
-    candidate: pd.DataFrame, baseline: pd.DataFrame, name: str, yardstick: Metric
+    candidate: pd.DataFrame,
+    baseline: pd.DataFrame,
+    name: str,
+    yardstick: Metric,
+    metrics: Sequence[Metric],
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """Differences of the candidate's runs to their partners, {metric: columns of `scores`}, or why none."""
     if candidate.empty:
@@ -244,7 +254,7 @@ def compare(
             key: factor * loss_scores[key] for key in ("difference", "low", "high") if key in loss_scores
         }
         comparisons[VAL_BITS.name] = loss_scores | in_bits
-    for metric in METRICS:
+    for metric in metrics:
         if metric.unit == "percent" and (over_items := compare_items(pairs, metric)):
             comparisons[metric.name] = {**vars(over_items), "interval": "items", "seeds": len(pairs)}
     return comparisons, ""

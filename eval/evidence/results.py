@@ -20,6 +20,8 @@ from training.run.reader import (
 )
 from training.schedule import ScheduleConfig
 
+from ..result_files import score_name
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -121,13 +123,14 @@ class RunRecord:
     def scores(self) -> dict[str, dict[str, float]]:
         """Task scores of the last evaluated step, {task: {metric: value}}, without lm-eval's suffix `,none`.
 
-        Standard errors are there as `acc_stderr`; strings ("N/A", aliases) and non-finite values are not.
+        Standard errors are there as `acc_stderr`, of another filter as `exact_match,strict_stderr`; strings
+        ("N/A", aliases) and non-finite values are not.
         """
         return {
             task: {
-                key.removesuffix(",none"): float(value)
+                _score_name(key): float(value)
                 for key, value in entries.items()
-                if key.endswith(",none") and isinstance(value, int | float) and math.isfinite(value)
+                if "," in key and isinstance(value, int | float) and math.isfinite(value)
             }
             for task, entries in self.results.get("results", {}).items()
         }
@@ -159,6 +162,12 @@ class RunRecord:
 
         path = evaluation_folder(self.folder, step) / file_name
         return pd.read_parquet(path) if path.exists() else None
+
+
+def _score_name(key: str) -> str:
+    metric, _, filter_name = key.partition(",")
+    error = "_stderr" if metric.endswith("_stderr") else ""
+    return score_name(f"{metric.removesuffix('_stderr')},{filter_name}") + error
 
 
 def read_run(run_dir: str | Path) -> RunRecord:

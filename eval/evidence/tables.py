@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..tasks import Metric
-from .comparison import METRICS, VAL_BITS, VAL_LOSS, Scorecard
+from .comparison import VAL_BITS, VAL_LOSS, Scorecard
+from .metrics import Metric
 from .verdicts import describe_sample, format_interval
 
 NOTES = (
@@ -16,7 +16,8 @@ NOTES = (
     "ends of documents included, which compares across tokenizers; lower is better.",
     "An interval over seeds holds seed-to-seed and evaluation noise. One over documents or items holds "
     "evaluation noise only: another seed may move the difference further than the interval is wide.",
-    "Accuracy is lm-eval's acc (no length normalisation), ± its standard error over the items; WikiText-2 "
+    "Accuracy is lm-eval's acc (no length normalisation), norm its acc_norm (by the answers' bytes), ± the "
+    "standard error over the items; WikiText-2 "
     "and sample document perplexity is per word. Windows ppl is per token, over windows of the whole text; "
     "published val loss is over random windows of the validation set, ± its standard error over batches: "
     "both as the benchmark publishes them.",
@@ -32,7 +33,7 @@ def score_table(card: Scorecard) -> pd.DataFrame:
             "seeds": card.rows["seeds"].astype(str).where(~card.rows["given"], "-"),
         }
     )
-    for metric in METRICS:
+    for metric in card.metrics:
         scores = _metric_scores(card, metric)
         if scores["value"].notna().any():
             table[metric.title] = [_format_score(score, metric) for _, score in scores.iterrows()]
@@ -56,7 +57,7 @@ def difference_table(card: Scorecard) -> pd.DataFrame:
 def item_difference_table(card: Scorecard) -> pd.DataFrame:
     """Differences in accuracy to the baseline as text, points with intervals; empty without any."""
     table = pd.DataFrame({"variant": row_titles(card)})
-    for metric in METRICS:
+    for metric in card.metrics:
         scores = _metric_scores(card, metric)
         if metric.unit == "percent" and scores["difference"].notna().any():
             table[metric.title.removesuffix(" %")] = _format_differences(scores, digits=2)
@@ -140,7 +141,7 @@ def to_csv(card: Scorecard) -> str:
 def tidy_table(card: Scorecard) -> pd.DataFrame:
     """A line per variant and metric, in full precision; a variant without a score still has a line."""
     rows = card.rows.drop(columns=[VAL_LOSS.name, VAL_BITS.name]).rename(columns={"seeds": "finished_runs"})
-    units = card.scores["metric"].map({metric.name: metric.unit for metric in METRICS})
+    units = card.scores["metric"].map({metric.name: metric.unit for metric in card.metrics})
     scores = card.scores.rename(columns={"seeds": "paired_seeds"}).assign(unit=units)
     return rows.merge(scores, on="name", how="left")
 

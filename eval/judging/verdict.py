@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ..evidence.comparison import METRICS, VAL_LOSS, Scorecard, build_scorecard
+from ..evidence.metrics import Metric
 from ..evidence.results import RunRecord, read_run
 from ..evidence.tables import format_value
 from ..evidence.verdicts import describe_sample, format_interval
@@ -90,7 +91,7 @@ def _evaluation(card: Scorecard, name: str, baseline: str) -> dict[str, dict[str
     """Each metric but the yardstick: both means, and the difference with its interval where there is one."""
     table: dict[str, dict[str, Any]] = {}
     its_names = set(card.rows.loc[card.rows["baseline"], "name"])
-    for metric in METRICS:
+    for metric in card.metrics:
         scores = card.scores[card.scores["metric"] == metric.name]
         mine = scores[scores["name"] == name]
         its = scores[scores["name"].isin(its_names)]
@@ -140,8 +141,9 @@ def describe(content: Mapping[str, Any]) -> str:
         )
     metrics = {metric.name: metric for metric in METRICS}
     for name, score in content["evaluation"].items():
-        mine, its = (format_value(score[key], metrics[name]) for key in ("candidate", "baseline"))
-        lines.append(f"{metrics[name].title}: {mine} against {its} {metrics[name].unit}")
+        metric = metrics.get(name) or Metric(name, name.replace("_", " "), score["unit"])
+        mine, its = (format_value(score[key], metric) for key in ("candidate", "baseline"))
+        lines.append(f"{metric.title}: {mine} against {its} {metric.unit}")
     for name, cost in content["cost"].items():
         if cost["ratio"] is not None:
             lines.append(f"{name.replace('_', ' ')}: {cost['ratio']:.3f} times the baseline's")

@@ -183,8 +183,8 @@ def test_a_definition_that_does_not_load_is_named(tmp_path, text, problem):
     ("change", "problem"),
     [
         (
-            ('doc_to_text: "Q: {{', 'doc_to_text: "Q: {{undefined.x + '),
-            "'sea_a': its definition makes no",
+            ("{{question}}", "{{question if answer == 0 else there.is_none}}"),  # the first item has 0
+            "'sea_a': its definition makes no request of an item: UndefinedError: 'there'",
         ),
         (("sea_a.jsonl", "gone.jsonl"), "task 'sea_a' cannot be loaded: .*gone.jsonl"),
         (("output_type: multiple_choice", "output_type: unheard_of"), "task 'sea_a' cannot be loaded: "),

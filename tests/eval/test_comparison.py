@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from eval.evidence.results import read_run
-from eval.evidence.tables import to_markdown
+from eval.evidence.tables import score_table, to_markdown
 from tests.eval.cards import card_of, documents, score_of, verdict_on
 
 MakeRun = Callable[..., Path]
@@ -85,6 +85,39 @@ def test_accuracies_are_compared_item_by_item(make_run: MakeRun) -> None:
     assert score["value"] == pytest.approx(100 * right["rmsnorm"].mean())
     assert score["standard_error"] == pytest.approx(2.0)
     assert f"{score['value']:.2f} ± 2.00" in to_markdown(card)
+
+
+def test_any_tasks_metrics_are_columns_by_their_names(make_run: MakeRun) -> None:
+    rng = np.random.default_rng(3)
+    folders, right = [], {}
+    for name in ("vanilla", "rmsnorm"):
+        right[name] = (rng.random(50) < 0.4) * 1.0
+        tasks = {
+            "sea_words": {"exact_match": right[name].mean(), "exact_match_stderr": 0.1, "bleu": 7.25},
+            "hellaswag": {"acc": 0.25, "acc_norm": 0.3125, "acc_norm_stderr": 0.01},
+            "sea": {"acc": 0.5, "acc_stderr": "N/A"},
+        }
+        items = {
+            "task": "sea_words",
+            "doc_id": range(50),
+            "metric": "exact_match,first",
+            "value": right[name],
+        }
+        run = make_run(name, tasks=tasks, items=pd.DataFrame(items))
+        file = run / "eval" / "step_00000200" / "results.json"
+        text = file.read_text().replace("exact_match,none", "exact_match,first")
+        file.write_text(text.replace("exact_match_stderr,none", "exact_match_stderr,first"))
+        folders.append(run)
+    card = card_of(*folders)
+    score = score_of(card, "rmsnorm", "sea_words_exact_match,first")
+    expected = stats.ttest_rel(100 * right["rmsnorm"], 100 * right["vanilla"]).confidence_interval(0.95)
+    assert (score["low"], score["high"]) == pytest.approx(tuple(expected))
+    assert (score["value"], score["standard_error"]) == pytest.approx((100 * right["rmsnorm"].mean(), 10.0))
+    assert score_of(card, "rmsnorm", "sea_words_bleu")["value"] == 7.25
+    table = score_table(card).iloc[0]
+    assert table["HellaSwag norm %"] == "31.25 ± 1.00" and table["HellaSwag %"] == "25.00"
+    assert table["sea acc %"] == "50.00" and table["sea_words bleu"] == "7.2500"
+    assert list(table.index[-3:]) == ["sea acc %", "sea_words bleu", "sea_words exact_match,first %"]
 
 
 def test_items_answered_alike_claim_no_certainty(make_run: MakeRun) -> None:
