@@ -19,7 +19,7 @@ from training.run.reader import (
 
 from .command import checkpoint_parser, run_job
 from .given import STEP, check_given, load_given, score_validation
-from .harness.tasks import expand, group_results
+from .harness.tasks import expand, group_results, takes_fewshot
 from .result_files import check_limit, format_table, results_file, stored_results, write_results
 from .tasks import check_tasks, load_tasks
 
@@ -199,6 +199,8 @@ def score(
     )
     stored = stored_results(job.out, job.step, config)["results"]
     tasks = {name: task for name, task in tasks.items() if name not in stored}  # of a group
+    if fixed := [name for name, task in tasks.items() if not takes_fewshot(task, config.num_fewshot)]:
+        console.say(f"eval.num_fewshot does nothing for {', '.join(fixed)}: they show no examples")
     gpt, tokenizer = loaded or load(job)
     check_requests(tasks, tokenizer, gpt.config.block_size, config.limit)
     what = job.source if job.is_given else f"step {job.step} of {job.source}"

@@ -123,7 +123,7 @@ def per_item(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> "pd.DataFram
         for sample in task_samples:
             for metric in sample["metrics"]:
                 score = sample[metric]
-                if metric in WEIGHTED:
+                if metric in WEIGHTED and isinstance(score, tuple):
                     value, weight = score[0] / score[1], score[1]
                 elif isinstance(score, int | float | np.number | np.bool_):
                     value, weight = score, 1

@@ -229,7 +229,7 @@ def _definition(file: str) -> dict[str, Any]:
     import lm_eval.tasks
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    return load_yaml(Path(lm_eval.tasks.__file__).parent / file) | {"num_fewshot": 0}
+    return load_yaml(Path(lm_eval.tasks.__file__).parent / file)
 
 
 def _read_from(split: str, file: Path) -> dict[str, Any]:

@@ -143,6 +143,21 @@ def set_fewshot(task: "Task", num_fewshot: int | None) -> None:
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
+def takes_fewshot(task: object, num_fewshot: int | None) -> bool:
+    """Whether a task has as many solved examples as were asked for; true of a group, whose tasks say it."""
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task
+
+    if not num_fewshot or isinstance(task, Group):
+        return True
+    rolling = "loglikelihood_rolling"  # which scores documents, and shows none before
+    return (
+        isinstance(task, Task)
+        and rolling != task.OUTPUT_TYPE
+        and (task.get_config("num_fewshot") == num_fewshot)
+    )
+
+
 def group_results(group: "Group", stored: Mapping[str, Any]) -> dict[str, Any]:
     """A group's means over its tasks, by lm-eval's weights, from the stored results of these.
 

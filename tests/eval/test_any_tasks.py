@@ -122,6 +122,7 @@ def test_items_of_filters_are_told_apart(scored):
 
 def test_a_table_has_a_groups_tasks_and_all_filters(scored):
     _, _, _, lines, first = scored
+    assert "eval.num_fewshot does nothing for sea_words: they show no examples" in lines
     table = lines[first - 2].splitlines()
     named = [tuple(line.split()[:2]) for line in table]
     assert named[:5] == [
@@ -129,6 +130,25 @@ def test_a_table_has_a_groups_tasks_and_all_filters(scored):
     ]  # fmt: skip
     assert ("sea_words", "exact_match,first") in named
     assert lines[first:] == lines[first - 2 : first]  # nothing was scored again
+
+
+def test_solved_examples_stand_before_the_items_of_local_sets(tmp_path):
+    items = [{"goal": f"dry {n} sails", "sol1": "hang", "sol2": "sink", "label": n % 2} for n in range(5)]
+    (tmp_path / "piqa").mkdir()
+    (tmp_path / "piqa" / "validation.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    solved = [
+        f"Question: {item['goal']}\nAnswer: {item['sol2' if item['label'] else 'sol1']}\n\n" for item in items
+    ]
+    for asked in (None, 2):
+        task = load_tasks(["piqa"], tmp_path, num_fewshot=asked)["piqa"]
+        task.build_all_requests()
+        for request in task.instances:
+            own = f"Question: {items[request.doc_id]['goal']}\nAnswer:"
+            assert request.args[0].endswith(own)
+            before = request.args[0].removesuffix(own)
+            shown = [example for example in solved if example in before]
+            assert len(shown) == (asked or 0) and len(before) == sum(map(len, shown))
+            assert solved[request.doc_id] not in shown
 
 
 def test_every_name_of_lm_eval_is_known_without_importing_it(yaml_tasks):

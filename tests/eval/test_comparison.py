@@ -103,7 +103,7 @@ def test_any_tasks_metrics_are_columns_by_their_names(make_run: MakeRun) -> None
             "metric": "exact_match,first",
             "value": right[name],
         }
-        run = make_run(name, tasks=tasks, items=pd.DataFrame(items))
+        run = make_run(name, tasks=tasks, items=pd.DataFrame(items | {"value": right[name]}))
         file = run / "eval" / "step_00000200" / "results.json"
         text = file.read_text().replace("exact_match,none", "exact_match,first")
         file.write_text(text.replace("exact_match_stderr,none", "exact_match_stderr,first"))
