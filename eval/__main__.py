@@ -38,6 +38,7 @@ class Job:
         out: the folder that gets eval/step_*: the source unless --out names another.
         step: of the checkpoint.
         config: which tasks, on which items.
+        slices: whether the validation loss is scored in slices too.
     """
 
     source: Path
@@ -45,6 +46,7 @@ class Job:
     out: Path
     step: int
     config: EvalConfig
+    slices: bool
 
     @property
     def is_given(self) -> bool:
@@ -89,6 +91,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="of a model without a run: where its results go (default: into its folder)",
     )
+    parser.add_argument(
+        "--slices",
+        action="store_true",
+        help="validation loss by position in the block, token frequency and document length, into "
+        "slices.parquet; no tasks then but those of --tasks",
+    )
     return parser.parse_args(argv)
 
 
@@ -109,6 +117,8 @@ def check(options: argparse.Namespace) -> Job:
     section = read_recipe(like).get("eval") or {}
     if options.tasks is not None:
         section["tasks"] = options.tasks.split(",")
+    elif options.slices:
+        section["tasks"] = ()
     if options.eval_data is not None:
         section["data_dir"] = options.eval_data
     if options.limit is not None:
@@ -119,7 +129,7 @@ def check(options: argparse.Namespace) -> Job:
     step = STEP if like != source else find_checkpoint(source, options.step)[1]
     check_tasks(config.tasks, config.data_dir)
     check_limit(out, step, config.limit)
-    return Job(source, like, out, step, config)
+    return Job(source, like, out, step, config, options.slices)
 
 
 def evaluate_model(job: Job, console: "Console") -> None:
@@ -130,6 +140,13 @@ def evaluate_model(job: Job, console: "Console") -> None:
     if job.is_given:
         loaded = load(job)
         score_validation(*loaded, job.source, job.like, job.out, console)
+    if job.slices:
+        from .slices.losses import write_slices
+
+        loaded = loaded or load(job)
+        write_slices(loaded[0], job.step, job.like, job.out, console)
+        if not config.tasks:
+            return
     stored = stored_results(job.out, job.step, config.limit, config.data_dir)
     if missing := tuple(name for name in config.tasks if name not in stored["results"]):
         console.say(f"reading {', '.join(missing)} from {config.data_dir or 'the hub or the sample'}")
