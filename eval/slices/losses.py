@@ -26,13 +26,12 @@ from training.validation import token_losses
 from ..evidence.intervals import paired_interval
 from ..lm import TOKENS_PER_BATCH
 from ..windows import validation_set
+from .comparison import BUCKET, bucket_title
 
 if TYPE_CHECKING:
     from model import GPT
     from training.run.console import Console
 
-BUCKET = ["kind", "low", "high"]
-"""The columns that name a bucket."""
 GROWTH = {"position": 2, "frequency": 10, "length": 4}
 """By kind, how many times the lowest value of a bucket the next one begins at: 1, 2, 4, ... for position."""
 
@@ -107,15 +106,10 @@ def _by_document(
     )
 
 
-def bucket_title(low: int, high: int) -> str:
-    """The values of a bucket as text: "0", "512-1,023"."""
-    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
-
-
 def format_slices(slices: pd.DataFrame) -> str:
     """A line per bucket: kind, values, tokens, nats per token, and its 95 % interval over documents."""
     lines = []
-    for (kind, low, high), rows in slices.groupby(BUCKET, sort=False):
+    for (kind, low, high), rows in slices.groupby(["kind", *BUCKET], sort=False):
         tokens = int(rows["tokens"].sum())
         line = (
             f"{kind:<10}{bucket_title(low, high):>16}{tokens:>12,} tokens{rows['loss'].sum() / tokens:>9.4f}"
