@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 70, 16, 14, 40  # px
-BUCKETS_SIZE = (520, 280)  # px
+BUCKETS_SIZE = (400, 260)  # px
 
 
 class Style(NamedTuple):

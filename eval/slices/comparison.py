@@ -30,7 +30,9 @@ def bucket_title(low: int, high: int) -> str:
 
 
 def compare_slices(card: Scorecard) -> dict[str, pd.DataFrame]:
-    """By tokenizer a row for each kind, bucket and variant that has slices of its final validation.
+    """By tokenizer a row for each kind, bucket and variant with slices of its final validation.
+
+    The baseline comes first.
 
     Columns: kind, name, low, high, tokens, loss (nats per token, the mean over the variant's finished runs),
     and where it is compared difference, interval_low, interval_high (95 %) and what that is over ("seeds" or
@@ -39,9 +41,10 @@ def compare_slices(card: Scorecard) -> dict[str, pd.DataFrame]:
     """
     has_slices = [record.slices is not None for record in card.runs["record"]]
     runs = card.runs[card.runs["counted"] & pd.Series(has_slices, card.runs.index)]
+    names = list(card.rows.sort_values("baseline", ascending=False, kind="stable")["name"])
     tables = {}
     for tokenizer, of_tokenizer in runs.groupby("tokenizer", sort=False):
-        rows = [row for kind in TITLES for row in _rows_of(kind, of_tokenizer, list(card.rows["name"]))]
+        rows = [row for kind in TITLES for row in _rows_of(kind, of_tokenizer, names)]
         tables[str(tokenizer)] = pd.DataFrame(rows, columns=list(COLUMNS))
     return tables
 

@@ -70,4 +70,4 @@ def _chart(kind: str, rows: pd.DataFrame, colours: dict[str, int]) -> dict[str, 
         ]
         marks.append((Style(str(name), colours[str(name)], dashes), of_buckets))
     labels = [f"{low:,}" for low in buckets]
-    return interval_chart(f"{TITLES[kind]}, from", "nats per token", labels, marks)
+    return interval_chart(TITLES[kind], "nats per token", labels, marks)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from data import DataConfig, ValidationSet, open_data
 from eval.__main__ import check, evaluate_model, parse
@@ -143,6 +144,21 @@ def test_slices_of_other_data_than_the_runs_are_refused(run: Path, tmp_path: Pat
     with pytest.raises(UserError, match=r"its validation set is not the one that the run was validated on"):
         evaluate(other, "--slices")
     assert not (other / "eval").exists()
+
+
+def test_given_weights_have_the_slices_of_their_validation_losses(run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=2 * BLOCK_SIZE, vocab_size=257)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "published")
+    evaluate(tmp_path / "published", "--validation_like", str(run), "--slices")
+    folder = tmp_path / "published" / "eval" / "step_00000000"
+    documents = pd.read_parquet(folder / "validation.parquet").set_index("document")
+    slices = pd.read_parquet(folder / "slices.parquet")
+    sums = slices.groupby(["kind", "document"])[["tokens", "loss"]].sum()
+    for kind in ("position", "frequency", "length"):
+        assert sums["tokens"][kind].tolist() == documents["tokens"].tolist()
+        assert sums["loss"][kind].tolist() == pytest.approx(documents["loss"].tolist(), rel=1e-9)
+    assert slices[slices["kind"] == "position"]["high"].max() == BLOCK_SIZE - 1  # the run's
 
 
 def test_one_long_document_fills_one_bucket_of_length() -> None:
