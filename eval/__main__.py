@@ -39,6 +39,7 @@ class Job:
         out: the folder that gets eval/step_*: the source unless --out names another.
         step: of the checkpoint.
         config: which tasks, on which items.
+        slices: whether the validation loss is scored in slices too.
     """
 
     source: Path
@@ -46,6 +47,7 @@ class Job:
     out: Path
     step: int
     config: EvalConfig
+    slices: bool
 
     @property
     def is_given(self) -> bool:
@@ -107,6 +109,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="of a model without a run: where its results go (default: into its folder)",
     )
+    parser.add_argument(
+        "--slices",
+        action="store_true",
+        help="validation loss by position in the block, token frequency and document length, into "
+        "slices.parquet; no tasks then but those of --tasks",
+    )
     return parser.parse_args(argv)
 
 
@@ -132,6 +140,8 @@ def check(options: argparse.Namespace) -> Job:
     section = read_recipe(like).get("eval") or {}
     if options.tasks is not None:
         section["tasks"] = options.tasks.split(",")
+    elif options.slices:
+        section["tasks"] = ()
     if options.eval_data is not None:
         section["data_dir"] = options.eval_data
     for key in ("limit", "include_path", "num_fewshot"):
@@ -143,7 +153,7 @@ def check(options: argparse.Namespace) -> Job:
     step = STEP if like != source else find_checkpoint(source, options.step)[1]
     check_tasks(config.tasks, config.data_dir, config.include_path)
     check_limit(out, step, config.limit)
-    return Job(source, like, out, step, config)
+    return Job(source, like, out, step, config, options.slices)
 
 
 def evaluate_model(job: Job, console: "Console") -> None:
@@ -154,6 +164,13 @@ def evaluate_model(job: Job, console: "Console") -> None:
     if job.is_given:
         loaded = load(job)
         score_validation(*loaded, job.source, job.like, job.out, console)
+    if job.slices:
+        from .slices.losses import write_slices
+
+        loaded = loaded or load(job)
+        write_slices(loaded[0], job.step, job.like, job.out, console)
+        if not config.tasks:
+            return
     names = expand(config.tasks, config.include_path)
     stored = stored_results(job.out, job.step, config)
     if missing := tuple(name for name in names if name not in stored["results"]):

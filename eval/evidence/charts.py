@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 70, 16, 14, 40  # px
+BUCKETS_SIZE = (400, 260)  # px
 
 
 class Style(NamedTuple):
@@ -16,6 +17,15 @@ class Style(NamedTuple):
     title: str
     colour: int
     dashes: str
+
+
+class Mark(NamedTuple):
+    """A difference above one bucket, with its interval's ends where it has one."""
+
+    bucket: int
+    difference: float
+    low: float
+    high: float
 
 
 @dataclass
@@ -129,4 +139,55 @@ def line_chart(
         "floors": [(y_px(floor), f"{name} {floor:.2f}") for name, floor in (floors or {}).items()],
         "curves": drawn,
         "hover": {"width": width, "left": left, "right": right, "xHigh": x_high, "curves": hover},
+    }
+
+
+def interval_chart(
+    x_label: str, y_label: str, buckets: list[str], marks: list[tuple[Style, list[Mark]]]
+) -> dict[str, Any]:
+    """Geometry of differences with their intervals, in px: a place on the x axis for each bucket, zero amid.
+
+    The runs of one bucket stand side by side, in the order given. The dashes are the intervals'.
+    """
+    width, height = BUCKETS_SIZE
+    left, right, top, bottom = MARGIN_LEFT, width - MARGIN_RIGHT, MARGIN_TOP, height - MARGIN_BOTTOM
+    ends = [end for _, of_run in marks for mark in of_run for end in mark[1:] if not math.isnan(end)]
+    reach = 1.1 * max(map(abs, ends), default=0.0) or 1.0
+    place = (right - left) / len(buckets)
+
+    def x_px(bucket: float) -> float:
+        return round(left + place * bucket, 1)
+
+    def y_px(y: float) -> float:
+        return round((top + bottom) / 2 - (bottom - top) / 2 * y / reach, 1)
+
+    drawn = [
+        {
+            **style._asdict(),
+            "marks": [
+                {
+                    # the middle six tenths of a place are the runs', the rest parts the buckets
+                    "x": x_px(mark.bucket + 0.2 + 0.6 * (number + 0.5) / len(marks)),
+                    "y": y_px(mark.difference),
+                    "ends": None if math.isnan(mark.low) else (y_px(mark.low), y_px(mark.high)),
+                    "label": f"{style.title}, {buckets[mark.bucket]}: {mark.difference:+.4f}",
+                }
+                for mark in of_run
+            ],
+        }
+        for number, (style, of_run) in enumerate(marks)
+    ]
+    return {
+        "x_label": x_label,
+        "y_label": y_label,
+        "width": width,
+        "height": height,
+        "left": left,
+        "right": right,
+        "top": top,
+        "bottom": bottom,
+        "x_ticks": [(x_px(number + 0.5), bucket) for number, bucket in enumerate(buckets)],
+        "y_ticks": [(y_px(y), f"{y:+.6g}" if y else "0") for y in ticks(-reach, reach, about=5)],
+        "zero": y_px(0),
+        "curves": drawn,
     }

@@ -231,11 +231,7 @@ def compare(
     keys, loss = SAME_TOKENS, VAL_LOSS
     if yardstick is VAL_BITS and set(candidate["tokenizer"]).isdisjoint(baseline["tokenizer"]):
         keys, loss = SAME_TEXT, VAL_BITS
-    if candidate["given"].any() or baseline["given"].any():
-        candidate = candidate.drop_duplicates(list(keys))  # one model beside another: nothing to pair by
-    else:
-        keys = PAIR_KEYS | keys
-    pairs = candidate.merge(baseline.drop_duplicates(list(keys)), on=list(keys), suffixes=("", "_baseline"))
+    pairs, keys = pair_runs(candidate, baseline, keys)
     if pairs.empty:
         other = [title for key, title in keys.items() if set(candidate[key]).isdisjoint(baseline[key])]
         return {}, f"not comparable, no {name} run has the same {' and '.join(other or keys.values())}"
@@ -258,6 +254,21 @@ def compare(
         if metric.unit == "percent" and (over_items := compare_items(pairs, metric)):
             comparisons[metric.name] = {**vars(over_items), "interval": "items", "seeds": len(pairs)}
     return comparisons, ""
+
+
+def pair_runs(
+    candidate: pd.DataFrame, baseline: pd.DataFrame, same: dict[str, str]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The candidate's runs beside their partners (columns with `_baseline`), and what a pair has in common.
+
+    That is `same`, and PAIR_KEYS where both were trained here.
+    """
+    if candidate["given"].any() or baseline["given"].any():
+        candidate = candidate.drop_duplicates(list(same))  # one model beside another: nothing to pair by
+    else:
+        same = PAIR_KEYS | same
+    others = baseline.drop_duplicates(list(same))
+    return candidate.merge(others, on=list(same), suffixes=("", "_baseline")), same
 
 
 def compare_documents(candidate: RunRecord, baseline: RunRecord, loss: Metric) -> Interval | None:

@@ -157,6 +157,11 @@ class RunRecord:
         """
         return self._table(self.summary.get("step") or 0, "validation.parquet")
 
+    @cached_property
+    def slices(self) -> "pd.DataFrame | None":
+        """The final validation in slices: kind, low, high, document, tokens, loss; None if not kept."""
+        return self._table(self.summary.get("step") or 0, "slices.parquet")
+
     def _table(self, step: int, file_name: str) -> "pd.DataFrame | None":
         import pandas as pd
 

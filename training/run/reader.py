@@ -178,8 +178,8 @@ def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
 def evaluation_folder(run_dir: Path, step: int) -> Path:
     """Where the evaluations of a run's model at `step` lie.
 
-    `validation.parquet` holds the losses by document; `results.json` and `per_item.parquet` hold the scores
-    on tasks.
+    `validation.parquet` holds the losses by document, `slices.parquet` those in slices; `results.json` and
+    `per_item.parquet` hold the scores on tasks.
     """
     return run_dir / "eval" / checkpoint_name(step)
 
