@@ -91,10 +91,17 @@ def killed_then_diverged(rank: int, folder: Path) -> None:
     (folder / "command").write_text(sentence.rpartition("wandb sync ")[2])
 
 
-def test_two_starts_are_parts_of_one_run_whose_steps_go_on(tmp_path: Path) -> None:
-    run_on_ranks(killed_then_diverged, 1, tmp_path)
-    parts = offline_folders(tmp_path)
-    (pattern,) = shlex.split((tmp_path / "command").read_text())  # one word, which the shell expands
+@pytest.fixture(scope="module")
+def two_starts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was started twice."""
+    folder = tmp_path_factory.mktemp("two_starts")
+    run_on_ranks(killed_then_diverged, 1, folder)
+    return folder
+
+
+def test_two_starts_are_parts_of_one_run_whose_steps_go_on(two_starts: Path) -> None:
+    parts = offline_folders(two_starts)
+    (pattern,) = shlex.split((two_starts / "command").read_text())  # one word, which the shell expands
     assert sorted(glob.glob(pattern)) == [str(part) for part in parts] and len(parts) == 2
     first, second = map(records, parts)
     ids = {run["run_id"] for found in (first, second) for run in of_kind(found, "run")}
@@ -126,9 +133,8 @@ def summary_config(found: list[dict[str, Any]]) -> dict[str, Any]:
     return run["config"]["update"]["run"]
 
 
-def test_the_config_has_no_states(tmp_path: Path) -> None:
-    run_on_ranks(killed_then_diverged, 1, tmp_path)
-    first, second = map(records, offline_folders(tmp_path))
+def test_the_config_has_no_states(two_starts: Path) -> None:
+    first, second = map(records, offline_folders(two_starts))
     assert summary_config(first) == summary_config(second)  # what a run has come to differs between starts
     assert {"variant", "parameters", "world_size", "source_fingerprint"} < summary_config(first).keys()
     assert not summary_config(second).keys() & summary_of(second).keys()

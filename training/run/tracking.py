@@ -67,6 +67,7 @@ class Tracker:
         self._run_dir, self._facts, self._say = run_dir, facts, say
         self.run: Any = None
         self._lost = False
+        self._row = 0  # the step of the latest row
 
     def begin(self) -> None:
         """Start the W&B run, unless it has begun; one that W&B refuses, for a tag perhaps, is lost."""
@@ -89,6 +90,7 @@ class Tracker:
         """
         row = {"step": step, **(axes or {})} | {f"{kind}/{name}": value for name, value in values.items()}
         self._send(lambda run: run.log(row, step=step))
+        self._row = step
 
     def alert(self, title: str, text: str) -> None:
         """Tell those who watch the run, by the mail or the chat that they have set up for W&B's alerts."""
@@ -98,6 +100,9 @@ class Tracker:
         """Write the run's summary and close it; with another `exit_code` than 0 W&B shows it as failed."""
         config = self._facts.get("run", {})
         facts = {key: value for key, value in summary.items() if key not in config and key != "wandb"}
+        if self._row:  # W&B keeps the last row until the next, and its values would replace the summary's
+            step = self._row
+            self._send(lambda run: run.log({"step": step}, step=step, commit=True))
         self._send(lambda run: run.summary.update(facts | extremes(self._run_dir)))
         self._send(lambda run: run.finish(exit_code=exit_code))
 
