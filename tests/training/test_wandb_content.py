@@ -1,8 +1,11 @@
 """What W&B has of a run: its offline files are read back with W&B's own reader."""
 
 import glob
+import json
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from model import PRESETS
 from tests.distributed import run_on_ranks
 from tests.training.test_reporter import DS, after_step, begun, recipe
 from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of
+from tests.training.wandb_server import wandb_server
 from training.run.tracking import Tracker, TrackingConfig
 from training.state import TrainState
 
@@ -125,6 +129,32 @@ def test_two_starts_are_parts_of_one_run_whose_steps_go_on(two_starts: Path) -> 
     assert alert["title"] == "run diverged" and alert["level"] == "ERROR" and "step 4" in alert["text"]
     assert of_kind(first, "alert") == []
     assert of_kind(second, "exit")[0]["exit_code"] == 1 and summary["status"] == "diverged"
+
+
+def sync(command: str, server: str) -> str:
+    """Type the command that the run gave, and what it says."""
+    environment = os.environ | {"WANDB_BASE_URL": server, "WANDB_API_KEY": "0123456789" * 4}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command, shell=True, env=environment | {"PATH": path}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_one_command_sends_all_parts_as_one_run(two_starts: Path, no_account: None) -> None:
+    command = f"wandb sync {(two_starts / 'command').read_text()}"
+    with wandb_server() as (address, runs):
+        sync(command, address)
+        ((run_id, run),) = runs.items()
+        assert run_id == command.rpartition("-")[2].strip() and run.begun["jobType"] == "train"
+        sent = [json.loads(row) for row in run.rows]
+        # Step 3 was made twice; nothing of the first part is overwritten by the second.
+        assert [row["_step"] for row in sent] == [1, 2, 3, 3, 4]
+        assert [row["train/loss"] for row in sent] == [LOSSES[step] for step in (1, 2, 3, 3, 4)]
+        assert json.loads(run.summary)["train/loss"] == {"min": 3.0, "last": 3.125}
+        assert "No runs to sync" in sync(command, address)  # what was sent is not sent again
+        assert len(run.rows) == 5
 
 
 def summary_config(found: list[dict[str, Any]]) -> dict[str, Any]:
