@@ -119,6 +119,7 @@ def test_the_stand_in_for_wandb_has_what_tracking_uses(kit: Path, tmp_path: Path
         environment = os.environ | {"PYTHONPATH": str(wheel), "WANDB_MODE": mode}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (mode, done.stderr)
+        assert "W&B is lost" not in done.stdout
 
 
 def test_a_slim_lm_eval_keeps_the_tasks_that_are_known(tmp_path: Path) -> None:

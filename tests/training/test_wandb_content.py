@@ -29,14 +29,16 @@ LOSSES = {1: 3.5, 2: 3.0, 3: 3.25, 4: 3.125}
 
 @pytest.fixture
 def tracker(tmp_path: Path, no_account: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tracker]:
-    """tracker(said=[], **keys) -> a tracker of the run folder `run`."""
+    """tracker(said=[], run_id=None, **keys) -> a tracker of the run folder `run`."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "run").mkdir()
 
-    def start(said: list[str] | None = None, **keys: Any) -> Tracker:
+    def start(said: list[str] | None = None, run_id: str | None = None, **keys: Any) -> Tracker:
         facts = {"model": {"norm": "rmsnorm"}, "run": {"parameters": 7}}
         say = print if said is None else said.append
-        return Tracker(TrackingConfig(**keys), tmp_path / "run", None, facts, say, tags=("rmsnorm", "x" * 90))
+        return Tracker(
+            TrackingConfig(**keys), tmp_path / "run", run_id, facts, say, tags=("rmsnorm", "x" * 90)
+        )
 
     return start
 
@@ -155,6 +157,29 @@ def test_one_command_sends_all_parts_as_one_run(two_starts: Path, no_account: No
         assert json.loads(run.summary)["train/loss"] == {"min": 3.0, "last": 3.125}
         assert "No runs to sync" in sync(command, address)  # what was sent is not sent again
         assert len(run.rows) == 5
+
+
+@pytest.mark.parametrize("cut_to", [7, 40_000], ids=["nothing", "a block and a bit"])
+def test_a_part_that_a_kill_cut_short_holds_no_other_back(
+    tmp_path: Path, tracker: Callable[..., Tracker], cut_to: int
+) -> None:
+    first = tracker()
+    for step in range(1, 301):
+        first.log("train", step, {"loss": 3.5, "text": "x" * 200}, {"tokens": step})
+    first.finish({})
+    (part,) = offline_folders(tmp_path)
+    (file,) = part.glob("*.wandb")
+    file.write_bytes(file.read_bytes()[:cut_to])
+    part.rename(part.with_name(f"offline-run-20260101_000000-{first.id}"))  # not the second that follows
+    said: list[str] = []
+    second = tracker(said, run_id=first.id)
+    second.log("train", 301, {"loss": 3.0}, {"tokens": 301})
+    second.finish({})
+    with wandb_server() as (address, runs):
+        sync(said[0].partition("later with: ")[2], address)
+        steps = [json.loads(row)["_step"] for row in runs[first.id].rows]
+    assert steps == [*range(1, len(steps)), 301]
+    assert (len(steps) == 1) if cut_to == 7 else (20 < len(steps) < 200)  # a row takes 0.4 to 2 KB
 
 
 def summary_config(found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config.tracking import TrackingConfig, wandb_mode
 from .reader import read_metrics
+from .wandb_parts import mend_parts
 
 AXES = ("step", "tokens", "total_flops", "gpu_hours", "cpu_rank_hours")
 """What all values can be drawn against: each row has them. W&B draws against the step unless asked."""
@@ -129,9 +130,12 @@ class Tracker:
         reason = _offline_reason() if mode == "online" else None
         if reason:
             mode = "offline"
+        folder = Path(os.environ.get("WANDB_DIR") or self._run_dir)
+        if mode != "disabled":
+            mend_parts(folder / "wandb", self.id)
         arguments: dict[str, Any] = dict(
             **self.settings,
-            dir=os.environ.get("WANDB_DIR") or self._run_dir,
+            dir=folder,
             id=self.id,
             resume="allow",
             config=self._facts,
