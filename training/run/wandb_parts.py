@@ -18,7 +18,7 @@ def mend_parts(folder: Path, run_id: str) -> None:
         run_id: the run's; no process may be writing it.
     """
     for part in folder.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"):
-        from wandb.proto.wandb_internal_pb2 import Record
+        from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
         content = part.read_bytes()
         names_run, end = False, FILE_HEADER
