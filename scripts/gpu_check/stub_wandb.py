@@ -20,7 +20,8 @@ class _Run:
     def __init__(self, dir): self.dir = str(dir); self.summary = {}
     def define_metric(self, *a, **k): pass
     def log(self, *a, **k): pass
-    def finish(self): pass
+    def alert(self, *a, **k): pass
+    def finish(self, *a, **k): pass
 
 def setup(*a, **k): return _S(settings=_S(api_key=None, base_url="http://localhost"))
 def init(*a, dir=".", **k): return _Run(dir)

@@ -112,12 +112,14 @@ def test_the_stand_in_for_wandb_has_what_tracking_uses(kit: Path, tmp_path: Path
         "from pathlib import Path\nimport wandb\nfrom training.run.tracking import Tracker, TrackingConfig\n"
         "assert '0.31.0-py3-none-any.whl' in wandb.__file__\n"
         f"tracker = Tracker(TrackingConfig(), Path({str(tmp_path)!r}), None, {{}}, print)\n"
-        "tracker.log('train', 1, {'loss': 2.0})\ntracker.finish({'status': 'finished'})\n"
+        "tracker.log('train', 1, {'loss': 2.0})\ntracker.alert('a', 'b')\n"
+        "tracker.finish({'status': 'finished'})\n"
     )
     for mode in ("disabled", "offline", "online"):
         environment = os.environ | {"PYTHONPATH": str(wheel), "WANDB_MODE": mode}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (mode, done.stderr)
+        assert "W&B is lost" not in done.stdout
 
 
 def test_a_slim_lm_eval_keeps_the_tasks_that_are_known(tmp_path: Path) -> None:

@@ -243,7 +243,9 @@ def test_what_wandb_was_told_is_recorded_and_stays(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
     begun(tmp_path, TrainState())
     recorded = json.loads((tmp_path / "run" / "summary.json").read_text())["wandb"]
-    assert recorded == {"project": "theirs", "name": "run"}
+    assert recorded == {
+        "project": "theirs", "name": "run", "job_type": "train", "tags": ["vanilla", "1x8", "fp32"],
+    }  # fmt: skip
     monkeypatch.delenv("WANDB_PROJECT")
     begun(tmp_path, TrainState())
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["wandb"] == recorded

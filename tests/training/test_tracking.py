@@ -1,6 +1,5 @@
 """Weights & Biases without a server: the run is kept offline, at once, and said in one sentence."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,27 +12,17 @@ import requests
 import wandb
 from wandb.errors import CommError
 
+from tests.training.wandb_runs import no_account, offline_folders, records
 from training.run.tracking import Tracker, TrackingConfig
 
+__all__ = ["no_account"]
 KEY = "0123456789" * 4
 NOBODY = "http://127.0.0.1:9"
 
 
 @pytest.fixture(autouse=True)
-def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No W&B key, setting or proxy of the machine's, and no state of an earlier test."""
-    for name in os.environ:
-        if name.startswith("WANDB_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("NETRC", str(home / "netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(home))
-    monkeypatch.chdir(home)
-    wandb.teardown()
-    yield
-    wandb.teardown()
+def without_account(no_account: None) -> None:
+    """No test here may know the machine's W&B account."""
 
 
 @pytest.fixture
@@ -62,17 +51,9 @@ def track(tmp_path: Path) -> Iterator[Callable[..., tuple[Tracker, list[str]]]]:
         tracker.run.finish()
 
 
-def offline_folders(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """What W&B's own reader finds in an offline run."""
-    result = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    return [json.loads(line) for line in result.stdout.splitlines()]
+def sending(tracker: Tracker, folder: Path) -> str:
+    """The command that sends all parts of the run."""
+    return f"send it later with: wandb sync {folder.parent}/offline-run-*-{tracker.id}"
 
 
 def test_without_a_key_the_run_is_offline_and_says_how_to_send_it(
@@ -80,7 +61,7 @@ def test_without_a_key_the_run_is_offline_and_says_how_to_send_it(
 ) -> None:
     tracker, said = track()
     (folder,) = offline_folders(tmp_path)
-    assert said == [f"W&B: offline run (no W&B key); send it later with: wandb sync {folder}"]
+    assert said == [f"W&B: offline run (no W&B key); {sending(tracker, folder)}"]
     assert tracker.run.settings._offline
     tracker.finish({})
     assert [path.name for path in folder.glob("*.wandb")] == [f"run-{tracker.id}.wandb"]
@@ -106,40 +87,6 @@ def test_nothing_is_imported_or_written_before_the_first_log(tmp_path: Path) -> 
     assert done.stdout.splitlines()[-1] == folder.name.rpartition("-")[2]
 
 
-def test_wandbs_own_reader_finds_what_was_logged(tmp_path: Path, track: Callable[..., Any]) -> None:
-    tracker, _ = track(project="norms", group="study", tags=("small", "bf16"))
-    tracker.log("train", 1, {"tokens": 64, "loss": 3.5})
-    tracker.log("train", 2, {"tokens": 128, "loss": 3.25})
-    tracker.log("val", 2, {"tokens": 128, "loss": 3.0})
-    tracker.finish({"status": "finished", "val_loss": 3.0, "floors": {"unigram": 7.5}})
-    found = records(*offline_folders(tmp_path))
-
-    (run,) = (record["run"] for record in found if record["type"] == "run")
-    assert (run["project"], run["run_group"], run["run_id"]) == ("norms", "study", tracker.id)
-    assert run["display_name"] == "run" and sorted(run["tags"]) == ["bf16", "small"]
-    config = run["config"]["update"]
-    assert config["model"] == {"norm": "rmsnorm"} and config["run"] == {"parameters": 7}
-
-    history = [record["history"]["item"] for record in found if record["type"] == "history"]
-    logged = [{key: value for key, value in item.items() if not key.startswith("_")} for item in history]
-    assert logged == [
-        {"step": 1, "train/tokens": 64, "train/loss": 3.5},
-        {"step": 2, "train/tokens": 128, "train/loss": 3.25},
-        {"step": 2, "val/tokens": 128, "val/loss": 3.0},
-    ]
-    axes = [record["metric"] for record in found if record["type"] == "metric"]
-    assert [axis["step_metric"] for axis in axes if axis.get("glob_name") == "*"] == ["step"]
-
-    summary: dict[str, Any] = {}
-    for record in found:
-        if record["type"] == "summary":
-            summary |= record["summary"]["update"]
-    assert (summary["status"], summary["val_loss"], summary["train/loss"]) == ("finished", 3.0, 3.25)
-    # beside the status it may hold how many seconds the run took
-    assert (found[-1]["num"], found[-1]["type"]) == (len(found), "exit")
-    assert found[-1]["exit"]["exit_code"] == 0
-
-
 def test_a_resumed_run_keeps_its_id(tmp_path: Path, track: Callable[..., Any]) -> None:
     first, _ = track()
     first.finish({})
@@ -161,9 +108,9 @@ def test_offline_as_asked_needs_no_reason(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    _, said = track()
+    tracker, said = track()
     (folder,) = offline_folders(tmp_path)
-    assert said == [f"W&B: offline run; send it later with: wandb sync {folder}"]
+    assert said == [f"W&B: offline run; {sending(tracker, folder)}"]
 
 
 def test_disabled_writes_and_says_nothing(
@@ -190,7 +137,7 @@ def test_with_a_key_and_no_server_the_run_is_offline_and_says_why(
     tracker, said = track()
     (folder,) = offline_folders(tmp_path)
     because = f"({NOBODY} cannot be reached)"
-    assert said == [f"W&B: offline run {because}; send it later with: wandb sync {folder}"]
+    assert said == [f"W&B: offline run {because}; {sending(tracker, folder)}"]
     tracker.log("train", 1, {"loss": 3.5})
     tracker.finish({})
     assert any(record["type"] == "history" for record in records(folder))
@@ -214,7 +161,7 @@ def test_a_server_that_refuses_makes_the_run_offline_too(
     assert asked == [("online", tracker.id), ("offline", tracker.id)]
     (folder,) = offline_folders(tmp_path)
     because = "(API key is not valid (401))"
-    assert said == [f"W&B: offline run {because}; send it later with: wandb sync {folder}"]
+    assert said == [f"W&B: offline run {because}; {sending(tracker, folder)}"]
 
 
 def test_an_unknown_wandb_mode_is_refused_and_an_empty_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +169,7 @@ def test_an_unknown_wandb_mode_is_refused_and_an_empty_one_is_none(monkeypatch: 
     with pytest.raises(ValueError, match=r"WANDB_MODE is 'ofline' in the environment, but it must be one of"):
         TrackingConfig()
     monkeypatch.setenv("WANDB_MODE", "")
-    assert TrackingConfig().settings("run", {})["project"] == "normlab"
+    assert TrackingConfig().settings({}, {})["project"] == "normlab"
 
 
 GIVEN = {
@@ -263,15 +210,26 @@ def test_the_recipe_wins_over_the_environment_and_both_over_what_was(monkeypatch
     for name, value in GIVEN.items():
         monkeypatch.setenv(name, value)
     config = TrackingConfig(project="ours", name="mine", tags=("x",))
-    found = config.settings("folder", {"project": "old", "group": "old", "tags": ["old"]})
+    found = config.settings({"name": "folder"}, {"project": "old", "group": "old", "tags": ["old"]})
     assert (found["project"], found["name"], found["tags"], found["group"]) == (
         "ours", "mine", ["x"], "their-group",
     )  # fmt: skip
     for name in GIVEN:
         monkeypatch.setenv(name, "")
-    assert TrackingConfig().settings("folder", {}) == {"project": "normlab", "name": "folder"}
-    first = {"project": "old", "name": "old", "tags": ["old"], "entity": "team"}
-    assert TrackingConfig().settings("folder", first) == first
+    defaults = {"name": "folder", "tags": ["rmsnorm"]}
+    whole = {"project": "normlab", "job_type": "train", "name": "folder", "tags": ["rmsnorm"]}
+    assert TrackingConfig().settings(defaults, {}) == whole
+    first = {"project": "old", "name": "old", "tags": ["old"], "entity": "team", "job_type": "old"}
+    assert TrackingConfig().settings(defaults, first) == first
+
+
+def test_a_group_is_the_recipe_files_name_unless_one_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = TrackingConfig()
+    assert silent.in_group("sample", {}).group == "sample"
+    assert silent.in_group("recipe", {"group": "sample"}).group == "sample"  # from runs/x/recipe.yaml
+    assert TrackingConfig(group="ours").in_group("sample", {"group": "old"}).group == "ours"
+    monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
+    assert silent.in_group("sample", {"group": "old"}).settings({}, {})["group"] == "theirs"
 
 
 def test_what_wandb_refuses_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,4 +165,6 @@ def read_command(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder, O
     path = request.options.get("run_dir") or Path("runs", run_name(request.recipe_file, recipe))
     run = RunFolder(Path(path), rank_from_environment())
     run.check_same_run(vars(recipe), deepspeed.raw, FREE_TO_CHANGE)
+    before = run.summary.get("wandb", {}) if run.has_begun() else {}
+    recipe = replace(recipe, tracking=recipe.tracking.in_group(request.recipe_file.stem, before))
     return recipe, deepspeed, run, overrides

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from data import DataConfig, open_tokenizer
-from model import GPTConfig, variant_name
+from model import PRESETS, GPTConfig, variant_name
 from model.errors import UserError
 from model.values import FROM_1, Range, check_ranges
 
@@ -84,6 +84,12 @@ class Recipe:
     def variant(self) -> str:
         """The name that this recipe's results carry."""
         return variant_name(self.model)
+
+    def tags(self, deepspeed: DeepSpeedConfig) -> tuple[str, str, str]:
+        """Words that a run is found by: variant, size (gpt2_small, or 2x64: layers and width), precision."""
+        shape = self.model
+        names = (name for name, sizes in PRESETS.items() if sizes.items() <= vars(shape).items())
+        return self.variant, next(names, f"{shape.n_layer}x{shape.n_embd}"), deepspeed.precision
 
     def facts(self, deepspeed: DeepSpeedConfig) -> dict[str, Any]:
         """What summary.json says of a run before anything is built."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.errors import UserError
@@ -33,9 +33,11 @@ class TrackingConfig:
 
     Attributes:
         project: the W&B project; null takes WANDB_PROJECT's, or normlab
-        group: runs that belong together, e.g. one study; null takes WANDB_RUN_GROUP's, or none
+        group: runs that belong together, e.g. one study; null takes WANDB_RUN_GROUP's, or the name of the
+            recipe's file
         name: the run's name; null takes WANDB_NAME's, or the run folder's
-        tags: words to find the run by; none takes those of WANDB_TAGS, with commas between
+        tags: words to find the run by; none takes those of WANDB_TAGS, with commas between, or variant, size
+            and precision
     """
 
     project: str | None = None
@@ -49,14 +51,25 @@ class TrackingConfig:
                 f"WANDB_MODE is {mode!r} in the environment, but it must be one of {', '.join(MODES)}"
             )
 
-    def settings(self, folder_name: str, before: Mapping[str, Any]) -> dict[str, Any]:
-        """What `wandb.init` is given: the recipe, or else the environment, or else what the run had before.
+    def in_group(self, name: str, before: Mapping[str, Any]) -> "TrackingConfig":
+        """With a group where neither recipe nor environment says one: that of `before`, or else `name`.
 
         Args:
-            folder_name: of the run, for a name.
+            name: of the recipe's file.
+            before: what `settings` gave when the run began; empty for a new one.
+        """
+        if self.group or os.environ.get(VARIABLES["group"]):
+            return self
+        return replace(self, group=before.get("group") or name)
+
+    def settings(self, defaults: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+        """What `wandb.init` is given: the recipe, or else the environment, the run's beginning, the defaults.
+
+        Args:
+            defaults: the run's name, tags and the like, where nobody says any.
             before: what this gave when the run began; empty for a new one.
         """
-        found: dict[str, Any] = {"project": "normlab", "name": folder_name, **before}
+        found: dict[str, Any] = {"project": "normlab", "job_type": "train", **defaults, **before}
         for key, variable in VARIABLES.items():
             given = os.environ.get(variable)
             if given and key == "tags":

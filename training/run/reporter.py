@@ -26,7 +26,7 @@ from .folder import RunFolder, recipe_as_dict
 from .profiling import StartUp, StepProfiler
 from .reader import checkpoint_name
 from .throughput import Throughput
-from .tracking import Tracker
+from .tracking import CONFIG_FACTS, Tracker
 
 DATA_WAIT_LIMIT = 0.05
 """The share of a step's time that it may wait for data before the run says what to do."""
@@ -94,10 +94,7 @@ class Reporter:
         if folder.rank == 0 and "floors" not in folder.summary:
             floors = loss_floors(corpus, validation, recipe.data, recipe.model.block_size)
             folder.summary["floors"] = floors
-        folder.update_summary(
-            status="running",
-            val_loss=None,
-            val_bits_per_byte=None,
+        settled = dict(
             parameters=self._parameters,
             flops_per_token=self._flops_per_token,
             world_size=self._ranks.world_size,
@@ -107,13 +104,18 @@ class Reporter:
             source_fingerprint=corpus.source.fingerprint,
             **recipe.facts(self.ds),
         )
+        folder.update_summary(status="running", val_loss=None, val_bits_per_byte=None, **settled)
         if folder.rank == 0:
             self._say_derived_numbers(folder.summary)
             if checkpoint:
                 console.say(f"resumed from {checkpoint}")
-            config = recipe_as_dict(vars(recipe)) | {"deepspeed": dict(self.ds.raw), "run": folder.summary}
+            settled |= {key: folder.summary[key] for key in CONFIG_FACTS if key in folder.summary}
+            config = recipe_as_dict(vars(recipe)) | {"deepspeed": dict(self.ds.raw), "run": settled}
             before = folder.summary.get("wandb")
-            self._tracker = Tracker(recipe.tracking, folder.path, state.wandb_id, config, console.say, before)
+            tags = recipe.tags(self.ds)
+            self._tracker = Tracker(
+                recipe.tracking, folder.path, state.wandb_id, config, console.say, before, tags
+            )
             state.wandb_id = self._tracker.id
             folder.update_summary(wandb=self._tracker.settings)
         tokens = recipe.train.steps * folder.summary["tokens_per_step"]
@@ -176,7 +178,8 @@ class Reporter:
         if samples and self.folder.rank == 0:
             write_samples(self.folder.path / "samples.jsonl", state.step, samples)
         if samples and self._tracker:
-            self._tracker.log("sample", state.step, {prompt or "(empty)": text for prompt, text in samples})
+            texts = {prompt or "(empty)": text for prompt, text in samples}
+            self._tracker.log("sample", state.step, texts, self._used(state))
 
     def checkpoint(self, state: TrainState, last: Path) -> None:
         """The checkpoint `last` is written."""
@@ -206,7 +209,7 @@ class Reporter:
         self._profiler.finish()
         self.console.say(self._throughput.sentence())
         status, sentence = self._outcome(state, diverged)
-        facts: dict[str, Any] = {"status": status, "step": state.step, "tokens": state.tokens}
+        facts: dict[str, Any] = {"status": status, "step": state.step, **self._used(state)}
         facts |= {"skipped_steps": state.skipped_steps, "throughput": self._throughput.summary()}
         if status == "finished":
             facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
@@ -214,13 +217,16 @@ class Reporter:
             facts["error"] = data_error
             self.console.fail(data_error)
         self.folder.update_summary(**facts)
+        exit_status = 1 if diverged or data_error else 0
+        if self._tracker and diverged:
+            self._tracker.alert(f"{self.folder.path.name} diverged", f"step {state.step}: {sentence}")
         if self._tracker:
-            self._tracker.finish(self.folder.summary)
+            self._tracker.finish(self.folder.summary, exit_status)
         log_communication(self.ds)
         dist.barrier()  # the ranks end together, so that the next run does not meet one of this
         skips = f"; {state.skipped_steps} step(s) were skipped" if state.skipped_steps else ""
         self.console.say(f"{self.folder.path} {sentence}{skips}")
-        return 1 if diverged or data_error else 0
+        return exit_status
 
     def wall_time_s(self) -> float:
         """Seconds in the loop, those of earlier starts included."""
@@ -244,10 +250,18 @@ class Reporter:
 
     def _write_metrics(self, kind: str, state: TrainState, **values: Any) -> None:
         """One line of metrics.jsonl, and the same to W&B."""
-        values = {"tokens": state.tokens} | values
-        self.folder.append_metrics(kind=kind, step=state.step, **values)
+        self.folder.append_metrics(kind=kind, step=state.step, tokens=state.tokens, **values)
         if self._tracker:
-            self._tracker.log(kind, state.step, values)
+            self._tracker.log(kind, state.step, values, self._used(state))
+
+    def _used(self, state: TrainState) -> dict[str, float]:
+        """What the run has cost so far: tokens, FLOPs of the model, and hours times ranks."""
+        hours = "gpu_hours" if self._ranks.device.type == "cuda" else "cpu_rank_hours"
+        return {
+            "tokens": state.tokens,
+            "total_flops": float(state.tokens) * self._flops_per_token,
+            hours: self.wall_time_s() * self._ranks.world_size / 3600,
+        }
 
     def _say_derived_numbers(self, summary: Mapping[str, Any]) -> None:
         """Every number of a run that follows from others."""

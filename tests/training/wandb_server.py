@@ -1,0 +1,95 @@
+"""A W&B server for one test: it takes what `wandb sync` sends, and says how much of a run it has."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+PROJECT = {"id": "p", "name": "normlab", "entity": {"id": "e", "name": "us"}}
+
+
+@dataclass
+class Run:
+    """What the server has of a run: its rows and its summary, as JSON, and with what it was begun."""
+
+    rows: list[str] = field(default_factory=list)
+    summary: str = "{}"
+    begun: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def wandb_server() -> Iterator[tuple[str, dict[str, Run]]]:
+    """The address of a server that listens here, and its runs by id."""
+    runs: dict[str, Run] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            """Nothing: the terminal is the test's."""
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            sent = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                sent = gzip.decompress(sent)
+            is_ours = "file_stream" in self.path or self.path == "/graphql"  # the rest is telemetry
+            answer = reply(runs, self.path, json.loads(sent)) if is_ours else {}
+            text = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", runs
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def reply(runs: dict[str, Run], path: str, sent: dict[str, Any]) -> dict[str, Any]:
+    """What W&B answers: rows are stored from the offset that the client gives, over what is there."""
+    if "file_stream" in path:
+        run, files = runs[path.split("/")[-2]], sent.get("files", {})
+        if history := files.get("wandb-history.jsonl"):
+            run.rows[history["offset"] :] = history["content"]
+        if summary := files.get("wandb-summary.json"):
+            run.summary = summary["content"][-1]
+        return {"exitcode": None, "limits": {}}
+    query, given = sent["query"], sent.get("variables", {})
+    if "upsertBucket" in query:
+        run_id = given["name"]
+        is_new = run_id not in runs
+        runs.setdefault(run_id, Run(begun=given))
+        bucket = {
+            "id": run_id, "name": run_id, "displayName": run_id, "config": "{}", "project": PROJECT,
+            "historyLineCount": len(runs[run_id].rows),
+        }  # fmt: skip
+        return {"data": {"upsertBucket": {"bucket": bucket, "inserted": is_new}}}
+    if "RunResumeStatus" in query:
+        known = runs.get(given["name"])
+        return {"data": {"model": PROJECT | {"bucket": known and resume_status(given["name"], known)}}}
+    if "serverInfo" in query:
+        return {"data": {"serverInfo": {"features": []}}}
+    if "viewer" in query:
+        return {"data": {"viewer": {"id": "u", "entity": "us", "flags": "{}", "teams": {"edges": []}}}}
+    if "createRunFiles" in query:
+        return {"data": {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": []}}}
+    return {"data": {}}
+
+
+def resume_status(run_id: str, run: Run) -> dict[str, Any]:
+    """From where a client goes on with a run."""
+    return {
+        "id": run_id, "name": run_id, "displayName": run_id, "config": "{}", "wandbConfig": "{}", "tags": [],
+        "summaryMetrics": run.summary, "historyLineCount": len(run.rows), "eventsLineCount": 0,
+        "logLineCount": 0, "historyTail": json.dumps(run.rows[-1:]), "eventsTail": "[]",
+    }  # fmt: skip
