@@ -47,7 +47,7 @@ class Job:
     out: Path
     step: int
     config: EvalConfig
-    slices: bool
+    slices: bool = False
 
     @property
     def is_given(self) -> bool:

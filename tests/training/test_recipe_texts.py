@@ -147,7 +147,8 @@ def with_texts(text: str) -> dict[str, Any]:
     for name, section in SECTIONS.items():
         kinds = typing.get_type_hints(section)
         texts = [key for key, kind in kinds.items() if kind is str or str in typing.get_args(kind)]
-        texts = [key for key in texts if typing.get_origin(kinds[key]) is not dict and key != "tasks"]
+        texts = [key for key in texts if typing.get_origin(kinds[key]) is not dict]
+        texts = [key for key in texts if key not in ("tasks", "include_path")]  # which must be there
         asked[name] = section(
             **{key: (text, "a") if typing.get_origin(kinds[key]) is tuple else text for key in texts}
         )
