@@ -1,6 +1,6 @@
 """The loader against tiktoken alone, over every kind of source.
 
-    python -m tests.data.exactness [--source FOLDER_OF_PARQUET] [--documents N] [--chains N] [--seed N]
+    python -m tests.data.exactness [--source FOLDER_OF_PARQUET] [--documents N] [--ways N] [--chains N]
 
 Three checks, each of which ends with an AssertionError that says where:
 
@@ -272,6 +272,7 @@ def main() -> None:
     )
     parser.add_argument("--source", help="a folder of parquet files with a text column")
     parser.add_argument("--documents", type=int, default=300)
+    parser.add_argument("--ways", type=int, default=12, help="ranks and workers per number of lanes, drawn")
     parser.add_argument("--chains", type=int, default=6, help="stopped and resumed runs per kind of source")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -286,7 +287,7 @@ def main() -> None:
     made = check(
         texts,
         lanes=range(1, MOST_LANES + 1),
-        ways=len(WORLDS) * len(WORKERS),
+        ways=given.ways,
         chains=given.chains,
         seed=given.seed,
         progress=True,
