@@ -50,7 +50,9 @@ class TableSource(Source):
         check_text_column(config, table.features.arrow_schema, config.source)
         self._table = table.select_columns([config.text_column])
         text_bytes = self._table.data.nbytes
-        cut, self.shards_per_window = cut_into_shards([RowGroup("table", 0, table.num_rows, text_bytes)])
+        cut, self.shards_per_window = cut_into_shards(
+            [RowGroup("table", 0, table.num_rows, text_bytes)], table.num_rows
+        )
         # any row is read as fast as the next one, so that each shard is a group of its own
         shards = [replace(shard, group=shard.index) for shard in cut]
         super().__init__(config, file_sizes, shards, revision, versions)

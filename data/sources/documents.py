@@ -93,18 +93,19 @@ class RowGroup(NamedTuple):
     text_bytes: int
 
 
-def cut_into_shards(groups: Iterable[RowGroup]) -> tuple[list[Shard], int]:
+def cut_into_shards(groups: Iterable[RowGroup], rows_of_source: int) -> tuple[list[Shard], int]:
     """The shards of all groups, in order, and how many of them a lane shuffles together.
 
     It follows from the rows and bytes alone. A shard has `ROWS_PER_SHARD` rows, or less where they would hold
     more than `SHARD_TEXT_BYTES` or the source fewer than `SHARDS` shards; what a group has to be cut into is
     cut evenly. Small shards are shuffled with as many others as make up a group or a large shard.
     """
-    groups = [group for group in groups if group.rows]
-    of_source = -(-sum(group.rows for group in groups) // SHARDS)
+    of_source = -(-rows_of_source // SHARDS)
     shards: list[Shard] = []
     largest_group, per_large_shard = 1, ROWS_PER_SHARD
-    for path, group, rows, size in groups:
+    for path, group, rows, size in groups:  # once, as a large source has hundreds of thousands
+        if rows == 0:
+            continue
         together = min(ROWS_PER_SHARD, max(1, SHARD_TEXT_BYTES * rows // max(1, size)))
         wanted = min(together, of_source)
         parts = max(round(rows / wanted), -(-rows // ROWS_PER_SHARD))

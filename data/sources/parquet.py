@@ -63,7 +63,6 @@ class ParquetSource(Source):
         self._process = os.getpid()
         footers = self._read_footers(paths)
         notes: list[str] = []
-        groups: list[RowGroup] = []
         sizes: dict[str, int] = {}
         self._footers: dict[str, Footer] = {}
         self._has_ids = True
@@ -77,11 +76,15 @@ class ParquetSource(Source):
             self._has_ids &= footer.schema.names.count("id") == 1
             sizes[path] = footer.size
             self._footers[path] = footer
-            in_file = enumerate(zip(footer.rows, footer.text_bytes, strict=True))
-            groups += [RowGroup(path, group, rows, size) for group, (rows, size) in in_file]
         if not sizes and notes:
             raise UserError(notes[0].removesuffix(": it is left out."))
-        shards, self.shards_per_window = cut_into_shards(groups)
+        groups = (
+            RowGroup(path, group, rows, size)
+            for path, footer in self._footers.items()
+            for group, (rows, size) in enumerate(zip(footer.rows, footer.text_bytes, strict=True))
+        )
+        rows_of_source = sum(sum(footer.rows) for footer in self._footers.values())
+        shards, self.shards_per_window = cut_into_shards(groups, rows_of_source)
         of_files = self._footers.items()
         versions = {path: footer.version for path, footer in of_files if footer.version is not None}
         super().__init__(config, sizes, shards, revision, versions)

@@ -21,7 +21,8 @@ FINEWEB = Path(__file__).resolve().parents[3] / "shared" / "data" / "fineweb"
 
 def cut(*groups: tuple[int, int]) -> tuple[list[list[int]], int]:
     """The rows of each group's shards, of groups of so many rows and bytes, and how many are a window."""
-    shards, per_window = cut_into_shards([RowGroup("a", n, *group) for n, group in enumerate(groups)])
+    of_file = (RowGroup("a", number, *group) for number, group in enumerate(groups))
+    shards, per_window = cut_into_shards(of_file, sum(rows for rows, _ in groups))
     assert [shard.index for shard in shards] == list(range(len(shards)))
     sizes: list[list[int]] = [[] for _ in groups]
     for shard in shards:
