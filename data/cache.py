@@ -29,7 +29,6 @@ from .sources import (
     Source,
     as_rows,
     corpus_fingerprint,
-    is_remote,
     open_source,
     read_shard,
     shard_path,
@@ -154,7 +153,7 @@ def open_or_remember(config: DataConfig, tokenizer: Tokenizer) -> Source:
         with suppress(FileNotFoundError):
             return RememberedSource(config, json.loads(_note(config, config.cache_dir).read_text()))
         raise
-    if any(map(is_remote, source.file_sizes)):
+    if source.is_remote:
         remembered: _Remembered = {
             "fingerprint": source.fingerprint,
             "older_fingerprint": source.older_fingerprint,

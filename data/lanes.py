@@ -24,7 +24,7 @@ from .config import DataConfig
 from .corpus import Corpus, lanes_of
 from .packing import best_fit
 from .parallel import side_by_side
-from .sources import BadRow, Document, Shard, is_remote, shard_runs
+from .sources import BadRow, Document, Shard, shard_runs
 
 OPENED_AT_ONCE = 8
 """Lanes of a remote source, each of which waits for the network before its first block."""
@@ -97,7 +97,7 @@ class Lane:
     @property
     def is_remote(self) -> bool:
         """Whether its documents come over a network."""
-        return any(map(is_remote, self._corpus.source.file_sizes))
+        return self._corpus.source.is_remote
 
     def open(self) -> None:
         """Read the documents that the next block begins with, as `fill` would. Raises what `fill` raises."""

@@ -20,7 +20,6 @@ from .sources import (
     Documents,
     Shard,
     Source,
-    is_remote,
     open_validation_source,
     refuse_missing,
     shard_runs,
@@ -127,7 +126,7 @@ def _documents_of(source: Source, config: DataConfig, tokenizer: Tokenizer) -> I
     """The documents of a source; with `data.cache_dir` the tokens of a remote one are kept there, so that a
     start without the network finds them."""
     cached = None
-    if config.cache_dir is not None and any(map(is_remote, source.file_sizes)):
+    if config.cache_dir is not None and source.is_remote:
         cached = CachedSource(source, tokenizer, config.cache_dir)
     for shard in source.shards:
         of_cache = cached.read(shard) if cached else None
@@ -163,12 +162,12 @@ def _reserve(config: DataConfig, source: Source, tokenizer: Tokenizer) -> list[l
     reserved: list[list[_HeldOut]] = []
     tokens = 0
     rows = 0
-    at_most = max(1, len(source.shards) // 10)
+    at_most, tenth = max(1, len(source.shards) // 10), _tenth(source)
     for shard, documents in _from_the_end(source):
         reserved.append(list(_of_shard(source, shard, tokenizer, documents)))
         tokens += sum(document.gpt2_tokens for document in reserved[-1])
         rows += shard.rows
-        is_tenth = len(reserved) >= at_most or rows >= _tenth(source)
+        is_tenth = len(reserved) >= at_most or rows >= tenth
         # past the tenth only where it holds no document at all
         if tokens and (tokens >= config.validation_tokens or is_tenth):
             break

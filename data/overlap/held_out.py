@@ -45,8 +45,7 @@ def check_held_out(
     for path in source.file_sizes:
         if _real_path(path) in held_out_files:
             raise overlap(path)
-    remote = any(map(is_remote, source.file_sizes))
-    if remote or sum(source.file_sizes.values()) > CHECKED_AT_START_BYTES:
+    if source.is_remote or sum(source.file_sizes.values()) > CHECKED_AT_START_BYTES:
         return
     ids = {id_ for shard in dict.fromkeys(held_out_shards) for id_ in held_out_source.ids(shard) or ()}
     for shard in source.shards if ids else ():

@@ -19,6 +19,7 @@ from model.errors import UserError
 from ..config import DataConfig
 from ..files.hashes import content_hashes
 from ..files.versions import WITHOUT_CHECKSUM
+from .places import is_remote
 
 ROWS_PER_SHARD = 1_000
 """No shard has more rows."""
@@ -166,6 +167,11 @@ class Source(ABC):
                 f"data.source: the storage of {self.name} gives no checksums, so an edit that keeps a file's "
                 "size and date would not be seen."
             )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of its files comes over a network."""
+        return any(map(is_remote, self.file_sizes))
 
     @cached_property
     def fingerprint(self) -> str:
