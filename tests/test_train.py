@@ -96,7 +96,7 @@ def test_killed_twice_and_resumed_a_run_is_the_uninterrupted_bit_for_bit(
     assert "resumed from" in result.stderr
     assert steps_of(run_dir) == steps_of(uninterrupted)
     assert summary_of(run_dir)["status"] == "finished"
-    tracked = [path.name.rpartition("-")[2] for path in (run_dir / "wandb").glob("offline-run-*")]
+    tracked = [path.name.split("-")[3] for path in (run_dir / "wandb").glob("offline-run-*")]
     assert len(tracked) == 3 and len(set(tracked)) == 1  # three starts, one W&B run
 
 

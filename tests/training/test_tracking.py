@@ -53,7 +53,7 @@ def track(tmp_path: Path) -> Iterator[Callable[..., tuple[Tracker, list[str]]]]:
 
 def sending(tracker: Tracker, folder: Path) -> str:
     """The command that sends all parts of the run."""
-    return f"send it later with: wandb sync {folder.parent}/offline-run-*-{tracker.id}"
+    return f"send it later with: wandb sync {folder.parent}/offline-run-*-{tracker.id}*"
 
 
 def test_without_a_key_the_run_is_offline_and_says_how_to_send_it(

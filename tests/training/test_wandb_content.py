@@ -149,7 +149,7 @@ def test_one_command_sends_all_parts_as_one_run(two_starts: Path, no_account: No
     with wandb_server() as (address, runs):
         sync(command, address)
         ((run_id, run),) = runs.items()
-        assert run_id == command.rpartition("-")[2].strip() and run.begun["jobType"] == "train"
+        assert run_id == command.rpartition("-")[2].rstrip("*\n") and run.begun["jobType"] == "train"
         sent = [json.loads(row) for row in run.rows]
         # Step 3 was made twice; nothing of the first part is overwritten by the second.
         assert [row["_step"] for row in sent] == [1, 2, 3, 3, 4]
@@ -170,7 +170,7 @@ def test_a_part_that_a_kill_cut_short_holds_no_other_back(
     (part,) = offline_folders(tmp_path)
     (file,) = part.glob("*.wandb")
     file.write_bytes(file.read_bytes()[:cut_to])
-    part.rename(part.with_name(f"offline-run-20260101_000000-{first.id}"))  # not the second that follows
+    part.rename(part.with_name(f"offline-run-20260101_000000-{first.id}-1"))  # the second in a second
     said: list[str] = []
     second = tracker(said, run_id=first.id)
     second.log("train", 301, {"loss": 3.0}, {"tokens": 301})

@@ -148,8 +148,8 @@ class Tracker:
             run = wandb.init(mode=mode, **arguments)
         if mode == "offline":
             because = f" ({reason})" if reason else ""
-            # All parts: each start writes one, and what was sent before is not sent again.
-            parts = f"{shlex.quote(str(Path(run.dir).parents[1]))}/offline-run-*-{self.id}"
+            # All parts: each start writes one, a second in the same second as ID-1; none is sent twice.
+            parts = f"{shlex.quote(str(Path(run.dir).parents[1]))}/offline-run-*-{self.id}*"
             self._say(f"W&B: offline run{because}; send it later with: wandb sync {parts}")
         for name in AXES:
             run.define_metric(name)

@@ -17,7 +17,7 @@ def mend_parts(folder: Path, run_id: str) -> None:
         folder: W&B's, with a folder for each start.
         run_id: the run's; no process may be writing it.
     """
-    for part in folder.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"):
+    for part in folder.glob(f"offline-run-*-{run_id}*/run-{run_id}.wandb"):
         from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
         content = part.read_bytes()
