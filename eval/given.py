@@ -72,8 +72,8 @@ def score_validation(
     from training.run.reader import evaluation_folder
     from training.validation import bits_per_byte, token_losses, write_document_losses
 
-    from .lm import TOKENS_PER_BATCH
-    from .windows import validation_set
+    from .scoring.lm import TOKENS_PER_BATCH
+    from .scoring.windows import validation_set
 
     recipe = read_recipe(like)
     validation, shape = validation_set(like), gpt.config

@@ -18,9 +18,10 @@ from data import Tokenizer
 from model import GPT, variant_name
 from model.errors import UserError
 
-from .lm import NormLabLM
 from .result_files import merge_results
-from .windows import PublishedValidation, TextWindows, WindowTask, evaluate_windows
+from .scoring.answers import Answers
+from .scoring.lm import NormLabLM
+from .scoring.windows import PublishedValidation, TextWindows, WindowTask, evaluate_windows
 
 BOOTSTRAP_ITERS = 1000
 """Resamples for the standard error of LAMBADA's perplexity; the other standard errors have closed forms."""
@@ -55,7 +56,7 @@ def run_tasks(
     tracker.log_experiment_args("normlab", {"model": variant}, None, None, False)
     results: dict[str, Any] = {"date": time.time()}
     for name, task in tasks.items():
-        lm = NormLabLM(gpt, tokenizer, bar=partial(bar, f"{name:<16}", unit_scale=False))
+        lm = NormLabLM(gpt, tokenizer, Answers(partial(bar, f"{name:<16}", unit_scale=False)))
         try:
             task_results = _evaluate(lm, name, task, limit)
         except UserError as error:

@@ -15,7 +15,7 @@ data set, plain or gzipped (`.gz`):
 Two more need neither hub nor folder; they read the held-out documents of the embedded sample (`data.sample`):
 `sample_documents` is their perplexity, `sample_lastword` the last word of a passage, as in LAMBADA.
 
-The tasks of `eval.windows` read the data of `wikitext` and `lambada_openai`, or the run's validation set.
+The tasks of `scoring.windows` read the data of `wikitext` and `lambada_openai`, or the run's validation set.
 """
 
 import glob
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
 
-    from .windows import WindowTask
+    from .scoring.windows import WindowTask
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def load_tasks(
     include_path: str | None = None,
     num_fewshot: int | None = None,
 ) -> "dict[str, Task | WindowTask | Group]":
-    """lm-eval's task objects, and those of `eval.windows`, with their data read, in the order of `names`.
+    """lm-eval's task objects, and those of `scoring.windows`, with their data read, in the order of `names`.
 
     Args:
         names: of the tasks; a group gives its tasks, and itself after them.
@@ -148,7 +148,7 @@ def load_tasks(
             tasks |= load_defined(name, include_path, num_fewshot)
             continue
         if name == PUBLISHED_VALIDATION:
-            from .windows import published_validation
+            from .scoring.windows import published_validation
 
             assert run_dir is not None
             tasks[name] = published_validation(name, run_dir)
@@ -182,8 +182,8 @@ def _check_items(name: str, config: dict[str, Any]) -> None:
 
 
 def _in_windows(name: str, config: dict[str, Any]) -> "WindowTask":
-    """The task of `eval.windows` on the data of a public task's definition. Raises what `datasets` raises."""
-    from .windows import TextWindows
+    """A task of text windows on the data of a public task. Raises what `datasets` raises."""
+    from .scoring.windows import TextWindows
 
     return TextWindows(name, "\n".join(_rows(config)[TEXT_SETS[name].column]), _where(config))
 

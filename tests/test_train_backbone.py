@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from data import open_tokenizer
 from eval.export import export
-from eval.lm import NormLabLM
+from eval.scoring.lm import NormLabLM
 from tests.jobs import arguments, make_job, run, run_until, steps_of, summary_of
 from training.engine.weights import load_model
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from data import DataConfig, open_data
-from eval.windows import validation_set
+from eval.scoring.windows import validation_set
 from tests.jobs import arguments, make_job, run, run_command, steps_of, summary_of, train_main
 from tests.short_lines import LANES, TEXTS, config_of, train_as_large
 from training.run.reader import file_sha256, read_recipe, step_folders

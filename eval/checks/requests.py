@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from data import Tokenizer
 from model.errors import UserError
 
-from ..windows import PublishedValidation, TextWindows, WindowTask
+from ..scoring.windows import PublishedValidation, TextWindows, WindowTask
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group

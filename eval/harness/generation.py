@@ -6,7 +6,7 @@ A design may mix tokens in any way, so each token costs a forward pass over all 
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from model.errors import UserError
 from training.samples import next_token
 
 if TYPE_CHECKING:
-    from ..lm import NormLabLM
+    from ..scoring.lm import NormLabLM
 
 KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
 """lm-eval's gen kwargs that are used; another one would change the text and is refused."""
@@ -81,12 +81,14 @@ class Decoding:
 class _Text:
     """A text in the making."""
 
-    index: int
     decoding: Decoding
     prompt: list[int]
-    generator: torch.Generator
-    made: list[int]
+    seed: int
+    made: list[int] = field(default_factory=list)
     is_done: bool = False
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
 
 
 @torch.inference_mode()
@@ -99,25 +101,23 @@ def generate_texts(lm: "NormLabLM", requests: Sequence[Instance]) -> list[str]:
     block_size = lm.gpt.config.block_size
     repeats: Counter[int] = Counter()
     texts = []
-    for index, request in enumerate(requests):
+    for request in requests:
         prompt, gen_kwargs = request.args
         decoding = Decoding.of(gen_kwargs, block_size)
         tokens = (lm.tok_encode(prompt) or [lm.eot_token_id])[-(block_size - decoding.max_tokens) :]
         of_item = f"{request.task_name} {request.doc_id} {request.idx} {repeats[id(request)]}"
         repeats[id(request)] += 1
-        generator = torch.Generator().manual_seed(zlib.crc32(of_item.encode()))
-        texts.append(_Text(index, decoding, tokens, generator, []))
-    waiting = sorted(texts, key=lambda text: len(text.prompt) + text.decoding.max_tokens)
-    with lm.bar(total=len(texts), unit=" texts") as bar:
-        while waiting:
-            longest = len(waiting[-1].prompt) + waiting[-1].decoding.max_tokens
-            size = max(1, lm.tokens_per_batch // longest)
-            batch, waiting = waiting[-size:], waiting[:-size]
-            count = len(batch)
-            while batch := [text for text in batch if not text.is_done]:
-                _add_tokens(lm, batch)
-            bar.update(count)
-    return [_cut(_decoded(lm, text.made), text.decoding) for text in texts]
+        texts.append(_Text(decoding, tokens, zlib.crc32(of_item.encode())))
+
+    def answer(batch: Sequence[int]) -> list[str]:
+        making = [texts[i] for i in batch]
+        while making := [text for text in making if not text.is_done]:
+            _add_tokens(lm, making)
+        return [_cut(_decoded(lm, texts[i].made), texts[i].decoding) for i in batch]
+
+    asked = [(text.prompt, asdict(text.decoding), text.seed) for text in texts]
+    batches = list(lm.batches([len(text.prompt) + text.decoding.max_tokens for text in texts]))
+    return lm.answers.collect(asked, batches, answer, " texts")
 
 
 def _add_tokens(lm: "NormLabLM", batch: Sequence[_Text]) -> None:

@@ -24,8 +24,8 @@ from training.run.reader import evaluation_folder, read_recipe
 from training.validation import token_losses
 
 from ..evidence.intervals import paired_interval
-from ..lm import TOKENS_PER_BATCH
-from ..windows import validation_set
+from ..scoring.lm import TOKENS_PER_BATCH
+from ..scoring.windows import validation_set
 from .comparison import BUCKET, bucket_title
 
 if TYPE_CHECKING:

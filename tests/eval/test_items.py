@@ -11,8 +11,8 @@ import pytest
 from data import open_tokenizer
 from eval.checks.items import NEEDS, check_items, read_items
 from eval.checks.requests import check_requests
+from eval.scoring.windows import TextWindows
 from eval.tasks import TASK_SETS, load_tasks
-from eval.windows import TextWindows
 from model.errors import UserError
 from training.run.reader import read_results
 

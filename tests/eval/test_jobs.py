@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from data import open_tokenizer
 from eval.jobs import run_tasks
-from eval.lm import NormLabLM
 from eval.result_files import check_limit, stored_results, write_results
+from eval.scoring.lm import NormLabLM
 from eval.tasks import load_tasks
 from model import GPT, GPTConfig
 from model.errors import UserError

@@ -13,7 +13,7 @@ from data import open_tokenizer
 from eval.export import export
 from eval.generate import tokenizer_of
 from eval.hf_tokenizer import read_tokenizer_of
-from eval.windows import validation_set
+from eval.scoring.windows import validation_set
 from model import GPTConfig
 from model.errors import UserError
 from tests.jobs import arguments, make_job, run

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from data import Tokenizer, open_tokenizer
 from eval.jobs import run_tasks
-from eval.lm import NormLabLM
+from eval.scoring.lm import NormLabLM
 from eval.tasks import load_tasks
 from model import GPT
 from model.errors import UserError

@@ -19,8 +19,8 @@ from data import Tokenizer, ValidationSet, open_tokenizer
 from eval.__main__ import check, evaluate_model, parse
 from eval.evidence.intervals import paired_interval
 from eval.jobs import run_tasks
+from eval.scoring.windows import PublishedValidation, TextWindows
 from eval.tasks import check_tasks, load_tasks
-from eval.windows import PublishedValidation, TextWindows
 from model import GPT, GPTConfig, variant_name
 from model.errors import UserError
 from tests.eval.cards import card_of, score_of

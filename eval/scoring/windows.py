@@ -140,14 +140,8 @@ def validation_set(run_dir: Path) -> ValidationSet:
 
 def score_windows(lm: NormLabLM, windows: Sequence[np.ndarray]) -> np.ndarray:
     """The log-likelihood in nats of each window's tokens behind its first, (windows,) float64."""
-    scores: list[float] = []
-    size = max(1, lm.tokens_per_batch // lm.gpt.config.block_size)
-    with lm.bar(total=len(windows), unit=" windows") as bar:
-        for start in range(0, len(windows), size):
-            batch = [window.tolist() for window in windows[start : start + size]]
-            scores += [score for score, _ in lm.score_batch(batch, [len(window) - 1 for window in batch])]
-            bar.update(len(batch))
-    return np.array(scores)
+    pairs = [(window[:1].tolist(), window[1:].tolist()) for window in windows]
+    return np.array([score for score, _ in lm.score(pairs, unit=" windows")])
 
 
 def evaluate_windows(lm: NormLabLM, task: WindowTask, limit: int | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Two exceptions: a context of whitespace alone is empty, as all of it moves into 
 0.4.13 scores that from the wrong place), and a continuation longer than the block is scored in windows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from data import Tokenizer
 from model import GPT
 
-from .harness.generation import generate_texts
+from ..harness.generation import generate_texts
+from .answers import Answers
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
 """Padded input tokens per forward pass, by device: on a CPU larger batches only add padding."""
@@ -37,14 +37,14 @@ class NormLabLM(TemplateLM):
     Args:
         gpt: the model; put into evaluation mode.
         tokenizer: the one that the model was trained with.
-        bar: makes a progress bar from tqdm's `total` and `unit`.
+        answers: collects the answers to requests, from the model or from what is kept of it.
     """
 
-    def __init__(self, gpt: GPT, tokenizer: Tokenizer, bar: Callable[..., tqdm] = tqdm) -> None:
+    def __init__(self, gpt: GPT, tokenizer: Tokenizer, answers: Answers | None = None) -> None:
         super().__init__()
         self.gpt = gpt.eval()
         self.tokenizer = tokenizer
-        self.bar = bar
+        self.answers = answers or Answers()
         self._device = next(gpt.parameters()).device
         self.tokens_per_batch = TOKENS_PER_BATCH["cpu" if self._device.type == "cpu" else "cuda"]
 
@@ -80,7 +80,7 @@ class NormLabLM(TemplateLM):
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         windows = [self._windows(context, continuation) for _, context, continuation in requests]
-        scores = iter(self._score([window for request in windows for window in request], unit=" requests"))
+        scores = iter(self.score([window for request in windows for window in request], unit=" requests"))
         of_requests = [[next(scores) for _ in request] for request in windows]
         return [
             (sum((score for score, _ in parts), 0.0), all(greedy for _, greedy in parts))
@@ -102,7 +102,7 @@ class NormLabLM(TemplateLM):
         A window's first token sees one token of context; the last window is moved left to be full.
         """
         windows = [self._windows([self.prefix_token_id], self.tok_encode(one.args[0])) for one in requests]
-        scores = iter(self._score([window for document in windows for window in document], unit=" windows"))
+        scores = iter(self.score([window for document in windows for window in document], unit=" windows"))
         return [sum((next(scores)[0] for _ in document), 0.0) for document in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -113,7 +113,7 @@ class NormLabLM(TemplateLM):
         return generate_texts(self, requests)
 
     @torch.inference_mode()
-    def _score(self, pairs: list[tuple[list[int], list[int]]], unit: str) -> list[tuple[float, bool]]:
+    def score(self, pairs: list[tuple[list[int], list[int]]], unit: str) -> list[tuple[float, bool]]:
         """Score continuations, each context cut from the left to what block_size leaves.
 
         Args:
@@ -125,27 +125,25 @@ class NormLabLM(TemplateLM):
         """
         block_size = self.gpt.config.block_size
         sequences = [(context + continuation)[-(block_size + 1) :] for context, continuation in pairs]
-        scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-        with self.bar(total=len(pairs), unit=unit) as bar:
-            for batch in self._batches(sequences):
-                lengths = [len(pairs[i][1]) for i in batch]
-                batch_scores = self.score_batch([sequences[i] for i in batch], lengths)
-                for i, score in zip(batch, batch_scores, strict=True):
-                    scores[i] = score
-                bar.update(len(batch))
-        return scores
+        lengths = [len(continuation) for _, continuation in pairs]
 
-    def _batches(self, sequences: list[list[int]]) -> Iterator[list[int]]:
-        """Indices into `sequences`, the longest first, so that memory runs out at the start or not at all."""
-        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        def answer(batch: Sequence[int]) -> list[tuple[float, bool]]:
+            return self._score_batch([sequences[i] for i in batch], [lengths[i] for i in batch])
+
+        return self.answers.collect(
+            pairs, list(self.batches([len(sequence) - 1 for sequence in sequences])), answer, unit
+        )
+
+    def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of inputs by their lengths, longest first: memory runs out at the start or not at all."""
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         start = 0
         while start < len(order):
-            size = max(1, self.tokens_per_batch // (len(sequences[order[start]]) - 1))
+            size = max(1, self.tokens_per_batch // lengths[order[start]])
             yield order[start : start + size]
             start += size
 
-    @torch.inference_mode()
-    def score_batch(self, sequences: list[list[int]], lengths: list[int]) -> list[tuple[float, bool]]:
+    def _score_batch(self, sequences: list[list[int]], lengths: list[int]) -> list[tuple[float, bool]]:
         """Score the last `lengths[i]` tokens of each sequence in one forward pass.
 
         Args:

@@ -1,0 +1,1 @@
+"""A GPT as a model of lm-eval: how requests become batches, and batches scores."""
