@@ -1,0 +1,51 @@
+"""Several comparisons with one shared baseline: Dunnett's distribution of the largest |t|."""
+
+from functools import cache
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import brentq
+
+POINTS = 64
+"""Of each of the two quadratures: the probability is right to 1e-5 from one degree of freedom on."""
+
+
+def within(limit: float, comparisons: int, df: float) -> float:
+    """The probability that no |t| of so many comparisons with one baseline exceeds a limit.
+
+    All arms have equal variance and as many runs, so that any two of the differences correlate by one half
+    (Dunnett 1955, J. Am. Stat. Assoc. 50, 1096-1121). One comparison gives Student's t.
+
+    Args:
+        limit: of |t|.
+        comparisons: how many designs are compared with the baseline.
+        df: degrees of freedom of the shared variance.
+    """
+    shared, weights = _standard_normal()
+    deviation, share = deviations(df)
+    edge = np.sqrt(2) * limit * deviation[:, None]
+    one = stats.norm.cdf(shared + edge) - stats.norm.cdf(shared - edge)
+    return float(share @ (one**comparisons @ weights))
+
+
+@cache
+def critical_value(level: float, comparisons: int, df: float) -> float:
+    """The |t| that all of so many comparisons stay below with a probability of `level`."""
+    if comparisons == 1:
+        return float(stats.t.ppf((1 + level) / 2, df))
+    one, all_apart = (stats.t.ppf(1 - (1 - level) / 2 / n, df) for n in (1, comparisons))
+    return float(brentq(lambda limit: within(limit, comparisons, df) - level, one * 0.99, all_apart * 1.01))
+
+
+@cache
+def _standard_normal() -> tuple[np.ndarray, np.ndarray]:
+    points, weights = np.polynomial.hermite_e.hermegauss(POINTS)
+    return points, weights / np.sqrt(2 * np.pi)
+
+
+@cache
+def deviations(df: float) -> tuple[np.ndarray, np.ndarray]:
+    """Values of the shared standard deviation, by its expectation, and their weights."""
+    points, weights = np.polynomial.legendre.leggauss(POINTS)
+    # By probability, so that no part of the distribution is missed at any number of degrees of freedom.
+    return np.sqrt(stats.chi2.ppf((points + 1) / 2, df) / df), weights / 2
