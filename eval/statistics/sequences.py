@@ -1,4 +1,4 @@
-"""Intervals that hold however often one looks: seeds are added until the answer is clear, or patience ends."""
+"""Intervals that hold however often one looks: seeds are added until the answer is clear."""
 
 import math
 from collections.abc import Sequence
