@@ -7,16 +7,21 @@ them by chance it gains with every seed.
 """
 
 import numpy as np
+from scipy import stats
 
 from .effect import Component, Effect
 
+ALIKE_P = 0.01
+"""Arms whose variances over seeds differ by Bartlett's test at this p-value do not share one."""
+
 
 def effects(losses: np.ndarray, weights: np.ndarray) -> list[Effect]:
-    """The difference of each arm to the first, with the noise that all arms have in common.
+    """The difference of each arm to the first one, with its noise; each interval holds for all arms at once.
 
-    What seeds and documents do to all arms alike cancels: the noise is that of arm by seed and of arm by
-    document. It is pooled over the arms, which must be alike in it (`alike.arms_are_alike`); with two arms it
-    is that of their difference. Each interval holds for all arms at once (`dunnett`).
+    What seeds and documents do to all arms alike cancels. The noise over seeds is pooled over the arms where
+    they are alike in it: three seeds of eleven arms measure it far better than three of two. The noise over
+    documents is each difference's own: its many documents need no help, and a design that is farther from the
+    baseline differs more from document to document.
 
     Args:
         losses: (arms, seeds, documents), summed over each document's tokens; the baseline's first. A single
@@ -24,32 +29,66 @@ def effects(losses: np.ndarray, weights: np.ndarray) -> list[Effect]:
         weights: (documents,) tokens (or bytes, words, ones for items).
     """
     arms, seeds, documents = losses.shape
-    total = weights.sum()
-    means = losses.sum(axis=(1, 2)) / (seeds * total)
-    # Each document by its weight, the mean over all of them the arm's.
-    r = (losses - means[:, None, None] * weights) * documents / total
-    components = tuple(_components(r))
-    return [
-        Effect(float(mean - means[0]), components, seeds, documents, comparisons=arms - 1)
-        for mean in means[1:]
-    ]
+    # Each document by its weight; the mean over seeds and documents is the arm's loss per unit of weight.
+    r = losses * documents / weights.sum()
+    means = r.mean(axis=(1, 2))
+    residuals = r - means[:, None, None] * (weights * documents / weights.sum())
+    is_pooled = arms == 2 or (seeds > 1 and arms_are_alike(residuals.mean(axis=2)))
+    pooled = over_seeds(residuals) if is_pooled else None
+    found = []
+    for arm in range(1, arms):
+        pair = residuals[[0, arm]]
+        parts = (pooled or over_seeds(pair), over_documents(pair, weights))
+        found.append(
+            Effect(
+                float(means[arm] - means[0]),
+                tuple(part for part in parts if part.df),
+                seeds,
+                documents,
+                comparisons=arms - 1,
+                is_pooled=is_pooled,
+            )
+        )
+    return found
 
 
-def _components(r: np.ndarray) -> list[Component]:
-    """The parts of a difference's variance, of (arms, seeds, documents) whose means by arm are 0."""
-    arms, seeds, documents = r.shape
-    r = r - r.mean(axis=0)  # what is the same in all arms
-    by_seed, by_document = r.mean(axis=2), r.mean(axis=1)
-    rest = r - by_seed[:, :, None] - by_document[:, None, :]
-    df_seed, df_document = (arms - 1) * (seeds - 1), (arms - 1) * (documents - 1)
-    ms_seed = documents * np.sum(by_seed**2) / df_seed if df_seed else 0.0
-    ms_document = seeds * np.sum(by_document**2) / df_document if df_document else 0.0
-    # Both mean squares hold the residual's; it is taken out of one, so that it counts once.
-    both = df_seed and df_document
-    ms_rest = np.sum(rest**2) / (df_seed * (documents - 1)) if both else 0.0
-    of_two = 2 / (seeds * documents)  # two arms are subtracted
-    parts = (
-        Component(of_two * float(ms_seed), df_seed),
-        Component(of_two * float(max(ms_document - ms_rest, 0.0)), df_document),
-    )
-    return [part for part in parts if part.df]
+def over_seeds(residuals: np.ndarray) -> Component:
+    """The part of two arms' difference that another choice of seeds moves, pooled over (arms, seeds,
+    documents)."""
+    arms, seeds, _ = residuals.shape
+    df = (arms - 1) * (seeds - 1)
+    by_seed = residuals.mean(axis=2)
+    apart = by_seed - by_seed.mean(axis=0) - by_seed.mean(axis=1, keepdims=True)
+    return Component(2 * float(np.sum(apart**2)) / df / seeds if df else 0.0, df)
+
+
+def over_documents(pair: np.ndarray, weights: np.ndarray) -> Component:
+    """The part of two arms' difference that other documents move with every seed, of (2, seeds, documents).
+
+    The mean square over documents holds what is left between seeds and documents too, as that over seeds
+    does: it is taken out here, so that it counts once. Documents of uneven weight count as fewer, as many as
+    (sum of weights)^2 / sum of squared weights (Kish 1965, Survey Sampling).
+    """
+    _, seeds, documents = pair.shape
+    if documents == 1:
+        return Component(0.0, 0)
+    difference = pair[1] - pair[0]
+    by_document = difference.mean(axis=0)
+    variance = float(np.var(by_document, ddof=1))
+    if seeds > 1:
+        rest = difference - by_document - difference.mean(axis=1, keepdims=True) + difference.mean()
+        variance -= float(np.sum(rest**2)) / ((seeds - 1) * (documents - 1)) / seeds
+    effective = float(weights.sum() ** 2 / (weights.astype(float) ** 2).sum())
+    return Component(max(variance, 0.0) / documents, max(effective - 1, 1.0))
+
+
+def arms_are_alike(by_seed: np.ndarray) -> bool:
+    """Whether (arms, seeds) losses vary over seeds alike in all arms, by Bartlett's test.
+
+    It takes heavy tails for differences too, and then the arms keep wider intervals of their own.
+    """
+    apart = by_seed - by_seed.mean(axis=0)
+    spread = apart.var(axis=1, ddof=1)
+    if not spread.all():
+        return not spread.any()
+    return bool(stats.bartlett(*apart).pvalue > ALIKE_P)

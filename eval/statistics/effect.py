@@ -34,6 +34,7 @@ class Effect:
         seeds: how many there were.
         documents: how many there were; 1 where losses by document were not kept.
         comparisons: with how many designs the baseline is compared; each interval holds for all of them.
+        is_pooled: whether they share their noise over seeds: then Dunnett's limits hold, else Bonferroni's.
     """
 
     estimate: float
@@ -41,6 +42,7 @@ class Effect:
     seeds: int
     documents: int
     comparisons: int = 1
+    is_pooled: bool = True
 
     @property
     def standard_error(self) -> float:
@@ -56,9 +58,12 @@ class Effect:
         """Half of the interval at `level`; infinite where the noise was not measured."""
         if not self.is_measured:
             return math.inf
+        comparisons = self.comparisons
+        if not self.is_pooled:
+            level, comparisons = 1 - (1 - level) / comparisons, 1
         return math.sqrt(
             sum(
-                critical_value(level, self.comparisons, part.df) ** 2 * part.variance
+                critical_value(level, comparisons, part.df) ** 2 * part.variance
                 for part in self.components
                 if part.variance > 0
             )
