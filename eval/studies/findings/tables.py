@@ -1,0 +1,138 @@
+"""A study's results for a terminal."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from ...statistics.effect import Effect
+from ..queue import best_rate
+from ..registration import Registration
+from .foretelling import Foretold
+from .projection import LARGEST, Estimate
+from .results import Results, Row
+from .verdicts import Verdict
+
+COST_TITLES = {
+    "parameters": "parameters",
+    "flops_per_token": "FLOPs per token",
+    "step_s": "step time",
+    "peak_memory_gib": "memory",
+}
+TITLES = ("design", "rate", "difference", "interval", "verdict", "speed-up")
+FEW_RATES = 3
+"""With fewer, each design's best rate may lie outside what was tried."""
+
+
+def describe(results: Results, foretold: Sequence[Foretold], registration: Registration | None) -> str:
+    """All of it, in lines."""
+    plan = results.plan
+    lines = registration.sentences() if registration else ["not registered yet: no run has begun"]
+    for size in plan.sizes:
+        rows = [row for row in results.rows if row.size == size]
+        title = f"size {size}, differences to {plan.baseline} in nats per token, below zero is better"
+        lines += ["", title if results.is_settled(size) else f"{title}; not all runs have ended"]
+        cells = [_cells(row, verdict) for row in rows for verdict in row.verdicts or (None,)]
+        lines += _columns(cells, TITLES)
+        if costs := [_cost_cells(row) for row in rows if row.cost]:
+            lines += ["", *_columns(costs, ["design", *COST_TITLES.values()])]
+        lines += _failures(rows)
+        lines += _rate_notes(results, size)
+    if parts := list(results.parts()):
+        lines += ["", "what each part adds at the shared rate, in nats per token"]
+        cells = [[part.size, part.name, _effect(part.alone), _effect(part.to_the_others)] for part in parts]
+        lines += _columns(cells, ["size", "part", "alone", "to all others"])
+    for one in foretold:
+        lines.append(_foretold(one))
+    comparisons = ", ".join(f"{count} at size {size}" for size, count in results.comparisons.items())
+    lines += ["", f"looks that the intervals are corrected for: {comparisons}"]
+    return "\n".join(lines)
+
+
+def _cells(row: Row, verdict: Verdict | None) -> list[str]:
+    if verdict is None:
+        return [row.design, "", "", "", f"{row.state} {row.note}".strip(), ""]
+    rate = f"shared {verdict.rate}" if verdict.at == "shared rate" else f"best {verdict.rate}"
+    if verdict.rate != verdict.baseline_rate:
+        rate += f" (baseline {verdict.baseline_rate})"
+    difference = interval = ""
+    if verdict.effect is not None:
+        difference = f"{verdict.effect.estimate:+.4f}"
+        if math.isfinite(verdict.high - verdict.low):
+            interval = f"[{verdict.low:+.4f}, {verdict.high:+.4f}]"
+    speed = _speed(row.speed_up) if verdict is row.last else ""
+    return [row.design, rate, difference, interval, verdict.word, speed]
+
+
+def _speed(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    high = "more" if estimate.high >= LARGEST * 0.99 else f"{estimate.high:.3f}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {high}]"
+
+
+def _cost_cells(row: Row) -> list[str]:
+    assert row.cost is not None
+    cells = [row.design]
+    for name in COST_TITLES:
+        mine, ratio = row.cost.mine[name], row.cost.ratio(name)
+        cells.append("" if mine is None else f"{mine:.4g}" if ratio is None else f"{mine:.4g} ({ratio:.3f}x)")
+    if over := row.cost.over_budget:
+        cells[0] += f" (over budget in {' and '.join(over)})"
+    return cells
+
+
+def _failures(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        for verdict in row.verdicts:
+            low, high = verdict.failure_interval
+            where = f"{row.design} at rate {verdict.rate}"
+            for seed, reason in verdict.failed.items():
+                yield f"{where}, seed {seed}: {reason}"
+            if verdict.failed:
+                yield (
+                    f"{where} fails in {len(verdict.failed)} of {verdict.planned} runs (95 % interval of the "
+                    f"rate {low:.0%} to {high:.0%}); the difference is over the others"
+                )
+            for seed, reason in verdict.baseline_failed.items():
+                yield f"the baseline at rate {verdict.baseline_rate}, seed {seed}: {reason}"
+
+
+def _rate_notes(results: Results, size: str) -> Iterator[str]:
+    """Where the rates that were tried are too few, or the best of them is the lowest or the highest."""
+    plan = results.plan
+    for design in (plan.baseline, *plan.candidates):
+        rates = plan.rates(size, design)
+        best = best_rate(plan, results.outcomes, size, design)
+        if len(rates) == 1 or best is None:
+            continue
+        if len(rates) < FEW_RATES:
+            yield f"{design}: best of {len(rates)} rates only; at least {FEW_RATES} make it its own best"
+        peaks = {rate: plan.trials[size, design, rate].deepspeed.peak_lr for rate in rates}
+        if peaks[best] in (min(peaks.values()), max(peaks.values())):
+            yield f"{design}: its best rate, {best}, is the lowest or highest tried: others may be better"
+
+
+def _effect(effect: Effect | None) -> str:
+    if effect is None:
+        return ""
+    low, high = effect.interval()
+    return f"{effect.estimate:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if effect.is_measured else "")
+
+
+def _foretold(one: Foretold) -> str:
+    says = one.foretold
+    text = (
+        f"{one.design} at size {one.size}, from {' and '.join(one.sizes)}: {says.value:+.4f} "
+        f"[{says.low:+.4f}, {says.high:+.4f}] foretold {one.time}"
+    )
+    if one.came is None:
+        return text
+    fits = "as foretold" if says.holds(one.came) else "not as foretold"
+    return f"{text}; came {one.came.value:+.4f} [{one.came.low:+.4f}, {one.came.high:+.4f}], {fits}"
+
+
+def _columns(rows: Sequence[Sequence[str]], titles: Sequence[str]) -> list[str]:
+    widths = [max(len(row[n]) for row in (titles, *rows)) for n in range(len(titles))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (titles, *rows)
+    ]

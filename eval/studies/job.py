@@ -1,0 +1,106 @@
+"""What scripts/study.py does: plan, run, describe."""
+
+from collections.abc import Callable
+
+from training.run.search import find_run
+
+from ..judging.commands import Start
+from ..judging.ledger import Ledger
+from .command import StudyRequest
+from .findings.files import write_results
+from .findings.foretelling import foretell, read_foretold
+from .findings.results import Results
+from .findings.tables import describe
+from .findings.verdicts import decider
+from .looks import count_comparisons, ledger_entries
+from .outcomes import Outcomes, read_outcome
+from .plan import Cell
+from .power import describe_plan as describe_costs_and_power
+from .registration import Fingerprints, Registration, describe_plan, read_registration, register
+from .worker import Data, Worker, read_outcomes
+
+
+def print_plan(request: StudyRequest) -> int:
+    """What the study takes and can show; nothing is run or written. Returns the exit status."""
+    print(describe_costs_and_power(request.plan, request.folder.runs))
+    return 0
+
+
+def print_status(request: StudyRequest) -> int:
+    """What was found so far; nothing is run, registered or added to the ledger. Returns the exit status."""
+    file = request.folder.registration
+    registration = read_registration(file) if file.is_file() else None
+    outcomes = read_outcomes(request.plan, request.folder)
+    data = _registered_data(request, registration)
+    comparisons = count_comparisons(request.plan, Ledger(request.folder.runs), data)
+    results = Results(request.plan, outcomes, comparisons)
+    print(describe(results, read_foretold(results, request.folder), registration))
+    return 0
+
+
+def run_study(request: StudyRequest, start: Start, say: Callable[[str], object]) -> int:
+    """Register the study, run what is left of it, and say what was found. Returns the exit status.
+
+    Args:
+        request: the study.
+        start: runs a command; it raises `Interrupted` where this process was asked to stop.
+        say: is told what happens.
+
+    Raises Interrupted, UserError or OSError.
+    """
+    plan, folder = request.plan, request.folder
+    ledger = Ledger(folder.runs)
+    ledger.entries()  # one that cannot be read is refused before anything is trained
+    data = Data(folder.runs, say)
+    fingerprints = {
+        size: data.of(plan.trials[size, plan.baseline, plan.shared[size]].recipe.data)[1]
+        for size in plan.sizes
+    }
+    comparisons = count_comparisons(plan, ledger, fingerprints)
+    worker = Worker(plan, folder, data, start, say, decider(comparisons))
+
+    def ended() -> list[str]:
+        """The runs of the plan that are there already, whoever trained them."""
+        cells = {
+            Cell(size, design, rate, seed)
+            for size, design, rate in plan.trials
+            for seed in (*plan.study.seeds_at_most, *plan.study.selection_seeds)
+        }
+        found = ((cell, find_run(folder.runs, worker.wanted(plan.trial(cell)))) for cell in cells)
+        return [cell.name for cell, run in found if run is not None and read_outcome(run) is not None]
+
+    registration = register(folder.registration, describe_plan(plan, fingerprints), ended, say)
+    if request.retry and (forgotten := folder.forget_failures()):
+        say(f"{forgotten} failed run(s) are tried again")
+
+    def look(outcomes: Outcomes) -> None:
+        """Before each run and at the end: what is foretold, the results so far, and what is settled."""
+        results = Results(plan, outcomes, comparisons)
+        foretell(results, folder)
+        write_results(results, read_foretold(results, folder), registration, folder)
+        for size in plan.sizes:
+            if results.is_settled(size):
+                verdicts = results.verdicts[size]
+                for entry in ledger_entries(
+                    plan, outcomes, size, verdicts, registration.sha256, fingerprints
+                ):
+                    ledger.add(entry)
+            elif plan.study.rules.sequential:
+                for verdict in results.verdicts[size]:
+                    say(f"{verdict.design} at size {size}, {verdict.planned} seeds: {verdict.word}")
+
+    outcomes = worker.work(look)
+    results = Results(plan, outcomes, comparisons)
+    print(describe(results, read_foretold(results, folder), registration))
+    print(f"the ledger {ledger.path} holds {ledger.looks()} look(s)")
+    print(f"results: {folder.path / 'results.json'}, {folder.path / 'runs.csv'}")
+    return 0 if any(row.verdicts for row in results.rows) else 1
+
+
+def _registered_data(request: StudyRequest, registration: Registration | None) -> Fingerprints:
+    """The data of each size, as the registration has it; nothing where there is none yet."""
+    plan = registration.plan if registration else {}
+    return {
+        size: {key: plan.get(f"sizes.{size}.{key}", "") for key in ("data_fingerprint", "val_fingerprint")}
+        for size in request.plan.sizes
+    }

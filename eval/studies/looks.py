@@ -1,0 +1,121 @@
+"""A study's designs in the ledger of all that was judged, and the looks its intervals are corrected for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..judging.ledger import SEEN, Ledger
+from ..judging.request import Trial, describe_design
+from .findings.verdicts import Comparisons, Verdict
+from .outcomes import Outcomes
+from .plan import Cell, Plan
+from .registration import Fingerprints
+
+
+def count_comparisons(plan: Plan, ledger: Ledger, data: Fingerprints) -> Comparisons:
+    """By size: how many designs were compared with the baseline on the same data at the same length.
+
+    Those of the study, and those that the ledger holds from before the study's own first line: what came
+    later is no look that the study had.
+    """
+    entries = ledger.entries()
+    found = {}
+    for size in plan.sizes:
+        its = _baseline_trial(plan, size)
+        seen = {plan.identity(design) for design in plan.candidates}
+        for entry in entries:
+            of_study = entry.get("study") or {}
+            if (of_study.get("name"), of_study.get("size")) == (plan.study.name, size):
+                break
+            if entry.get("status") in SEEN and _is_alike(entry, plan, its, data[size]):
+                seen.add(entry["candidate"]["design_identity"])
+        found[size] = len(seen)
+    return found
+
+
+def ledger_entries(
+    plan: Plan, outcomes: Outcomes, size: str, verdicts: Sequence[Verdict], sha256: str, data: Fingerprints
+) -> list[dict[str, Any]]:
+    """The lines of a size whose runs have all ended, one for each design."""
+    study, its = plan.study, _baseline_trial(plan, size)
+    entries = []
+    for design in plan.candidates:
+        own = [verdict for verdict in verdicts if verdict.design == design]
+        if not own:
+            continue
+        trial = plan.trials[size, design, plan.shared[size]]
+        settings = trial.settings()
+        at_shared = own[0]
+        seeds = study.seeds_at_most[: at_shared.planned]
+        loss = {
+            (one, seed): outcomes[Cell(size, one, plan.shared[size], seed)].loss
+            for one in (design, plan.baseline)
+            for seed in seeds
+        }
+        word = "; ".join(f"{verdict.word} at the {verdict.at}" for verdict in own)
+        entries.append(
+            {
+                "status": "diverged" if len(at_shared.failed) == at_shared.planned else "judged",
+                "reason": f"{design} against {plan.baseline}: {word}",
+                "study": {"name": study.name, "size": size, "sha256": sha256},
+                "candidate": _described(plan, design, trial),
+                "baseline": _described(plan, plan.baseline, its),
+                "recipe": study.recipe,
+                "deepspeed_config": study.deepspeed_config,
+                "changes": {**study.overrides, **study.ladder[size]},
+                "settings": {"candidate": settings, "baseline": its.settings()},
+                "candidate_overrides": None,
+                "data": {
+                    "source": trial.recipe.data.source,
+                    "tokenizer": trial.recipe.data.tokenizer,
+                    **data[size],
+                },
+                "length": {key: settings[key] for key in ("steps", "tokens_per_step")}
+                | {"tokens": trial.tokens},
+                "verdict": {"word": at_shared.word, "sentence": f"{design} against {plan.baseline}: {word}"},
+                "difference": _difference(at_shared),
+                "seeds": [
+                    {
+                        "seed": seed,
+                        "candidate": _finite(loss[design, seed]),
+                        "baseline": _finite(loss[plan.baseline, seed]),
+                        "difference": _finite(loss[design, seed] - loss[plan.baseline, seed]),
+                    }
+                    for seed in seeds
+                ],
+            }
+        )
+    return entries
+
+
+def _baseline_trial(plan: Plan, size: str) -> Trial:
+    return plan.trials[size, plan.baseline, plan.shared[size]]
+
+
+def _described(plan: Plan, design: str, trial: Trial) -> dict[str, Any]:
+    return describe_design(trial) | {"variant": design, "design_identity": plan.identity(design)}
+
+
+def _is_alike(entry: Mapping[str, Any], plan: Plan, its: Trial, data: Mapping[str, str]) -> bool:
+    """Whether a line is of the same baseline, data and length."""
+    return (
+        entry["baseline"]["design_identity"] == plan.identity(plan.baseline)
+        and all(entry["data"].get(key) == value for key, value in data.items())
+        and entry["length"]["tokens"] == its.tokens
+    )
+
+
+def _difference(verdict: Verdict) -> dict[str, Any] | None:
+    if verdict.effect is None:
+        return None
+    return {
+        "mean": verdict.effect.estimate,
+        "low": _finite(verdict.low),
+        "high": _finite(verdict.high),
+        "p_value": verdict.effect.p_value,
+        "unit": "nats/token",
+        "interval_over": f"{verdict.effect.seeds} paired seeds and {verdict.effect.documents} documents",
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None

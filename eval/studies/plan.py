@@ -1,0 +1,230 @@
+"""The runs that a study may need: each size, design and rate resolved as train.py would."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from model.errors import UserError
+from training.config.candidate import STANDS_FOR
+from training.config.commands import resolve_command
+
+from ..judging.request import Role, Trial, design_identity
+from .study import Keys, Study, rate_of
+
+OWN = "own"
+"""The rate of a candidate's CONFIG_OVERRIDES, one more among its rates."""
+PEAKS = ("lr", "muon_lr", "adam_lr")
+"""Of the optimizer's params in the DeepSpeed JSON: what a multiple of the shared rate multiplies."""
+FOR_ALL: Keys = {}
+"""Of every run of a study, beside its file."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """A design of a study: its name in tables, and what it sets."""
+
+    name: str
+    keys: Keys
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is one of the catalogue or of a file, with nothing beside."""
+        return set(self.keys) == {"model.variant"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    size: str
+    design: str
+    rate: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For its files."""
+        return re.sub(r"[^\w.+-]", "-", f"{self.size}_{self.design}_{self.rate}_seed{self.seed}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study with its runs resolved.
+
+    Attributes:
+        study: as its file says it.
+        designs: the baseline first.
+        shared: of each size the label of the rate that all designs share.
+        trials: by size, design and rate, of the recipe's own seed.
+        target: the baseline's run of a size that is foretold and not trained; None without one.
+    """
+
+    study: Study
+    designs: tuple[Design, ...]
+    shared: Mapping[str, str]
+    trials: Mapping[tuple[str, str, str], Trial]
+    target: Trial | None = None
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The smallest first."""
+        return tuple(self.study.ladder)
+
+    @property
+    def baseline(self) -> str:
+        """Its name."""
+        return self.designs[0].name
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The names of the designs that are judged beside the baseline."""
+        return tuple(design.name for design in self.designs[1:])
+
+    @cached_property
+    def _rates(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        found: dict[tuple[str, str], tuple[str, ...]] = {}
+        for size, design, rate in self.trials:
+            found[size, design] = (*found.get((size, design), ()), rate)
+        return found
+
+    def rates(self, size: str, design: str) -> tuple[str, ...]:
+        """The labels of its rates, the candidate's own last."""
+        return self._rates[size, design]
+
+    def trial(self, cell: Cell) -> Trial:
+        """What train.py is given for a run."""
+        trial = self.trials[cell.size, cell.design, cell.rate]
+        recipe = replace(trial.recipe, train=replace(trial.recipe.train, init_seed=cell.seed))
+        words = (*trial.words, f"--train.init_seed={cell.seed}")
+        return replace(trial, seed=cell.seed, recipe=recipe, words=words)
+
+    def cells(self, size: str, design: str) -> Iterator[Cell]:
+        """All that a design may need at a size: judged seeds at one more rate than the shared one, unknown
+        before its best is chosen, stand at the first that is not shared."""
+        rates, shared = self.rates(size, design), self.shared[size]
+        others = [rate for rate in rates if rate != shared]
+        for seed in self.study.seeds_at_most:
+            yield from (Cell(size, design, rate, seed) for rate in (shared, *others[:1]))
+        if others:
+            for seed in self.study.selection_seeds:
+                yield from (Cell(size, design, rate, seed) for rate in rates)
+
+    def identity(self, design: str) -> str:
+        """A hash of a design: of its names, options and code, and of what else it sets."""
+        found = next(one for one in self.designs if one.name == design)
+        trial = self.trials[self.sizes[0], design, self.shared[self.sizes[0]]]
+        identity = design_identity(trial.recipe.model)
+        if found.is_variant:
+            return identity
+        text = json.dumps([identity, dict(found.keys)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_plan(study: Study) -> Plan:
+    """The study's runs. Raises UserError or OSError with the sentence of train.py for one that cannot be."""
+    designs = tuple(_designs(study))
+    shared, trials = {}, {}
+    for size, keys in study.ladder.items():
+        for number, design in enumerate(designs):
+            resolve = _Resolver(study, design, keys, "candidate" if number else "baseline", f"size {size}")
+            trial = resolve()
+            rates = _multiples(study, size, trial)
+            shared[size] = next(label for label, factor in rates.items() if factor == 1)
+            for label, factor in rates.items():
+                trials[size, design.name, label] = trial if factor == 1 else resolve(_peaks(trial, factor))
+            if trial.overrides.given:
+                if not study.selection_seeds:
+                    raise UserError(
+                        f"{study.path}: {design.name} brings rates of its own, which are chosen or not on "
+                        "'selection_seeds', such as [101, 102]"
+                    )
+                trials[size, design.name, OWN] = resolve(own=True)
+    target = None
+    if isinstance(study.target, Mapping):
+        target = _Resolver(study, designs[0], study.target, "baseline", "target")()
+    plan = Plan(study, designs, shared, trials, target)
+    identities = [plan.identity(design.name) for design in designs]
+    for number, identity in enumerate(identities):
+        if (first := identities.index(identity)) < number:
+            one, other = designs[first].name, designs[number].name
+            raise UserError(f"{study.path}: {one} and {other} are one design: there is nothing to compare")
+    return plan
+
+
+class _Resolver:
+    """Makes one design's runs at one size; raises UserError with where it stood."""
+
+    def __init__(self, study: Study, design: Design, keys: Keys, role: Role, where: str) -> None:
+        self.study, self.where, self.role = study, f"{study.path}, {design.name} at {where}", role
+        self.keys = {**FOR_ALL, **design.keys, **study.overrides, **keys}
+        self.files = {"config": study.recipe, "deepspeed_config": study.deepspeed_config}
+        self.given: Mapping[str, float] = {}
+
+    def __call__(self, peaks: Keys | None = None, own: bool = False) -> Trial:
+        """The run at the shared rate, at other peaks, or with the candidate's own CONFIG_OVERRIDES."""
+        beaten = {STANDS_FOR[name] for name in self.given} if own else set()
+        keys = {key: value for key, value in self.keys.items() if key not in beaten} | dict(peaks or {})
+        keys["train.candidate_overrides"] = "apply" if own else "ignore"
+        words = tuple(f"--{key}={value}" for key, value in (self.files | keys).items())
+        try:
+            request, recipe, deepspeed, overrides = resolve_command([*words], self.study.ranks)
+        except UserError as error:
+            raise UserError(f"{self.where}: {error}") from error
+        self.given = overrides.given
+        seed = recipe.train.init_seed
+        return Trial(self.role, seed, words, recipe, deepspeed, overrides, request.recipe_file)
+
+
+def _designs(study: Study) -> Iterator[Design]:
+    """The baseline, the variants; of a composite each part alone, the whole, and the whole without each."""
+    names: list[str] = []
+    for variant in (study.baseline, *study.variants):
+        name = Path(variant).stem if variant.endswith(".py") else variant
+        if name in names:
+            raise UserError(f"{study.path}: two designs would be called {name}: rename a file")
+        names.append(name)
+        yield Design(name, {"model.variant": variant})
+    parts = study.composite
+    for first, second in ((a, b) for a in parts for b in parts if a < b):
+        if both := parts[first].keys() & parts[second].keys():
+            raise UserError(f"{study.path}: {first} and {second} of the composite both set {min(both)}")
+    below = {"model.variant": study.baseline}
+    for name, keys in parts.items():
+        yield Design(f"+{name}", below | dict(keys))
+    if len(parts) > 1:
+        yield Design("whole", below | {key: v for keys in parts.values() for key, v in keys.items()})
+    if len(parts) > 2:  # of two, one left out is the other alone
+        for left_out in parts:
+            rest = {key: v for name, keys in parts.items() if name != left_out for key, v in keys.items()}
+            yield Design(f"whole-{left_out}", below | rest)
+
+
+def _multiples(study: Study, size: str, trial: Trial) -> dict[str, float]:
+    """The study's rates at a size, by their labels, as multiples of the shared one; raises UserError."""
+    shared, found = trial.deepspeed.peak_lr, {}
+    split = len({"muon_lr", "adam_lr"} & trial.deepspeed.optimizer_params.keys())
+    for text in study.rates:
+        number, is_multiple = rate_of(text)
+        if split and not is_multiple:
+            raise UserError(
+                f"{study.path}: rates has {text}, but {study.deepspeed_config} sets several peak rates: give "
+                "multiples, such as 2x"
+            )
+        factor = number if is_multiple else number / shared
+        found[text] = 1.0 if math.isclose(factor, 1, rel_tol=1e-9) else factor
+    if 1.0 not in found.values():
+        raise UserError(
+            f"{study.path}: the shared rate of size {size} is {shared:g}, which is not among the rates "
+            f"({', '.join(study.rates)}): add 1x"
+        )
+    return found
+
+
+def _peaks(trial: Trial, factor: float) -> Keys:
+    params = trial.deepspeed.optimizer_params
+    return {f"ds.optimizer.params.{key}": repr(params[key] * factor) for key in PEAKS if key in params}

@@ -1,0 +1,208 @@
+"""A worker of a study: takes the next free run, trains it, notes how it ended, until nothing is left."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from data import DataConfig, keep_commits, open_data, settled, with_commits_of
+from model.errors import UserError
+from training.run.folder import RunFolder
+from training.run.reader import find_checkpoint, read_json, read_summary
+from training.run.search import ENDED, WantedRun, find_run
+
+from ..judging.commands import Ended, Interrupted, Start
+from ..judging.folders import held_folder
+from ..judging.request import Trial, describe_design
+from ..result_files import stored_results
+from .outcomes import Outcomes, StudyFolder, read_outcome
+from .plan import Cell, Plan
+from .queue import Decided, next_cells
+
+LOOK_AGAIN_S = 2.0
+"""Seconds after which a worker that waits for others looks whether a run is free."""
+
+
+class Data:
+    """What the runs' fingerprints say of their data, opened once for all runs that share it.
+
+    Args:
+        runs: the folder of all runs, in which a branch of a data set on the hub stays at one commit.
+        say: is told what opening finds.
+    """
+
+    def __init__(self, runs: Path, say: Callable[[str], object]) -> None:
+        self.runs, self.say = runs, say
+        self._found: dict[DataConfig, tuple[DataConfig, dict[str, str], str | None]] = {}
+
+    def of(self, config: DataConfig) -> tuple[DataConfig, dict[str, str], str | None]:
+        """The config with what the source decides, the fingerprints, and what an older NormLab called it.
+
+        Raises UserError or OSError.
+        """
+        if config not in self._found:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            asked = with_commits_of(self.runs, config)
+            corpus, validation = open_data(asked, self.say)
+            found = settled(asked, corpus)
+            keep_commits(self.runs, config, found)
+            now, older = corpus.fingerprints
+            fingerprints = {"data_fingerprint": now, "val_fingerprint": validation.fingerprint}
+            self._found[config] = found, fingerprints, older
+        return self._found[config]
+
+
+class Worker:
+    """One process that trains a study's runs, beside others or alone.
+
+    Args:
+        plan: of the study.
+        folder: of the study.
+        data: of its runs.
+        start: runs a command; it raises `Interrupted` where this process was asked to stop.
+        say: is told what happens.
+        decided: when a sequential study needs no more seeds.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: StudyFolder,
+        data: Data,
+        start: Start,
+        say: Callable[[str], object],
+        decided: Decided,
+    ) -> None:
+        self.plan, self.folder, self.data = plan, folder, data
+        self.start, self.say, self.decided = start, say, decided
+
+    def outcomes(self) -> Outcomes:
+        """How runs have ended so far, whoever trained them."""
+        return read_outcomes(self.plan, self.folder)
+
+    def work(self, look: Callable[[Outcomes], object] = lambda outcomes: None) -> Outcomes:
+        """Train until nothing is left, waiting for what other workers have under way.
+
+        Args:
+            look: is given the outcomes before each run of this worker, and at the end.
+
+        Raises Interrupted, UserError or OSError.
+        """
+        waits = False
+        while cells := next_cells(self.plan, outcomes := self.outcomes(), self.decided):
+            if not waits:
+                look(outcomes)
+            # What ended with an error is tried again after the others.
+            cells.sort(key=self.folder.tries)
+            if self._train_one(cells):
+                waits = False
+                continue
+            if not waits:
+                self.say(f"waiting for other workers, which have {len(cells)} run(s) under way")
+            waits = True
+            time.sleep(LOOK_AGAIN_S)
+        look(outcomes)
+        return outcomes
+
+    def _train_one(self, cells: list[Cell]) -> bool:
+        """Train the first run that no other worker has; gives whether there was one."""
+        for cell in cells:
+            with self.folder.claimed(cell) as is_mine:
+                if not is_mine:
+                    continue
+                if self.folder.outcome(cell, self.plan.study.rules.tries) is None:  # or another ended it
+                    self.train(cell)
+                return True
+        return False
+
+    def train(self, cell: Cell) -> None:
+        """Train a run to its end, or find it, and note how it ended: an error of its own ends no study."""
+        trial = self.plan.trial(cell)
+        name = f"{cell.design} of size {cell.size} at rate {cell.rate}, seed {cell.seed}"
+        with ExitStack() as held:
+            found = self.wanted(trial)
+            folder = held.enter_context(
+                held_folder(
+                    self.folder.runs,
+                    f"{self.plan.study.name}_{cell.name}",
+                    lambda: find_run(self.folder.runs, found),
+                    self.say,
+                )
+            )
+            if _status(folder) in ENDED:
+                self.say(f"{name}: {folder} is there")
+                ended = Ended(0, "")
+            else:
+                self.say(f"training {name}: {folder}")
+                ended = self.start("train", [*trial.words, "--run_dir", str(folder)], self.plan.study.ranks)
+            outcome = read_outcome(folder)
+            if outcome is None:
+                self._note_failure(cell, folder, ended)
+                return
+            self.folder.record(cell, outcome.status, folder, outcome.reason)
+            self.say(f"{name}: {outcome.reason or f'{outcome.loss:.4f} nats per token'}")
+            if (
+                outcome.is_finished
+                and self.plan.study.evaluate
+                and cell.seed in self.plan.study.seeds_at_most
+            ):
+                self._evaluate(trial, folder)
+
+    def wanted(self, trial: Trial) -> WantedRun:
+        """A run as it is found among others."""
+        data, fingerprints, older = self.data.of(trial.recipe.data)
+        design = {"design_fingerprint": describe_design(trial)["code_fingerprint"]}
+        recipe = replace(trial.recipe, data=data)
+        return WantedRun(recipe, trial.deepspeed, self.plan.study.ranks, fingerprints | design, older)
+
+    def _note_failure(self, cell: Cell, folder: Path, ended: Ended) -> None:
+        report = folder / "preflight.json"
+        if report.is_file() and not (checks := read_json(report))["passed"]:
+            failed = [check for check in checks["checks"] if check["status"] == "fail"]
+            reason = f"{failed[0]['name']}: {failed[0]['detail']}" if failed else "a check failed"
+            self.folder.record(cell, "refused", folder, f"refused by the pre-flight check: {reason}")
+            self.say(f"{cell.design} is refused by the pre-flight check: {reason}")
+            return
+        summary = read_summary(folder) if (folder / "summary.json").is_file() else {}
+        if summary.get("status") == "interrupted" and "error" not in summary and ended.status in (0, 75):
+            raise Interrupted  # by another than us: it is saved
+        reason = str(summary.get("error") or ended.reason())
+        self.folder.record(cell, "failed", folder if folder.is_dir() else None, reason)
+        again = self.folder.tries(cell) < self.plan.study.rules.tries
+        self.say(f"{cell.name} failed: {reason}{'; it is tried again' if again else ''}")
+
+    def _evaluate(self, trial: Trial, folder: Path) -> None:
+        """Score a judged run on the recipe's tasks, where it has no results yet; without them its loss still
+        counts."""
+        config = trial.recipe.eval
+        try:
+            _, step = find_checkpoint(folder)
+        except UserError as error:
+            self.say(f"{folder} is not evaluated: {error}")
+            return
+        if not config.tasks or set(config.tasks) <= stored_results(folder, step, config)["results"].keys():
+            return
+        words = [str(folder), "--tasks", ",".join(config.tasks)]
+        words += ["--limit", str(config.limit)] if config.limit is not None else []
+        words += ["--eval_data", config.data_dir] if config.data_dir is not None else []
+        ended = self.start("eval", words)
+        if ended.status:
+            self.say(f"{folder} is not evaluated: {ended.reason()}")
+
+
+def read_outcomes(plan: Plan, folder: StudyFolder) -> Outcomes:
+    """How runs of a study have ended so far."""
+    tries = plan.study.rules.tries
+    found: Outcomes = {}
+    for size, design, rate in plan.trials:
+        for seed in (*plan.study.seeds_at_most, *plan.study.selection_seeds):
+            cell = Cell(size, design, rate, seed)
+            if (outcome := folder.outcome(cell, tries)) is not None:
+                found[cell] = outcome
+    return found
+
+
+def _status(folder: Path) -> str | None:
+    """Of a run that has begun; None where none has."""
+    return read_summary(folder).get("status") if RunFolder(folder, rank=0).has_begun() else None
