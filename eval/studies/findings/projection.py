@@ -8,7 +8,7 @@ import numpy as np
 
 from ...statistics.effect import Component, Effect
 
-DRAWS = 4000
+DRAWS = 2000
 """Of the interval of a speed-up: its ends are right to a few percent of its width."""
 LARGEST = 100.0
 """A speed-up beyond this says only that the baseline's fit does not reach the loss."""
@@ -133,7 +133,7 @@ def _log_compute(x: np.ndarray, losses: np.ndarray, gains: np.ndarray) -> np.nda
         losses: (draws, sizes).
         gains: (draws,) differences.
     """
-    shares = np.array([0.0]) if len(x) == 2 else np.linspace(0, 0.99, 100)
+    shares = np.array([0.0]) if len(x) == 2 else np.linspace(0, 0.98, 50)
     floors = shares[:, None] * losses.min(axis=1)  # (floors, draws)
     y = np.log(losses[None] - floors[..., None])
     centred = x - x.mean()

@@ -1,0 +1,269 @@
+"""A study's runs, made up: what is registered, trained, reused, shared by workers, stopped and found."""
+
+import csv
+import json
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.judging.commands import Interrupted
+from eval.judging.ledger import Ledger
+from eval.studies.command import read_command
+from eval.studies.job import print_plan, print_status, run_study
+from model.errors import UserError
+from training.config.recipe import Recipe
+
+from .studied import THREE_SIZES, TWO_RATES, Trainer, make_files, write_study
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_files(tmp_path)
+
+
+def run(folder: Path, trainer: Trainer, *options: str, **keys: Any) -> int:
+    request = read_command([str(write_study(folder, **keys)), "--runs", str(folder / "runs"), *options])
+    return run_study(request, trainer, lambda sentence: None)
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "runs" / "studies" / "study" / "results.json").read_text())
+
+
+def registration_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "runs" / "studies" / "study" / "registration.json").read_text())
+
+
+def noise(recipe: Recipe) -> float:
+    """Of a design and a seed: some thousandths."""
+    return 0.002 * math.sin(97 * recipe.train.init_seed + 31 * len(recipe.variant) + recipe.model.n_embd)
+
+
+def gain(recipe: Recipe, peak: float) -> float:
+    """rmsnorm is 0.1 better at the recipe's rate; seeds differ by a few thousandths."""
+    return 2.5 + noise(recipe) - 0.1 * (recipe.model.norm == "rmsnorm") + 0.05 * (peak > 1e-3)
+
+
+def test_a_study_trains_what_it_needs_once_and_writes_what_it_found(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Trainer(gain)
+    assert run(folder, trainer, **TWO_RATES) == 0
+    assert [(variant, seed) for variant, seed, _ in trainer.trained[:4]] == [
+        ("vanilla", 1), ("rmsnorm+pre", 1), ("vanilla", 2), ("rmsnorm+pre", 2)
+    ] or trainer.trained[0][:2] == ("vanilla", 1)  # fmt: skip
+    assert len(trainer.trained) == len(set(trainer.trained)) == 2 * 3 + 2 * 2 * 2
+    found = results_of(folder)
+    (row,) = found["rows"]
+    assert found["done"] and row["word"] == "better" and row["passes_gate"]
+    assert [one["at"] for one in row["verdicts"]] == ["shared rate", "best rate"]
+    assert row["verdicts"][0]["difference"] == pytest.approx(-0.1, abs=0.01)
+    assert row["cost"]["parameters"]["ratio"] == 1 and row["over_budget"] == []
+    printed = capsys.readouterr().out
+    assert printed.startswith("pre-registered ") and found["registration"]["sha256"][:16] in printed
+    assert "best of 2 rates only; at least 3" in printed and "the ledger" in printed
+    with (folder / "runs" / "studies" / "study" / "runs.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(trainer.trained)
+    assert {line["role"] for line in lines if line["seed"] == "101"} == {"selection"}
+    again = Trainer(gain)
+    assert run(folder, again, **TWO_RATES) == 0 and again.trained == []
+    assert len(Ledger(folder / "runs").entries()) == 1
+
+
+def test_a_registration_is_made_before_the_first_run_and_departures_stay(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop() -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(folder, Trainer(gain, before=stop))
+    first = registration_of(folder)
+    assert first["there_before"] == [] and first["departures"] == []
+    assert first["plan"]["rules.gate"] == 0 and first["plan"]["seeds"] == [1, 2, 3]
+    assert any("rmsnorm against vanilla at the shared rate" in one for one in first["plan"]["comparisons"])
+    assert first["plan"]["sizes.recipe.data_fingerprint"] and first["plan"]["sizes.recipe.train.steps"] == 4
+    assert run(folder, Trainer(gain)) == 0
+    assert registration_of(folder) == first
+    changed = {"seeds": [1, 2, 3, 4], "rules": {"gate": 0.01}}
+    assert run(folder, Trainer(gain), **changed) == 0 and run(folder, Trainer(gain), **changed) == 0
+    later = registration_of(folder)
+    (departure,) = later["departures"]
+    assert departure["changes"] == ["rules.gate is 0.01, was 0.0", "seeds is [1, 2, 3, 4], was [1, 2, 3]"]
+    assert (later["sha256"], later["plan"]) == (first["sha256"], first["plan"])
+    assert "rules.gate is 0.01, was 0.0" in capsys.readouterr().out
+    file = folder / "runs" / "studies" / "study" / "registration.json"
+    file.write_text(json.dumps(later | {"plan": later["plan"] | {"rules.gate": 0.01}}))
+    run(folder, Trainer(gain), **changed)
+    assert "the registered plan was edited since" in capsys.readouterr().out
+
+
+def test_a_study_that_finds_its_runs_says_that_they_were_there(folder: Path) -> None:
+    assert run(folder, Trainer(gain)) == 0
+    request = read_command([str(write_study(folder, name="second")), "--runs", str(folder / "runs")])
+    trainer = Trainer(gain)
+    assert run_study(request, trainer, print) == 0 and trainer.trained == []
+    file = folder / "runs" / "studies" / "second" / "registration.json"
+    assert len(json.loads(file.read_text())["there_before"]) == 6
+
+
+def test_two_workers_divide_the_runs_and_come_to_the_same_results(folder: Path) -> None:
+    trainer = Trainer(gain)
+    both = threading.Barrier(2, timeout=60)
+    waited: list[str] = []
+
+    def meet() -> None:
+        # The first run of each worker ends only once the other has one too.
+        if len(waited) < 2:
+            waited.append(threading.current_thread().name)
+            both.wait()
+
+    trainer.before = meet
+    file = write_study(folder, **TWO_RATES)
+    requests = [read_command([str(file), "--runs", str(folder / "runs")]) for _ in range(2)]
+    statuses: list[int] = []
+    workers = [
+        threading.Thread(
+            target=lambda request=request: statuses.append(run_study(request, trainer, lambda sentence: None))
+        )
+        for request in requests
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert statuses == [0, 0] and len(set(waited)) == 2
+    assert len(trainer.trained) == len(set(trainer.trained)) == 14
+    assert results_of(folder)["done"] and len(Ledger(folder / "runs").entries()) == 1
+
+
+def test_a_stopped_study_goes_on_where_it_stopped(folder: Path) -> None:
+    trainer = Trainer(gain)
+
+    def stop() -> None:
+        if len(trainer.trained) == 4:
+            raise Interrupted
+
+    trainer.before = stop
+    with pytest.raises(Interrupted):
+        run(folder, trainer)
+    second = Trainer(gain)
+    assert run(folder, second) == 0
+    assert [*trainer.trained[:3], *second.trained] == list(
+        dict.fromkeys(trainer.trained[:3] + second.trained)
+    )
+    assert len(second.trained) == 3
+
+
+def test_errors_are_contained_counted_and_can_be_tried_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Trainer(gain, ends={("rmsnorm+pre", 2): "failed"})
+    assert run(folder, broken) == 0
+    assert sum(one[:2] == ("rmsnorm+pre", 2) for one in broken.trained) == 2  # rules.tries
+    assert len({one[:2] for one in broken.trained}) == 6
+    (row,) = results_of(folder)["rows"]
+    assert row["word"] == "fails in 1 of 3" and row["verdicts"][0]["failed"] == {"2": "RuntimeError: burnt"}
+    assert "fails in 1 of 3 runs (95 % interval of the rate 1% to 91%)" in capsys.readouterr().out
+    again = Trainer(gain)
+    assert run(folder, again) == 0 and again.trained == []
+    assert run(folder, again, "--retry") == 0
+    assert [one[:2] for one in again.trained] == [("rmsnorm+pre", 2)]
+    assert results_of(folder)["rows"][0]["word"] == "better"
+
+
+def test_a_refused_design_is_tried_once_and_the_others_go_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Trainer(gain, ends={("layernorm_no_bias", 1): "refused"})
+    assert run(folder, trainer, variants=["layernorm_no_bias", "rmsnorm"]) == 0
+    assert [one[0] for one in trainer.trained].count("layernorm_no_bias") == 1
+    refused, judged = results_of(folder)["rows"]
+    assert refused["state"] == "refused" and "sees the future" in refused["note"]
+    assert judged["word"] == "better" and "causality.model" in capsys.readouterr().out
+    alone = Trainer(gain, ends={("layernorm_no_bias", 1): "refused"})
+    status = run(folder, alone, variants=["layernorm_no_bias"], seeds=[1])
+    assert status == 1
+
+
+def test_divergence_is_an_outcome_that_is_not_tried_again(folder: Path) -> None:
+    trainer = Trainer(gain, ends={("rmsnorm+pre", seed): "diverged" for seed in (1, 2, 3)})
+    assert run(folder, trainer) == 0
+    assert len(trainer.trained) == 6
+    (row,) = results_of(folder)["rows"]
+    assert row["word"] == "fails in 3 of 3" and row["passes_gate"] is False
+    (entry,) = Ledger(folder / "runs").entries()
+    assert entry["status"] == "diverged" and Ledger(folder / "runs").looks() == 1
+
+
+def test_looks_at_the_same_baseline_widen_a_later_study(folder: Path) -> None:
+    run(folder, Trainer(gain))
+    alone = results_of(folder)
+    others = ["dyt", "layernorm_no_bias"]
+    write_study(folder, name="second", variants=others)
+    request = read_command([str(folder / "second.yaml"), "--runs", str(folder / "runs")])
+    assert run_study(request, Trainer(gain), lambda sentence: None) == 0
+    second = json.loads((folder / "runs" / "studies" / "second" / "results.json").read_text())
+    assert (alone["looks"], second["looks"]) == ({"recipe": 1}, {"recipe": 3})
+    assert Ledger(folder / "runs").looks() == 3
+    run(folder, Trainer(gain))
+    assert results_of(folder)["rows"] == alone["rows"]  # what came later is no look of the first
+
+
+def test_sizes_are_foretold_before_they_run_and_held_against_what_came(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ladder(recipe: Recipe, peak: float) -> float:
+        width = recipe.model.n_embd
+        return 2 + 30 / width**0.7 + noise(recipe) - 0.1 * (recipe.model.norm == "rmsnorm")
+
+    target = {"model.n_embd": 128, "train.steps": 32}
+    assert run(folder, Trainer(ladder), sizes=THREE_SIZES, target=target) == 0
+    found = results_of(folder)
+    large, target_row = found["projections"]
+    assert (large["size"], large["sizes"], large["as_foretold"]) == ("large", ["small", "medium"], True)
+    assert large["foretold"]["value"] == pytest.approx(-0.1, abs=0.01)
+    assert target_row["size"] == "target" and target_row["came"] is None
+    rows = {row["size"]: row for row in found["rows"]}
+    assert all(rows[size]["speed_up"]["low"] > 1 for size in ("medium", "large"))
+    assert "foretold" in capsys.readouterr().out
+
+
+def test_status_and_plan_run_and_write_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(write_study(folder, **TWO_RATES))
+    words = [file, "--runs", str(folder / "runs")]
+    assert print_status(read_command([*words, "--status"])) == 0
+    assert "under way 0 of 7 runs" in capsys.readouterr().out
+    assert print_plan(read_command([*words, "--plan"])) == 0
+    said = capsys.readouterr().out
+    assert "at most 20 runs of 512 tokens" in said and "assumed" in said and "not known" in said
+    assert not (folder / "runs").exists()
+    run(folder, Trainer(gain), **TWO_RATES)
+    capsys.readouterr()
+    assert print_plan(read_command([*words, "--plan"])) == 0
+    said = capsys.readouterr().out
+    assert "measured on 5 runs of vanilla that differ in their seeds alone" in said
+    assert "at the 1,000 tokens per second" in said
+    assert print_status(read_command([*words, "--status"])) == 0
+    assert "better" in capsys.readouterr().out
+
+
+def test_a_damaged_ledger_or_record_is_named_before_anything_is_trained(folder: Path) -> None:
+    run(folder, Trainer(gain))
+    record = next((folder / "runs" / "studies" / "study" / "cells").glob("*.json"))
+    record.write_text("{half")
+    with pytest.raises(UserError, match="is not valid JSON: remove it"):
+        run(folder, Trainer(gain))
+    record.unlink()
+    (folder / "runs" / "ledger.jsonl").write_text("{half")
+    trainer = Trainer(gain)
+    with pytest.raises(UserError, match="is not a JSON object"):
+        run(folder, trainer)
+    assert trainer.trained == []
