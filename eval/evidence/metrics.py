@@ -25,6 +25,8 @@ class Metric:
     key: str = ""
 
 
+VAL_LOSS = Metric("val_loss", "val loss", "nats/token")
+VAL_BITS = Metric("val_bits_per_byte", "val bits/byte", "bits/byte")
 TASK_METRICS = (
     Metric("published_val_loss", "published val loss", "nats/token", PUBLISHED_VALIDATION, "loss"),
     Metric("wikitext_ppl", "WikiText-2 ppl", "perplexity", "wikitext", "word_perplexity"),
@@ -55,6 +57,7 @@ TASK_METRICS = (
     Metric("sample_lastword_acc", "sample last-word %", "percent", "sample_lastword", "acc"),
 )
 """Of the tasks here, in the scorecard's order: of accuracies `acc`, and `acc_norm` where a task has it."""
+METRICS = (VAL_LOSS, VAL_BITS, *TASK_METRICS)
 FRACTIONS = ("acc", "acc_norm", "acc_mutual_info", "exact_match")
 """Metrics of any task that lm-eval gives as a share of the items."""
 

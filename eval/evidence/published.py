@@ -13,7 +13,8 @@ import pandas as pd
 from model.errors import UserError
 from training.run.reader import read_recipe
 
-from .comparison import METRICS, VAL_LOSS, Scorecard
+from .comparison import Scorecard
+from .metrics import METRICS, VAL_LOSS
 from .results import RunRecord
 from .tables import (
     content_of,

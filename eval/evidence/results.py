@@ -12,15 +12,14 @@ from model.errors import UserError
 from training.run.reader import (
     evaluation_folder,
     last_evaluated_step,
-    read_json,
     read_metrics,
     read_recipe,
     read_results,
     read_summary,
 )
-from training.schedule import ScheduleConfig
 
 from ..result_files import score_name
+from .settings import GROUPS, in_words, settings_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 GIVEN_WEIGHTS = "given weights"
 """The status of a model that was evaluated and not trained here; `python -m eval FOLDER` writes it."""
 REQUIRED_KEYS = ("status", "variant")
-SHAPE_KEYS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -42,28 +40,10 @@ class RunRecord:
     summary: dict[str, Any]
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
-        """How it was trained, beside its design, from its resolved configs: `learning_rate` (the peak),
-        `weight_decay`, `gradient_clipping`, `schedule` and `backbone` in words; empty without configs."""
-        if not all((self.folder / name).is_file() for name in ("recipe.yaml", "ds_config.json")):
-            return {}
-        recipe, engine = read_recipe(self.folder), read_json(self.folder / "ds_config.json")
-        optimizer = engine.get("optimizer", {}).get("params", {})
-        schedule = ScheduleConfig(**recipe.get("schedule") or {})
-        defaults, model = vars(GPTConfig()), recipe.get("model") or {}
-        of_own = {
-            key: model[key]
-            for key, default in defaults.items()
-            if key not in (*SHAPE_KEYS, *DESIGN_KEYS) and model.get(key, default) != default
-        }
-        return {
-            "learning_rate": optimizer.get("lr"),
-            "weight_decay": optimizer.get("weight_decay", 0.0),
-            "gradient_clipping": engine.get("gradient_clipping", 0.0),
-            "schedule": f"{schedule.shape}, warm-up of {schedule.warmup_steps} steps by the "
-            f"{schedule.warmup_formula} formula, to {schedule.floor:g} of the peak",
-            "backbone": ", ".join(f"{key}={v}".lower() for key, v in of_own.items()) or "GPT-2's parts",
-        }
+    def settings(self) -> dict[str, str]:
+        """How it was trained, beside its design, by group of settings in words; empty without configs."""
+        found = settings_of(self.folder)
+        return {group.name: in_words(group, found[group.name]) for group in GROUPS} if found else {}
 
     @property
     def val_loss(self) -> float:

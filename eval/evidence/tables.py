@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from .comparison import VAL_BITS, VAL_LOSS, Scorecard
-from .metrics import Metric
+from .comparison import Scorecard
+from .metrics import VAL_BITS, VAL_LOSS, Metric
 from .verdicts import describe_sample, format_interval
 
 NOTES = (

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..evidence.comparison import METRICS, VAL_LOSS, Scorecard, build_scorecard
-from ..evidence.metrics import Metric
+from ..evidence.comparison import Scorecard, build_scorecard
+from ..evidence.metrics import METRICS, VAL_LOSS, Metric
 from ..evidence.results import RunRecord, read_run
 from ..evidence.tables import format_value
 from ..evidence.verdicts import describe_sample, format_interval

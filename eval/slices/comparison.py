@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from ..evidence.comparison import SAME_TOKENS, Scorecard, pair_runs
-from ..evidence.intervals import Interval, paired_interval
+from ..evidence.comparison import Scorecard
+from ..evidence.differences import SAME_TOKENS, effect_columns, pair_runs
 from ..evidence.results import RunRecord
+from ..statistics.crossed import effects
 
 BUCKET = ["low", "high"]
 """The columns that name a bucket of a kind."""
@@ -35,9 +37,9 @@ def compare_slices(card: Scorecard) -> dict[str, pd.DataFrame]:
     The baseline comes first.
 
     Columns: kind, name, low, high, tokens, loss (nats per token, the mean over the variant's finished runs),
-    and where it is compared difference, interval_low, interval_high (95 %) and what that is over ("seeds" or
-    "documents"). Of runs that cut the validation set otherwise than the baseline, or have another one, the
-    kinds that are not alike are left out.
+    and where it is compared difference, interval_low, interval_high (95 %) and what that is over ("seeds",
+    "documents" or both). Of runs that cut the validation set otherwise than the baseline, or have another
+    one, the kinds that are not alike are left out.
     """
     has_slices = [record.slices is not None for record in card.runs["record"]]
     runs = card.runs[card.runs["counted"] & pd.Series(has_slices, card.runs.index)]
@@ -70,25 +72,17 @@ def _rows_of(kind: str, runs: pd.DataFrame, names: list[str]) -> Iterator[tuple]
 
 
 def _differences(kind: str, pairs: pd.DataFrame) -> dict[Any, tuple]:
-    """By bucket the difference, its interval and what that is over, as `compare` has them of the whole."""
-    both = list(zip(pairs["record"], pairs["record_baseline"], strict=True))
-    if not both:
+    """By bucket the difference, its interval and what that is over, as the scorecard has of the whole."""
+    if pairs.empty:
         return {}
-    if len(both) > 1:
-        by_pair = pd.concat([_losses(ours, kind) - _losses(theirs, kind) for ours, theirs in both], axis=1)
-        return {bucket: _columns(paired_interval(of), "seeds") for bucket, of in by_pair.iterrows()}
-    ours, theirs = (_slices(record, kind) for record in both[0])
+    tables = [[_slices(record, kind) for record in pairs[of]] for of in ("record_baseline", "record")]
+    losses = np.array([[table["loss"] for table in of_arm] for of_arm in tables])  # (2, pairs, rows)
     found: dict[Any, tuple] = {}
-    for bucket, rows in ours.assign(loss=ours["loss"] - theirs["loss"]).groupby(BUCKET):
-        if len(rows) > 1:
-            found[bucket] = _columns(paired_interval(rows["loss"], rows["tokens"]), "documents")
-        else:
-            found[bucket] = rows["loss"].sum() / rows["tokens"].sum(), *NO_INTERVAL
+    for bucket, rows in tables[0][0].groupby(BUCKET):
+        (effect,) = effects(losses[:, :, rows.index], rows["tokens"].to_numpy())
+        columns = effect_columns(effect)
+        found[bucket] = columns["difference"], columns["low"], columns["high"], columns["interval"] or ""
     return found
-
-
-def _columns(interval: Interval, over: str) -> tuple[float, float, float, str]:
-    return interval.difference, interval.low, interval.high, over
 
 
 def _slices(record: RunRecord, kind: str) -> pd.DataFrame:

@@ -23,9 +23,9 @@ from model.files import write_whole
 from training.run.reader import evaluation_folder, read_recipe
 from training.validation import token_losses
 
-from ..evidence.intervals import paired_interval
 from ..scoring.lm import TOKENS_PER_BATCH
 from ..scoring.windows import validation_set
+from ..statistics.crossed import effects
 from .comparison import BUCKET, bucket_title
 
 if TYPE_CHECKING:
@@ -115,7 +115,9 @@ def format_slices(slices: pd.DataFrame) -> str:
             f"{kind:<10}{bucket_title(low, high):>16}{tokens:>12,} tokens{rows['loss'].sum() / tokens:>9.4f}"
         )
         if len(rows) > 1:
-            interval = paired_interval(rows["loss"], rows["tokens"])
-            line += f" [{interval.low:.4f}, {interval.high:.4f}]"
+            losses = rows["loss"].to_numpy()
+            (effect,) = effects(np.stack([0 * losses, losses])[:, None], rows["tokens"].to_numpy())
+            low, high = effect.interval()
+            line += f" [{low:.4f}, {high:.4f}]"
         lines.append(line)
     return "\n".join(lines)

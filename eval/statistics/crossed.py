@@ -12,7 +12,7 @@ from scipy import stats
 from .effect import Component, Effect
 
 ALIKE_P = 0.01
-"""Arms whose variances over seeds differ by Bartlett's test at this p-value do not share one."""
+"""Arms of which one varies more over seeds than the others, at this p-value, do not share their noise."""
 
 
 def effects(losses: np.ndarray, weights: np.ndarray) -> list[Effect]:
@@ -33,7 +33,7 @@ def effects(losses: np.ndarray, weights: np.ndarray) -> list[Effect]:
     r = losses * documents / weights.sum()
     means = r.mean(axis=(1, 2))
     residuals = r - means[:, None, None] * (weights * documents / weights.sum())
-    is_pooled = arms == 2 or (seeds > 1 and arms_are_alike(residuals.mean(axis=2)))
+    is_pooled = arms == 2 or seeds == 1 or arms_are_alike(residuals.mean(axis=2))
     pooled = over_seeds(residuals) if is_pooled else None
     found = []
     for arm in range(1, arms):
@@ -83,12 +83,19 @@ def over_documents(pair: np.ndarray, weights: np.ndarray) -> Component:
 
 
 def arms_are_alike(by_seed: np.ndarray) -> bool:
-    """Whether (arms, seeds) losses vary over seeds alike in all arms, by Bartlett's test.
+    """Whether no arm of (arms, seeds) losses varies more over seeds than the others do.
 
-    It takes heavy tails for differences too, and then the arms keep wider intervals of their own.
+    Each arm's distance to the others' mean is tested against the noise among them, an F test that is exact
+    for normal noise, at `ALIKE_P` over all arms (Bonferroni). Heavy tails fail it more often, and then the
+    arms keep wider intervals of their own.
     """
-    apart = by_seed - by_seed.mean(axis=0)
-    spread = apart.var(axis=1, ddof=1)
-    if not spread.all():
-        return not spread.any()
-    return bool(stats.bartlett(*apart).pvalue > ALIKE_P)
+    arms, seeds = by_seed.shape
+    for arm in range(arms):
+        others = np.delete(by_seed, arm, axis=0)
+        apart = others - others.mean(axis=0) - others.mean(axis=1, keepdims=True) + others.mean()
+        df = (seeds - 1, (arms - 2) * (seeds - 1))
+        of_others = np.sum(apart**2) / df[1]
+        of_arm = np.var(by_seed[arm] - others.mean(axis=0), ddof=1) * (arms - 1) / arms
+        if stats.f.sf(of_arm / of_others, *df) * arms < ALIKE_P if of_others else of_arm:
+            return False
+    return True

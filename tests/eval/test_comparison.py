@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from eval.evidence.results import read_run
+from eval.evidence.comparison import build_scorecard
+from eval.evidence.results import read_run, read_runs
 from eval.evidence.tables import score_table, to_markdown
 from tests.eval.cards import card_of, documents, score_of, verdict_on
 
@@ -24,7 +25,7 @@ def test_seeds_give_differences_and_an_interval(make_run: MakeRun) -> None:
     score = score_of(card, "rmsnorm", "val_loss")
     expected = stats.ttest_rel(candidate, baseline).confidence_interval(0.95)
     assert (score["low"], score["high"]) == pytest.approx(tuple(expected))
-    assert (score["interval"], score["n"]) == ("seeds", 3)
+    assert (score["interval"], score["n"], score["documents"]) == ("seeds", 3, 1)
     assert score["value"] == pytest.approx(np.mean(candidate))
     assert score["seed_sd"] == pytest.approx(np.std(candidate, ddof=1))
     assert verdict_on(card, "rmsnorm") == "better"
@@ -37,18 +38,38 @@ def test_noise_is_called_noise(make_run: MakeRun) -> None:
     folders = [make_run("vanilla", seed, val_loss=loss) for seed, loss in enumerate([5.40, 5.42])]
     folders += [make_run("rmsnorm", seed, val_loss=loss) for seed, loss in enumerate([5.38, 5.43])]
     card = card_of(*folders)
-    assert verdict_on(card, "rmsnorm") == "within noise"
+    score = score_of(card, "rmsnorm", "val_loss")
+    shown = (
+        score["high"] - score["difference"] + stats.norm.ppf(0.8) * 0.03 / 2
+    )  # sd 0.03 * 2**0.5 of 2 pairs
+    assert verdict_on(card, "rmsnorm") == f"not shown: a difference of {shown:.4f} could have been"
     assert card.headline.startswith("No variant is shown to be better than vanilla.")
 
 
 def test_several_comparisons_need_stronger_evidence(make_run: MakeRun) -> None:
-    losses = [5.40, 5.41, 5.42]
-    folders = [make_run("vanilla", seed, val_loss=loss) for seed, loss in enumerate(losses)]
-    for name in "abcd":  # p = 0.038 alone
-        shifted = [loss - shift for loss, shift in zip(losses, (0.01, 0.02, 0.02), strict=True)]
-        folders += [make_run(name, seed, val_loss=loss) for seed, loss in enumerate(shifted)]
-    assert verdict_on(card_of(*folders[:6]), "a") == "better"
-    assert verdict_on(card_of(*folders), "a") == "within noise once corrected for 4 comparisons"
+    losses = np.array([5.40, 5.41, 5.42])
+    shifts = {"a": (0.010, 0.013, 0.0125), "b": (0.001, -0.005, 0.004), "c": (-0.006, 0.003, 0.002),
+              "d": (0.005, -0.004, 0.0)}  # fmt: skip
+    arms = {"vanilla": losses, **{name: losses - of for name, of in shifts.items()}}
+    folders = {
+        name: [make_run(name, seed, val_loss=loss) for seed, loss in enumerate(of)]
+        for name, of in arms.items()
+    }
+    alone = card_of(*folders["vanilla"], *folders["a"])
+    assert verdict_on(alone, "a") == "better" and alone.comparisons == 1
+    card = card_of(*(folder for of in folders.values() for folder in of))
+    # By hand: the noise that all five share, and scipy's multivariate t for four comparisons with one.
+    table = np.array(list(arms.values()))
+    apart = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    error = math.sqrt(2 * (apart**2).sum() / (4 * 2) / 3)
+    score = score_of(card, "a", "val_loss")
+    limit = (score["high"] - score["difference"]) / error
+    t = stats.multivariate_t(shape=0.5 + 0.5 * np.eye(4), df=8, seed=0)
+    assert t.cdf(np.full(4, limit), lower_limit=np.full(4, -limit)) == pytest.approx(0.95, abs=1e-3)
+    assert verdict_on(card, "a") == "better" and card.comparisons == 4
+    # As many looks as were taken elsewhere count too.
+    many = build_scorecard(read_runs(folders["vanilla"] + folders["a"]), looks=40)
+    assert verdict_on(many, "a").startswith("not shown: a difference of ") and many.comparisons == 40
 
 
 def test_one_seed_never_wins(make_run: MakeRun) -> None:

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from eval.slices.comparison import compare_slices
+from eval.statistics.crossed import effects
 from tests.eval.cards import card_of
 from tests.eval.test_report import page_of
 
@@ -59,21 +60,25 @@ def test_one_pair_has_intervals_over_the_documents_of_a_bucket(make_run: MakeRun
         )
 
 
-def test_several_pairs_have_intervals_over_seeds(make_run: MakeRun) -> None:
+def test_several_pairs_have_intervals_over_seeds_and_documents(make_run: MakeRun) -> None:
     tables = {
         (name, seed): slices(10 * seed + len(name)) for name in ("vanilla", "rmsnorm") for seed in (1, 2, 3)
     }
     found = compare_slices(card_of(*(add(make_run(*key), table) for key, table in tables.items())))["gpt2"]
 
-    def losses(name: str, kind: str, low: int) -> list[float]:
-        rows = [bucket_of(tables[name, seed], kind, low) for seed in (1, 2, 3)]
-        return [of_seed["loss"].sum() / of_seed["tokens"].sum() for of_seed in rows]
-
     for row in found[found["name"] == "rmsnorm"].itertuples():
-        test = stats.ttest_rel(losses("rmsnorm", row.kind, row.low), losses("vanilla", row.kind, row.low))
-        interval = test.confidence_interval(0.95)
-        assert (row.interval_low, row.interval_high) == pytest.approx((interval.low, interval.high))
-        assert row.over == "seeds"
+        of = [
+            [bucket_of(tables[name, seed], row.kind, row.low) for seed in (1, 2, 3)]
+            for name in ("vanilla", "rmsnorm")
+        ]
+        tokens = of[0][0]["tokens"].to_numpy()
+        losses = np.array([[table["loss"] for table in arm] for arm in of])
+        (effect,) = effects(losses, tokens)  # which tests of its own hold to the two-way table
+        assert (row.interval_low, row.interval_high) == pytest.approx(effect.interval())
+        means = losses.sum(axis=2) / tokens.sum()
+        over_seeds = stats.ttest_rel(means[1], means[0]).confidence_interval(0.95)
+        assert row.interval_high - row.interval_low >= 0.999 * (over_seeds.high - over_seeds.low)
+        assert row.over == "seeds and documents"
 
 
 def test_what_is_cut_otherwise_is_left_out(make_run: MakeRun) -> None:

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from data import Tokenizer, ValidationSet, open_tokenizer
 from eval.__main__ import check, evaluate_model, parse
-from eval.evidence.intervals import paired_interval
 from eval.jobs import run_tasks
 from eval.scoring.windows import PublishedValidation, TextWindows
+from eval.statistics.crossed import effects
 from eval.tasks import check_tasks, load_tasks
 from model import GPT, GPTConfig, variant_name
 from model.errors import UserError
@@ -261,8 +261,11 @@ def test_the_command_scores_windows_and_the_scorecard_shows_them(local_sets, tmp
     # The same windows in both runs: what they differ by has an interval.
     theirs = pd.read_parquet(runs[1] / "eval" / "step_00000001" / "per_item.parquet")
     mine, other = (table[table["task"] == "published_validation"].reset_index() for table in (items, theirs))
-    interval = paired_interval(other["value"] - mine["value"], mine["weight"])
-    assert interval.n == 2 * 96 and interval.low < interval.difference < interval.high
+    losses = np.array([[-table["value"] * table["weight"]] for table in (mine, other)])
+    (effect,) = effects(losses, mine["weight"].to_numpy())
+    (low, high), score = effect.interval(), score_of(card, "rmsnorm", "published_val_loss")
+    assert effect.documents == 2 * 96 and low < effect.estimate < high
+    assert (score["low"], score["high"]) == pytest.approx((low, high))
 
 
 def test_another_validation_set_than_the_runs_is_refused(tmp_path, own_cache):
