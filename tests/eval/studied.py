@@ -5,6 +5,7 @@ import pydoc_data.topics
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import open_data
+from data import Corpus, DataConfig, ValidationSet, open_data
 from eval.judging.commands import Command, Ended
 from eval.studies.findings.verdicts import decider
 from eval.studies.outcomes import Outcome, Outcomes
@@ -102,6 +103,12 @@ def simulate(plan: Plan, loss: Loss, comparisons: int | None = None) -> Outcomes
     return outcomes
 
 
+@cache
+def opened(config: DataConfig) -> tuple[Corpus, ValidationSet]:
+    """The data, once for all runs that share it."""
+    return open_data(config)
+
+
 @dataclass
 class Trainer:
     """Stands for train.py, and keeps what was started.
@@ -138,7 +145,7 @@ class Trainer:
             folder.claim(wait_s=0)
             folder._lock.release()
             folder.write_configs(vars(recipe), deepspeed.raw, [*words])
-            corpus, validation = open_data(recipe.data)
+            corpus, validation = opened(recipe.data)
         loss = self.loss(recipe, deepspeed.peak_lr)
         steps = recipe.train.steps
         folder.append_metrics(kind="val", step=steps, tokens=steps * 128, loss=loss)

@@ -20,6 +20,8 @@ OF_NO_EFFECT = FREE_TO_CHANGE - {
 """What two runs may differ in and still be one and the same, number for number."""
 DESIGN_FILES = ("model.norm", "model.block", "model.topology")
 ENDED = ("finished", "diverged")
+QUICK = ("init_seed", "steps", "tokens_per_step")
+"""Of summary.json: most runs differ in one of these, which spares reading their configs."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ def _summary_if_same(folder: Path, wanted: WantedRun) -> Mapping[str, Any] | Non
         return None
     summary = read_summary(folder)
     if summary.get("world_size") != wanted.ranks:
+        return None
+    own = wanted.recipe.facts(wanted.deepspeed)
+    if any(summary.get(key, own[key]) != own[key] for key in QUICK):
         return None
     found = {key: summary.get(key) for key in wanted.fingerprints}
     if "data_fingerprint" in found and found["data_fingerprint"] == wanted.older_data:

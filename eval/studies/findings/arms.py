@@ -9,7 +9,9 @@ from statistics import median
 
 import numpy as np
 
-from ...evidence.results import read_run
+from training.run.reader import read_summary
+
+from ...evidence.results import RunRecord
 from ...statistics.failures import LEAST_EXCESS, limits
 from ..outcomes import Outcome
 
@@ -61,7 +63,7 @@ def losses_by_document(arms: Sequence[Arm]) -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(maxsize=256)
 def _documents(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Tokens and summed losses of a run's validation documents; None where they are not kept."""
-    table = read_run(folder).documents
+    table = RunRecord(folder, read_summary(folder)).documents
     if table is None:
         return None
     table = table.sort_values("document")

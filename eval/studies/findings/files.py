@@ -9,7 +9,7 @@ from typing import Any
 
 from model.files import write_json, write_text
 
-from ...evidence.results import read_run
+from ...evidence.results import RunRecord
 from ...statistics.effect import Effect
 from ..outcomes import StudyFolder
 from ..registration import Registration
@@ -159,10 +159,9 @@ def _runs(results: Results, runs: Path) -> str:
 
 def _scores(folder: Path) -> dict[str, float]:
     """A run's scores on tasks, `task/metric`; none where it was not evaluated."""
-    found = read_run(folder).scores if (folder / "summary.json").is_file() else {}
     return {
         f"{task}/{metric}": value
-        for task, metrics in found.items()
+        for task, metrics in RunRecord(folder, {}).scores.items()
         for metric, value in metrics.items()
         if not metric.endswith("_stderr")
     }
