@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from model.errors import UserError
 from model.files import write_json
-from training.run.reader import read_json, read_metrics, read_summary
+from training.run.reader import read_json, read_summary
 
 from .plan import Cell
 
@@ -33,7 +33,7 @@ class Outcome:
         loss: the final validation loss in nats per token; NaN where there is none.
         reason: why there is none.
         folder: of the run; None where there is none, as in a simulation.
-        lowest: the lowest validation loss on the way.
+        spike: how far the training loss ended above its best, where it did not come back; else 0.
         floor: the loss of a model that knows token frequencies only; infinite where it is not known.
     """
 
@@ -41,7 +41,7 @@ class Outcome:
     loss: float = math.nan
     reason: str = ""
     folder: Path | None = None
-    lowest: float = math.inf
+    spike: float = 0.0
     floor: float = math.inf
 
     @property
@@ -143,6 +143,9 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 @cache
 def _read_outcome(folder: Path, modified: int) -> Outcome | None:
+    from ..evidence.blow_ups import unrecovered  # pandas costs seconds
+    from ..evidence.results import RunRecord
+
     summary = read_summary(folder)
     status = summary.get("status")
     if status == "diverged":
@@ -150,11 +153,10 @@ def _read_outcome(folder: Path, modified: int) -> Outcome | None:
     if status != "finished":
         return None
     loss = summary.get("val_loss")
-    losses = [line["loss"] for line in read_metrics(folder) if line.get("kind") == "val" and line["loss"]]
     return Outcome(
         "finished",
         loss=math.nan if loss is None else loss,
         folder=folder,
-        lowest=min(losses, default=math.inf),
+        spike=unrecovered(RunRecord(folder, summary)) or 0.0,
         floor=(summary.get("floors") or {}).get("unigram", math.inf),
     )

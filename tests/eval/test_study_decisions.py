@@ -165,14 +165,14 @@ def test_a_baseline_that_fails_gives_no_verdict(folder: Path) -> None:
     assert verdict.effect and verdict.effect.seeds == 2 and not verdict.failed
 
 
-def test_an_unlearnt_model_and_a_spike_that_did_not_heal_are_blow_ups(folder: Path) -> None:
+def test_an_unlearnt_model_and_an_unrecovered_spike_are_blow_ups(folder: Path) -> None:
     plan = plan_of(folder)
     outcomes = simulate(plan, losses(0, lambda cell: 0.0))
     cells = [Cell("recipe", "rmsnorm", "1x", seed) for seed in (1, 2)]
-    outcomes[cells[0]] = Outcome("finished", outcomes[cells[0]].loss, lowest=3.0)
+    outcomes[cells[0]] = Outcome("finished", outcomes[cells[0]].loss, spike=0.6)
     outcomes |= {cell: Outcome("finished", 3.34, floor=3.33) for cell in cells[1:]}
     (verdict,) = judge_size(plan, outcomes, "recipe", {"recipe": 1})
-    assert "a spike that did not heal" in verdict.failed[1] and "token frequencies" in verdict.failed[2]
+    assert "a spike of 0.60" in verdict.failed[1] and "token frequencies" in verdict.failed[2]
 
 
 def test_more_looks_make_wider_intervals(folder: Path) -> None:
