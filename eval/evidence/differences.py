@@ -207,7 +207,9 @@ def effects_of(samples: Mapping[str, Samples], looks: int | None) -> dict[str, E
         first = samples[names[0]]
         arms = np.concatenate([first.losses[:1], *(samples[name].losses[1:] for name in names)])
         for name, effect in zip(names, effects(arms, first.weights), strict=True):
-            found[name] = replace(effect, comparisons=comparisons)
+            # Comparisons elsewhere have noise of their own, which Dunnett's limits do not know.
+            is_pooled = effect.is_pooled and comparisons == effect.comparisons
+            found[name] = replace(effect, comparisons=comparisons, is_pooled=is_pooled)
     return found
 
 

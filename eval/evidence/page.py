@@ -22,6 +22,7 @@ from .tables import (
     item_difference_table,
     run_table,
     score_table,
+    setting_table,
     verdict_lines,
 )
 
@@ -51,6 +52,7 @@ def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = N
         item_differences=item_difference_table(card),
         tasks=task_table(card),
         variants=run_table(card),
+        settings=setting_table(card),
         facts=fact_table(card),
         notes=[*floor_lines(card), *NOTES],
     )
@@ -189,7 +191,7 @@ def forest(card: Scorecard) -> dict[str, Any] | None:
             "high": x_px(score["high"]),
             "middle": x_px(score["difference"]),
             "y": top + number * line_height,
-            "over_seeds": score["interval"] == "seeds",
+            "over_seeds": "seeds" in score["interval"],
         }
         for number, (name, score) in enumerate(scores.iterrows())
     ]

@@ -7,15 +7,20 @@ from typing import Any
 import pandas as pd
 
 from .comparison import Scorecard
+from .grouping import PAIR_KEYS, RATES
 from .metrics import VAL_BITS, VAL_LOSS, Metric
+from .settings import GROUPS
 from .verdicts import describe_sample, format_interval
 
 NOTES = (
     "val loss is in nats per token, the mean over the finished runs of a variant, with their standard "
     "deviation (seed sd) where there are several; val bits/byte is the same loss for each byte of text, the "
     "ends of documents included, which compares across tokenizers; lower is better.",
-    "An interval over seeds holds seed-to-seed and evaluation noise. One over documents or items holds "
-    "evaluation noise only: another seed may move the difference further than the interval is wide.",
+    "An interval over seeds and documents speaks of new seeds and of new text; it holds for all rows of its "
+    "table at once (Dunnett's limits; noise over seeds is pooled where designs are alike in it). One over "
+    "the documents or items of one seed leaves seed-to-seed noise out, one over seeds alone speaks of this "
+    "validation text. What a row could have shown is the smallest true difference that its noise would have "
+    "shown in 80 % of such studies: a design that is not shown to differ may differ by less.",
     "Accuracy is lm-eval's acc (no length normalisation), norm its acc_norm (by the answers' bytes), ± the "
     "standard error over the items; WikiText-2 "
     "and sample document perplexity is per word. Windows ppl is per token, over windows of the whole text; "
@@ -50,8 +55,24 @@ def difference_table(card: Scorecard) -> pd.DataFrame:
         if scores["difference"].notna().any():
             table[metric.unit] = _format_differences(scores, digits=4)
     compared = _metric_scores(card, card.yardstick)
-    table["over"] = compared.apply(describe_sample, axis=1).where(compared["low"].notna())
+    table["over"] = compared.apply(describe_sample, axis=1)
+    shown = compared["smallest_shown"].where(compared["seeds"] > 1)
+    table["could have shown"] = shown.map("{:.4f}".format, na_action="ignore")
     return table[compared["difference"].notna()].astype(object).fillna("-")
+
+
+def setting_table(card: Scorecard) -> pd.DataFrame:
+    """The settings, beside the design, in which the rows were not trained alike, as text; empty if none."""
+    trained = card.runs[~card.runs["given"]]
+    keys = {**PAIR_KEYS, **RATES, **{group.name: group.title for group in GROUPS if group.kind == "rounding"}}
+    rows = []
+    for key, title in keys.items():
+        if key.endswith("_seed"):
+            continue
+        by_name = {name: "; ".join(dict.fromkeys(of.map(str))) for name, of in trained.groupby("name")[key]}
+        if len(set(by_name.values())) > 1:
+            rows.append({"setting": title, **{name: by_name.get(name, "-") for name in card.rows["name"]}})
+    return pd.DataFrame(rows)
 
 
 def item_difference_table(card: Scorecard) -> pd.DataFrame:
@@ -110,6 +131,7 @@ def to_markdown(card: Scorecard) -> str:
             card
         ),
         "Runs": run_table(card),
+        "Not trained alike": setting_table(card),
     }
     notes = [*floor_lines(card), *NOTES]
     lists = {"Verdicts": verdict_lines(card), "Problems": card.problems, "Notes": notes}

@@ -64,7 +64,7 @@ def judge(request: JudgeRequest, start: Start, say: Callable[[str], object]) -> 
     ledger.entries()  # one that cannot be read is refused before anything is trained
     content: dict[str, Any] = dict.fromkeys(KEYS) | _asked(request)
     try:
-        Judgment(request, start, say, content).run()
+        Judgment(request, start, say, content, ledger).run()
         status, reason = "judged", content["verdict"]["sentence"]
     except Ending as ending:
         status, reason = ending.status, str(ending)
@@ -79,7 +79,7 @@ def judge(request: JudgeRequest, start: Start, say: Callable[[str], object]) -> 
     content["ledger"] = {"file": str(ledger.path), "entries": len(ledger.entries()), "looks": looks}
     if content["verdict"]:
         content["verdict"]["looks"] = (
-            f"the ledger holds {looks} look(s), for which the interval is not corrected"
+            f"the ledger holds {looks} look(s), and the interval holds for all of them together"
         )
     return content
 
@@ -98,6 +98,7 @@ class Judgment:
         start: runs a command.
         say: is told what happens.
         content: the JSON verdict so far.
+        ledger: what was looked at before.
     """
 
     def __init__(
@@ -106,8 +107,10 @@ class Judgment:
         start: Start,
         say: Callable[[str], object],
         content: dict[str, Any],
+        ledger: Ledger,
     ) -> None:
         self.request, self.start, self.say, self.content = request, start, say, content
+        self.ledger = ledger
         self.fingerprints: dict[str, str] = {}
         self.data = request.first("candidate").recipe.data
         self.older_data: str | None = None
@@ -136,7 +139,7 @@ class Judgment:
             (trial.seed, ours, theirs)
             for trial, ours, theirs in zip(self.request.trials[::2], folders[::2], folders[1::2], strict=True)
         ]
-        found = compare_runs(pairs)
+        found = compare_runs(pairs, self.ledger.looks(self.content))
         self.content |= found | {"problems": [*found["problems"], *problems]}
 
     def check(self) -> None:

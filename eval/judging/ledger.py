@@ -63,9 +63,10 @@ class Ledger:
             entries.append(entry)
         return entries
 
-    def looks(self) -> int:
-        """How many looks the ledger holds."""
-        return len({look_of(entry) for entry in self.entries() if entry.get("status") in SEEN})
+    def looks(self, *others: Mapping[str, Any]) -> int:
+        """How many looks the ledger holds, or would hold with others in it."""
+        seen = [entry for entry in self.entries() if entry.get("status") in SEEN]
+        return len({look_of(entry) for entry in (*seen, *others)})
 
 
 def look_of(entry: Mapping[str, Any]) -> str:

@@ -15,7 +15,9 @@ from ..evidence.verdicts import describe_sample, format_interval
 WORDS = {
     "better": "better",
     "worse": "worse",
-    "within noise": "within noise",
+    "equivalent": "equivalent",
+    "not shown": "not shown",
+    "fails": "fails",
     "lower": "lower",
     "higher": "higher",
     "no clear difference": "no clear difference",
@@ -30,24 +32,25 @@ COSTS = {
 """Where summary.json has them."""
 
 
-def compare_runs(pairs: Sequence[tuple[int, Path, Path]]) -> dict[str, Any]:
+def compare_runs(pairs: Sequence[tuple[int, Path, Path]], looks: int = 1) -> dict[str, Any]:
     """The verdict on finished runs, as keys of the JSON: `verdict`, `difference`, `seeds`, `evaluation`,
     `cost` and `problems`.
 
     Args:
         pairs: of each seed the candidate's folder and the baseline's.
+        looks: how many there were so far, this one included: the interval holds for all of them together.
     """
     ours = [read_run(folder) for _, folder, _ in pairs]
     theirs = [read_run(folder) for _, _, folder in pairs]
     baseline = theirs[0].summary["variant"]
-    card = build_scorecard([*theirs, *ours], baseline)
+    card = build_scorecard([*theirs, *ours], baseline, looks)
     rows = card.rows[~card.rows["baseline"]]
     if len(rows) != 1:
         raise ValueError(f"the candidate's runs are not of one kind: {', '.join(rows['name'])}")
     row = rows.iloc[0]
     scores = card.scores[card.scores["name"] == row["name"]].set_index("metric", drop=False)
     loss = scores.loc[card.yardstick.name]
-    word = next((word for start, word in WORDS.items() if row["verdict"].startswith(start)), "not comparable")
+    word = word_for(row["verdict"])
     sentence = f"{ours[0].summary['variant']} against {baseline}: {row['verdict']}"
     difference = None
     if not math.isnan(loss["difference"]):
@@ -57,6 +60,7 @@ def compare_runs(pairs: Sequence[tuple[int, Path, Path]]) -> dict[str, Any]:
             "high": _number(loss["high"]),
             "p_value": _number(loss["p_value"]),
             "unit": card.yardstick.unit,
+            "could_have_shown": _number(loss["smallest_shown"]),
             "interval_over": None if math.isnan(loss["low"]) else describe_sample(loss),
         }
         interval = f", 95 % interval {format_interval(loss, 4)}" if difference["interval_over"] else ""
@@ -74,6 +78,13 @@ def compare_runs(pairs: Sequence[tuple[int, Path, Path]]) -> dict[str, Any]:
         "cost": _cost(ours, theirs),
         "problems": card.problems,
     }
+
+
+def word_for(verdict: str) -> str:
+    """The word for a row's verdict in the scorecard."""
+    if "with another" in verdict:  # its rates, which may be the candidate's own
+        return "other rates"
+    return next((word for start, word in WORDS.items() if verdict.startswith(start)), "not comparable")
 
 
 def _pair(seed: int, ours: RunRecord, theirs: RunRecord) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _chart(kind: str, rows: pd.DataFrame, colours: dict[str, int]) -> dict[str, 
     buckets = {low: number for number, low in enumerate(rows["low"].drop_duplicates())}
     marks = []
     for name, of_name in compared.groupby("name", sort=False):
-        dashes = OVER_DOCUMENTS if "seeds" not in set(of_name["over"]) else ""
+        dashes = "" if of_name["over"].str.contains("seeds").any() else OVER_DOCUMENTS
         of_buckets = [
             Mark(buckets[row.low], row.difference, row.interval_low, row.interval_high)
             for row in of_name.itertuples()

@@ -1,6 +1,6 @@
 """Several comparisons with one shared baseline: Dunnett's distribution of the largest |t|."""
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from scipy import stats
@@ -28,7 +28,7 @@ def within(limit: float, comparisons: int, df: float) -> float:
     return float(share @ (one**comparisons @ weights))
 
 
-@cache
+@lru_cache(maxsize=10_000)
 def critical_value(level: float, comparisons: int, df: float) -> float:
     """The |t| that all of so many comparisons stay below with a probability of `level`."""
     apart = float(stats.t.isf((1 - level) / 2 / comparisons, df))  # Bonferroni's, which is never below
@@ -43,7 +43,7 @@ def _standard_normal() -> tuple[np.ndarray, np.ndarray]:
     return points, weights / np.sqrt(2 * np.pi)
 
 
-@cache
+@lru_cache(maxsize=1000)
 def deviations(df: float) -> tuple[np.ndarray, np.ndarray]:
     """Values of the shared standard deviation, by its expectation, and their weights."""
     points, weights = np.polynomial.legendre.leggauss(POINTS)

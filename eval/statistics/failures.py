@@ -1,5 +1,6 @@
 """Runs that blew up: found by a robust limit, counted, never dropped in silence."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,17 +13,20 @@ LEAST_EXCESS = 0.05
 
 
 def limits(arms: Sequence[Sequence[float]]) -> list[float]:
-    """The largest final loss, in nats per token, of each arm that is no blow-up.
+    """The largest final loss, in nats per token, of each arm that is no blow-up; of fewer than three runs
+    none can be said to be apart from the others.
 
     The spread is the median absolute deviation from the arm's median, pooled over the arms, so that an arm of
     three runs has a measure of it that its own outlier does not move.
     """
     medians = [float(np.median(losses)) for losses in arms]
     apart = [abs(x - m) for losses, m in zip(arms, medians, strict=True) for x in losses if len(losses) > 2]
-    # A deviation of 0 of each arm's middle run is no measure of spread.
-    apart = [one for one in apart if one > 0]
+    apart = [one for one in apart if one > 0]  # an arm's middle run is no measure of spread
     spread = float(np.median(apart)) / float(stats.norm.ppf(0.75)) if apart else 0.0
-    return [median + max(DEVIATIONS * spread, LEAST_EXCESS) for median in medians]
+    excess = max(DEVIATIONS * spread, LEAST_EXCESS)
+    return [
+        median + excess if len(losses) > 2 else math.inf for median, losses in zip(medians, arms, strict=True)
+    ]
 
 
 def rate_interval(failed: int, planned: int) -> tuple[float, float]:

@@ -45,7 +45,7 @@ def test_a_verdict_is_the_paired_interval_over_the_seeds(folder: Path) -> None:
     assert found["cost"]["parameters"]["candidate"] == 1048 and found["cost"]["tokens_per_s"]["ratio"] == 1
     assert found["evaluation"]["val_bits_per_byte"]["difference"] == pytest.approx(1.5 * differences.mean())
     assert found["ledger"] == {"file": str(folder / "runs" / "ledger.jsonl"), "entries": 1, "looks": 1}
-    assert "1 look" in found["verdict"]["looks"] and "not corrected" in found["verdict"]["looks"]
+    assert "1 look" in found["verdict"]["looks"] and "all of them" in found["verdict"]["looks"]
     printed = describe(found).splitlines()
     assert (
         printed[0] == found["verdict"]["sentence"]

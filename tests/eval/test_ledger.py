@@ -30,7 +30,7 @@ def test_a_look_is_code_baseline_data_and_length(tmp_path: Path) -> None:
     assert ledger.looks() == 0 and ledger.entries() == []
     ledger.add(entry())
     ledger.add(entry(seeds=[1, 2, 3], settings={"learning_rate": 1}))
-    assert ledger.looks() == 1
+    assert ledger.looks() == ledger.looks(entry(seeds=[4])) == 1 and ledger.looks(entry("z")) == 2
     for n, change in enumerate([{"code": "b"}, {"baseline": "w"}, {"data": "e"}, {"tokens": 200}], start=2):
         ledger.add(entry(**change))
         assert ledger.looks() == n

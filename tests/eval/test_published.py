@@ -175,7 +175,7 @@ def test_nothing_is_subtracted_from_a_published_row(
     main([*map(str, runs)])
     assert before.strip() == capsys.readouterr().out.strip(), "the scorecard is as it is without --published"
     after = text[text.index("**Published results") :]
-    assert not re.search(r"(?<!\w)[+]\d|better|worse|within noise", after)
+    assert not re.search(r"(?<!\w)[+]\d|better|worse|not shown", after)
 
 
 def test_csv_and_json_hold_the_table_too(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -261,8 +261,7 @@ def test_the_command_scores_windows_and_the_scorecard_shows_them(local_sets, tmp
     # The same windows in both runs: what they differ by has an interval.
     theirs = pd.read_parquet(runs[1] / "eval" / "step_00000001" / "per_item.parquet")
     mine, other = (table[table["task"] == "published_validation"].reset_index() for table in (items, theirs))
-    losses = np.array([[-table["value"] * table["weight"]] for table in (mine, other)])
-    (effect,) = effects(losses, mine["weight"].to_numpy())
+    (effect,) = effects(np.array([[-t["value"] * t["weight"]] for t in (mine, other)]), mine["weight"].array)
     (low, high), score = effect.interval(), score_of(card, "rmsnorm", "published_val_loss")
     assert effect.documents == 2 * 96 and low < effect.estimate < high
     assert (score["low"], score["high"]) == pytest.approx((low, high))
