@@ -16,7 +16,14 @@ from .looks import count_comparisons, ledger_entries
 from .outcomes import Outcomes, read_outcome
 from .plan import Cell
 from .power import describe_plan as describe_costs_and_power
-from .registration import Fingerprints, Registration, describe_plan, read_registration, register
+from .registration import (
+    Fingerprints,
+    Registration,
+    departures_from,
+    describe_plan,
+    read_registration,
+    register,
+)
 from .worker import Data, Worker, read_outcomes
 
 
@@ -35,6 +42,8 @@ def print_status(request: StudyRequest) -> int:
     comparisons = count_comparisons(request.plan, Ledger(request.folder.runs), data)
     results = Results(request.plan, outcomes, comparisons)
     print(describe(results, read_foretold(results, request.folder), registration))
+    for change in departures_from(registration, describe_plan(request.plan, data)) if registration else ():
+        print(f"the study as it is now departs from what was registered: {change}")
     return 0
 
 

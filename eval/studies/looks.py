@@ -1,9 +1,9 @@
 """A study's designs in the ledger of all that was judged, and the looks its intervals are corrected for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ..judging.ledger import SEEN, Ledger
+from ..judging.ledger import SEEN, Ledger, look_of
 from ..judging.request import Trial, describe_design
 from .findings.verdicts import Comparisons, Verdict
 from .outcomes import Outcomes
@@ -12,22 +12,30 @@ from .registration import Fingerprints
 
 
 def count_comparisons(plan: Plan, ledger: Ledger, data: Fingerprints) -> Comparisons:
-    """By size: how many designs were compared with the baseline on the same data at the same length.
+    """By size: all looks so far, those of the study at this size and the smaller ones among them.
 
-    Those of the study, and those that the ledger holds from before the study's own first line: what came
-    later is no look that the study had.
+    The ledger counts up to the study's own first line: what was looked at later is no look that it had.
     """
-    entries = ledger.entries()
+    seen: set[str] = set()
+    for entry in ledger.entries():
+        if (entry.get("study") or {}).get("name") == plan.study.name:
+            break
+        if entry.get("status") in SEEN:
+            seen.add(look_of(entry))
     found = {}
     for size in plan.sizes:
         its = _baseline_trial(plan, size)
-        seen = {plan.identity(design) for design in plan.candidates}
-        for entry in entries:
-            of_study = entry.get("study") or {}
-            if (of_study.get("name"), of_study.get("size")) == (plan.study.name, size):
-                break
-            if entry.get("status") in SEEN and _is_alike(entry, plan, its, data[size]):
-                seen.add(entry["candidate"]["design_identity"])
+        seen |= {
+            look_of(
+                {
+                    "candidate": {"design_identity": plan.identity(design)},
+                    "baseline": {"design_identity": plan.identity(plan.baseline)},
+                    "data": data[size],
+                    "length": {"tokens": its.tokens},
+                }
+            )
+            for design in plan.candidates
+        }
         found[size] = len(seen)
     return found
 
@@ -95,15 +103,6 @@ def _described(plan: Plan, design: str, trial: Trial) -> dict[str, Any]:
     return describe_design(trial) | {"variant": design, "design_identity": plan.identity(design)}
 
 
-def _is_alike(entry: Mapping[str, Any], plan: Plan, its: Trial, data: Mapping[str, str]) -> bool:
-    """Whether a line is of the same baseline, data and length."""
-    return (
-        entry["baseline"]["design_identity"] == plan.identity(plan.baseline)
-        and all(entry["data"].get(key) == value for key, value in data.items())
-        and entry["length"]["tokens"] == its.tokens
-    )
-
-
 def _difference(verdict: Verdict) -> dict[str, Any] | None:
     if verdict.effect is None:
         return None
@@ -112,6 +111,7 @@ def _difference(verdict: Verdict) -> dict[str, Any] | None:
         "low": _finite(verdict.low),
         "high": _finite(verdict.high),
         "p_value": verdict.effect.p_value,
+        "could_have_shown": _finite(verdict.could_show),
         "unit": "nats/token",
         "interval_over": f"{verdict.effect.seeds} paired seeds and {verdict.effect.documents} documents",
     }

@@ -13,6 +13,7 @@ from training.run.folder import differing_keys
 from training.run.reader import read_summary
 from training.run.search import OF_NO_EFFECT
 
+from ..judging.ledger import Ledger
 from ..judging.request import Trial
 from ..statistics.crossed import effects
 from ..statistics.power import MOST_SEEDS, seeds_needed
@@ -71,9 +72,9 @@ def measure_noise(runs: Path, trial: Trial) -> Noise:
 
 def describe_plan(plan: Plan, runs: Path) -> str:
     """What the study will take, and its power, in lines."""
-    study = plan.study
+    study, earlier = plan.study, Ledger(runs).looks()
     lines = [f"study {study.name}: {plan.baseline} against {', '.join(plan.candidates)}"]
-    for size in plan.sizes:
+    for number, size in enumerate(plan.sizes, start=1):
         designs = (plan.baseline, *plan.candidates)
         cells = [cell for design in designs for cell in plan.cells(size, design)]
         trial = plan.trials[size, plan.baseline, plan.shared[size]]
@@ -84,7 +85,7 @@ def describe_plan(plan: Plan, runs: Path) -> str:
         noise = measure_noise(runs, trial)
         of_each = f"{noise.seed_sd:.4f} nats over seeds, {noise.document_sd:.4f} over documents"
         lines += [f"  noise: {of_each} ({noise.origin})"]
-        lines += [f"  {line}" for line in _power(noise, len(plan.candidates))]
+        lines += [f"  {line}" for line in _power(noise, earlier + number * len(plan.candidates))]
     if len(plan.sizes) > 1:
         gate = f"whose difference at the one before is at most {study.rules.gate:g}"
         lines += ["", f"a size is only run for designs {gate}"]
@@ -109,11 +110,11 @@ def _seeds(plan: Plan) -> str:
     return f"{judged}, {chosen} that choose the rate" if chosen else judged
 
 
-def _power(noise: Noise, comparisons: int) -> Iterator[str]:
-    yield f"seeds that show a difference with 80 % power, over {comparisons} comparison(s)"
+def _power(noise: Noise, looks: int) -> Iterator[str]:
+    yield f"seeds that show a difference with 80 % power, corrected for {looks} look(s)"
     for difference in DIFFERENCES:
         seeds = seeds_needed(
-            difference, seed_sd=noise.seed_sd, document_sd=noise.document_sd, comparisons=comparisons
+            difference, seed_sd=noise.seed_sd, document_sd=noise.document_sd, comparisons=looks
         )
         few = f"more than {MOST_SEEDS}, or the validation set is too small for it"
         yield f"  {difference:g} nats: {few if seeds is None else seeds}"

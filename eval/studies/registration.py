@@ -113,7 +113,7 @@ def register(
         there = read_registration(file)
         latest = there.departures[-1]["sha256"] if there.departures else there.sha256
         if _hash(plan) != latest:
-            changes = list(_changes(there.plan, plan)) or ["the registered plan again"]
+            changes = departures_from(there, plan) or ["the registered plan again"]
             for change in changes:
                 say(f"departure from what was registered: {change}")
             departure = {"time": now, "sha256": _hash(plan), "changes": changes}
@@ -136,6 +136,11 @@ def read_registration(file: Path) -> Registration:
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} is no study's registration: it lacks {error}") from None
+
+
+def departures_from(registration: Registration, plan: Mapping[str, Any]) -> list[str]:
+    """What a plan does otherwise than was registered, a sentence each."""
+    return list(_changes(registration.plan, plan))
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:

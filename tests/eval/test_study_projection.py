@@ -20,9 +20,9 @@ def law(flops: float) -> float:
 
 
 def test_a_projection_is_the_weighted_line_through_two_exact_sizes() -> None:
-    found = project([(1e15, effect(-0.020, 1e-9)), (1e16, effect(-0.014, 1e-9))], 1e17)
+    found = project([(1e15, effect(-0.020, 1e-6)), (1e16, effect(-0.014, 1e-6))], 1e17)
     assert found and found.value == pytest.approx(-0.008, abs=1e-8)
-    assert found.high - found.low < 1e-6
+    assert found.high - found.low < 1e-4
     assert project([(1e15, effect(-0.02, 0.001))], 1e17) is None
 
 

@@ -256,6 +256,26 @@ def test_status_and_plan_run_and_write_nothing(folder: Path, capsys: pytest.Capt
     assert "better" in capsys.readouterr().out
 
 
+def test_judged_runs_are_evaluated_where_the_study_asks_for_it(folder: Path) -> None:
+    trainer = Trainer(gain)
+    tasks = {"eval.tasks": ["published_validation"]}
+    assert run(folder, trainer, evaluate=True, overrides=tasks, **TWO_RATES) == 0
+    assert len(trainer.evaluated) == 6 and not any("seed10" in name for name in trainer.evaluated)
+    card = (folder / "runs" / "studies" / "study" / "scorecard_recipe.md").read_text()
+    assert "rmsnorm" in card and "better" in card
+
+
+def test_a_changed_file_is_a_departure_before_it_is_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, Trainer(gain)) == 0
+    changed = str(write_study(folder, rules={"equivalent_within": 0.01}))
+    assert print_status(read_command([changed, "--runs", str(folder / "runs"), "--status"])) == 0
+    said = capsys.readouterr().out
+    assert "departs from what was registered: rules.equivalent_within is 0.01, was 0.003" in said
+    assert registration_of(folder)["departures"] == []
+
+
 def test_a_damaged_ledger_or_record_is_named_before_anything_is_trained(folder: Path) -> None:
     run(folder, Trainer(gain))
     record = next((folder / "runs" / "studies" / "study" / "cells").glob("*.json"))

@@ -9,7 +9,9 @@ from typing import Any
 
 from model.files import write_json, write_text
 
-from ...evidence.results import RunRecord
+from ...evidence.comparison import build_scorecard
+from ...evidence.results import RunRecord, read_runs
+from ...evidence.tables import to_markdown
 from ...statistics.effect import Effect
 from ..outcomes import StudyFolder
 from ..registration import Registration
@@ -30,9 +32,14 @@ def write_results(
     registration: Registration | None,
     folder: StudyFolder,
 ) -> None:
-    """`results.json` and `runs.csv` in the study's folder, each whole or not at all."""
+    """`results.json`, `runs.csv` and, where runs are evaluated, a scorecard of each size whose runs have
+    ended, in the study's folder."""
     write_json(folder.path / "results.json", as_json(results, foretold, registration))
     write_text(folder.path / "runs.csv", _runs(results, folder.runs))
+    if results.plan.study.evaluate:
+        for size in filter(results.is_settled, results.plan.sizes):
+            if card := _scorecard(results, size):
+                write_text(folder.path / f"scorecard_{size}.md", card)
 
 
 def as_json(
@@ -155,6 +162,23 @@ def _runs(results: Results, runs: Path) -> str:
         of_tasks = [scores.get(cell, {}).get(task, "") for task in tasks]
         writer.writerow([*(facts[name] for name in RUN_COLUMNS), *of_tasks])
     return text.getvalue()
+
+
+def _scorecard(results: Results, size: str) -> str | None:
+    """The judged runs of a size at the shared rate, with their scores on tasks; None without a comparison."""
+    plan = results.plan
+    folders = [
+        outcome.folder
+        for cell, outcome in results.outcomes.items()
+        if (cell.size, cell.rate) == (size, plan.shared[size])
+        and cell.seed in plan.study.seeds_at_most
+        and outcome.folder
+        and (outcome.folder / "summary.json").is_file()
+    ]
+    baseline = plan.trials[size, plan.baseline, plan.shared[size]].recipe.variant
+    if not any(row.verdicts for row in results.rows if row.size == size):
+        return None
+    return to_markdown(build_scorecard(read_runs(folders), baseline, results.comparisons[size]))
 
 
 def _scores(folder: Path) -> dict[str, float]:

@@ -58,7 +58,7 @@ class Verdict:
 
 
 Comparisons = Mapping[str, int]
-"""By size: how many designs were ever compared with the baseline there, this study's among them."""
+"""By size: how many looks there were so far, this study's at that size among them."""
 
 
 def decider(comparisons: Comparisons) -> Callable[[Plan, Outcomes, str, str, int], bool]:
