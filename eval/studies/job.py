@@ -14,16 +14,9 @@ from .findings.tables import describe
 from .findings.verdicts import decider
 from .looks import count_comparisons, ledger_entries
 from .outcomes import Outcomes, read_outcome
-from .plan import Cell
+from .plan import Cell, Fingerprints
 from .power import describe_plan as describe_costs_and_power
-from .registration import (
-    Fingerprints,
-    Registration,
-    departures_from,
-    describe_plan,
-    read_registration,
-    register,
-)
+from .registration import Registration, departures_from, describe_plan, read_registration, register
 from .worker import Data, Worker, read_outcomes
 
 
@@ -37,8 +30,8 @@ def print_status(request: StudyRequest) -> int:
     """What was found so far; nothing is run, registered or added to the ledger. Returns the exit status."""
     file = request.folder.registration
     registration = read_registration(file) if file.is_file() else None
-    outcomes = read_outcomes(request.plan, request.folder)
     data = _registered_data(request, registration)
+    outcomes = read_outcomes(request.plan, request.folder, data)
     comparisons = count_comparisons(request.plan, Ledger(request.folder.runs), data)
     results = Results(request.plan, outcomes, comparisons)
     print(describe(results, read_foretold(results, request.folder), registration))
@@ -66,7 +59,7 @@ def run_study(request: StudyRequest, start: Start, say: Callable[[str], object])
         for size in plan.sizes
     }
     comparisons = count_comparisons(plan, ledger, fingerprints)
-    worker = Worker(plan, folder, data, start, say, decider(comparisons))
+    worker = Worker(plan, folder, data, fingerprints, start, say, decider(comparisons))
 
     def ended() -> list[str]:
         """The runs of the plan that are there already, whoever trained them."""
@@ -107,8 +100,8 @@ def run_study(request: StudyRequest, start: Start, say: Callable[[str], object])
 
 
 def _registered_data(request: StudyRequest, registration: Registration | None) -> Fingerprints:
-    """The data of each size, as the registration has it; nothing where there is none yet."""
-    plan = registration.plan if registration else {}
+    """The data of each size, as the last start found it; nothing where there was none yet."""
+    plan = registration.latest if registration else {}
     return {
         size: {key: plan.get(f"sizes.{size}.{key}", "") for key in ("data_fingerprint", "val_fingerprint")}
         for size in request.plan.sizes

@@ -7,8 +7,7 @@ from ..judging.ledger import SEEN, Ledger, look_of
 from ..judging.request import Trial, describe_design
 from .findings.verdicts import Comparisons, Verdict
 from .outcomes import Outcomes
-from .plan import Cell, Plan
-from .registration import Fingerprints
+from .plan import Cell, Fingerprints, Plan
 
 
 def count_comparisons(plan: Plan, ledger: Ledger, data: Fingerprints) -> Comparisons:

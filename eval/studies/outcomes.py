@@ -69,12 +69,17 @@ class StudyFolder:
         """The file of what was registered before the first run."""
         return self.path / "registration.json"
 
-    def outcome(self, cell: Cell, tries: int) -> Outcome | None:
+    def outcome(self, cell: Cell, key: str, tries: int) -> Outcome | None:
         """How a run ended; None where it has not, or is to be tried again after an error.
 
-        A run whose folder is gone has not ended.
+        A run whose folder is gone has not ended, nor has one of other code, settings or data.
+
+        Args:
+            cell: the run.
+            key: of what it would be now.
+            tries: after how many errors it counts as failed.
         """
-        record = self._record(cell)
+        record = self._record(cell, key)
         if record is None or (record["status"] == "failed" and record["tries"] < tries):
             return None
         folder = self.runs / record["folder"] if record["folder"] else None
@@ -83,16 +88,22 @@ class StudyFolder:
         assert folder is not None
         return read_outcome(folder)
 
-    def tries(self, cell: Cell) -> int:
+    def tries(self, cell: Cell, key: str) -> int:
         """How often a run ended with an error."""
-        record = self._record(cell)
+        record = self._record(cell, key)
         return record["tries"] if record else 0
 
-    def record(self, cell: Cell, status: Status, folder: Path | None, reason: str = "") -> None:
+    def record(self, cell: Cell, key: str, status: Status, folder: Path | None, reason: str = "") -> None:
         """Note how a run ended."""
         where = os.path.relpath(folder, self.runs) if folder else None
-        tries = self.tries(cell) + (status == "failed")
-        facts: dict[str, Any] = {"cell": vars(cell), "status": status, "folder": where, "reason": reason}
+        tries = self.tries(cell, key) + (status == "failed")
+        facts: dict[str, Any] = {
+            "cell": vars(cell),
+            "key": key,
+            "status": status,
+            "folder": where,
+            "reason": reason,
+        }
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_json(self._file(cell), facts | {"tries": tries, "time": when, "host": socket.gethostname()})
 
@@ -126,9 +137,10 @@ class StudyFolder:
     def _file(self, cell: Cell) -> Path:
         return self.path / "cells" / f"{cell.name}.json"
 
-    def _record(self, cell: Cell) -> dict[str, Any] | None:
+    def _record(self, cell: Cell, key: str) -> dict[str, Any] | None:
         try:
-            return json.loads(self._file(cell).read_text())
+            record = json.loads(self._file(cell).read_text())
+            return record if record.get("key") == key else None
         except FileNotFoundError:
             return None
         except json.JSONDecodeError:

@@ -8,10 +8,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from model import DESIGN_KEYS
 from model.errors import UserError
 from training.config.candidate import STANDS_FOR
 from training.config.commands import resolve_command
+from training.config.recipe import Recipe
+from training.run.folder import recipe_as_dict
+from training.run.search import OF_NO_EFFECT
 
 from ..judging.request import Role, Trial, design_identity
 from .study import Keys, Study, rate_of
@@ -20,6 +25,8 @@ OWN = "own"
 """The rate of a candidate's CONFIG_OVERRIDES, one more among its rates."""
 PEAKS = ("lr", "muon_lr", "adam_lr")
 """Of the optimizer's params in the DeepSpeed JSON: what a multiple of the shared rate multiplies."""
+Fingerprints = Mapping[str, Mapping[str, str]]
+"""By size: `data_fingerprint` and `val_fingerprint` of its runs."""
 FOR_ALL: Keys = {}
 """Of every run of a study, beside its file."""
 
@@ -114,6 +121,22 @@ class Plan:
             for seed in self.study.selection_seeds:
                 yield from (Cell(size, design, rate, seed) for rate in rates)
 
+    @cached_property
+    def _keys(self) -> dict[tuple[str, str, str], str]:
+        return {
+            (size, design, rate): json.dumps(
+                [resolved(trial.recipe, trial.deepspeed.raw), self.identity(design), self.study.ranks],
+                sort_keys=True,
+            )
+            for (size, design, rate), trial in self.trials.items()
+        }
+
+    def key(self, cell: Cell, data: Fingerprints) -> str:
+        """A hash of all that decides a run's numbers: code, seed, configs, ranks, and the data's content."""
+        of_data = json.dumps(dict(data[cell.size]), sort_keys=True)
+        text = f"{self._keys[cell.size, cell.design, cell.rate]} {cell.seed} {of_data}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def identity(self, design: str) -> str:
         """A hash of a design: of its names, options and code, and of what else it sets."""
         found = next(one for one in self.designs if one.name == design)
@@ -154,6 +177,27 @@ def make_plan(study: Study) -> Plan:
             one, other = designs[first].name, designs[number].name
             raise UserError(f"{study.path}: {one} and {other} are one design: there is nothing to compare")
     return plan
+
+
+def resolved(recipe: Recipe, deepspeed: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's numbers, design and seed aside, by dotted keys."""
+    tree = flat({**recipe_as_dict(vars(recipe)), "ds": dict(deepspeed)})
+    apart = {f"model.{key}" for key in DESIGN_KEYS} | {"train.init_seed"}
+    return {
+        key: value
+        for key, value in tree.items()
+        if key not in OF_NO_EFFECT
+        and key.partition(".")[0] not in OF_NO_EFFECT
+        and not any(key == one or key.startswith(f"{one}.") for one in apart)
+    }
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 class _Resolver:

@@ -10,17 +10,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from model import DESIGN_KEYS
 from model.errors import UserError
 from model.files import write_json
-from training.run.folder import recipe_as_dict
 from training.run.reader import read_json
-from training.run.search import OF_NO_EFFECT
 
-from .plan import Plan
-
-Fingerprints = Mapping[str, Mapping[str, str]]
-"""By size: `data_fingerprint` and `val_fingerprint` of its runs."""
+from .plan import Fingerprints, Plan, flat, resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +25,7 @@ class Registration:
         time: when it was made (UTC).
         sha256: of the plan as it was then.
         plan: that plan, by dotted keys.
+        latest: the plan of the last start, which may depart from it.
         there_before: runs of the plan that had ended by then, whose losses could be known.
         departures: what later starts did otherwise, each with its time, `sha256` and changes.
         is_intact: whether the plan in the file still has its hash.
@@ -39,6 +34,7 @@ class Registration:
     time: str
     sha256: str
     plan: Mapping[str, Any]
+    latest: Mapping[str, Any]
     there_before: tuple[str, ...]
     departures: tuple[Mapping[str, Any], ...]
     is_intact: bool
@@ -83,10 +79,10 @@ def describe_plan(plan: Plan, data: Fingerprints) -> dict[str, Any]:
             }
             for design in (plan.baseline, *plan.candidates)
         }
-        tree["sizes"][size] = {**_resolved(trial.recipe, trial.deepspeed.raw), "rates": rates, **data[size]}
+        tree["sizes"][size] = {**resolved(trial.recipe, trial.deepspeed.raw), "rates": rates, **data[size]}
     if plan.target is not None:
-        tree["sizes"]["target"] = _resolved(plan.target.recipe, plan.target.deepspeed.raw)
-    return json.loads(json.dumps(dict(_flat(tree))))
+        tree["sizes"]["target"] = resolved(plan.target.recipe, plan.target.deepspeed.raw)
+    return json.loads(json.dumps(dict(flat(tree))))
 
 
 def register(
@@ -118,7 +114,9 @@ def register(
                 say(f"departure from what was registered: {change}")
             departure = {"time": now, "sha256": _hash(plan), "changes": changes}
             content = read_json(file)
-            write_json(file, content | {"departures": [*content["departures"], departure]})
+            write_json(
+                file, content | {"departures": [*content["departures"], departure], "latest": dict(plan)}
+            )
         return read_registration(file)
 
 
@@ -130,6 +128,7 @@ def read_registration(file: Path) -> Registration:
             content["time"],
             content["sha256"],
             content["plan"],
+            content.get("latest", content["plan"]),
             tuple(content["there_before"]),
             tuple(content["departures"]),
             _hash(content["plan"]) == content["sha256"],
@@ -171,27 +170,6 @@ def _comparisons(plan: Plan) -> list[str]:
                     "the judged seeds"
                 )
     return found
-
-
-def _resolved(recipe: Any, deepspeed: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a run's numbers, design and seed aside."""
-    tree = dict(_flat({**recipe_as_dict(vars(recipe)), "ds": dict(deepspeed)}))
-    apart = {f"model.{key}" for key in DESIGN_KEYS} | {"train.init_seed"}
-    return {
-        key: value
-        for key, value in tree.items()
-        if key not in OF_NO_EFFECT
-        and key.partition(".")[0] not in OF_NO_EFFECT
-        and not any(key == one or key.startswith(f"{one}.") for one in apart)
-    }
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _hash(plan: Mapping[str, Any]) -> str:

@@ -118,6 +118,10 @@ class Study:
                 "'selection_seeds' is missing: with several rates each design's best one is chosen on seeds "
                 "of their own, such as [101, 102]"
             )
+        for name, keys in self.composite.items():
+            for key in keys:
+                if not key.startswith("model."):
+                    raise UserError(f"composite.{name} sets {key}, but a part of a design sets keys of model")
         for where, keys in (("overrides", self.overrides), *self._sizes()):
             for key in keys:
                 if key in SET_BY_STUDY:

@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from data import DataConfig, keep_commits, open_data, settled, with_commits_of
 from model.errors import UserError
 from training.run.folder import RunFolder
@@ -17,7 +19,7 @@ from ..judging.folders import held_folder
 from ..judging.request import Trial, describe_design
 from ..result_files import stored_results
 from .outcomes import Outcomes, StudyFolder, read_outcome
-from .plan import Cell, Plan
+from .plan import Cell, Fingerprints, Plan
 from .queue import Decided, next_cells
 
 LOOK_AGAIN_S = 2.0
@@ -59,7 +61,8 @@ class Worker:
     Args:
         plan: of the study.
         folder: of the study.
-        data: of its runs.
+        data: opens that of its runs.
+        fingerprints: of that data, by size.
         start: runs a command; it raises `Interrupted` where this process was asked to stop.
         say: is told what happens.
         decided: when a sequential study needs no more seeds.
@@ -70,16 +73,17 @@ class Worker:
         plan: Plan,
         folder: StudyFolder,
         data: Data,
+        fingerprints: Fingerprints,
         start: Start,
         say: Callable[[str], object],
         decided: Decided,
     ) -> None:
-        self.plan, self.folder, self.data = plan, folder, data
+        self.plan, self.folder, self.data, self.fingerprints = plan, folder, data, fingerprints
         self.start, self.say, self.decided = start, say, decided
 
     def outcomes(self) -> Outcomes:
         """How runs have ended so far, whoever trained them."""
-        return read_outcomes(self.plan, self.folder)
+        return read_outcomes(self.plan, self.folder, self.fingerprints)
 
     def work(self, look: Callable[[Outcomes], object] = lambda outcomes: None) -> Outcomes:
         """Train until nothing is left, waiting for what other workers have under way.
@@ -94,7 +98,7 @@ class Worker:
             if not waits:
                 look(outcomes)
             # What ended with an error is tried again after the others.
-            cells.sort(key=self.folder.tries)
+            cells.sort(key=lambda cell: self.folder.tries(cell, self.key(cell)))
             if self._train_one(cells):
                 waits = False
                 continue
@@ -111,7 +115,9 @@ class Worker:
             with self.folder.claimed(cell) as is_mine:
                 if not is_mine:
                     continue
-                if self.folder.outcome(cell, self.plan.study.rules.tries) is None:  # or another ended it
+                if (
+                    self.folder.outcome(cell, self.key(cell), self.plan.study.rules.tries) is None
+                ):  # or another ended it
                     self.train(cell)
                 return True
         return False
@@ -135,12 +141,13 @@ class Worker:
                 ended = Ended(0, "")
             else:
                 self.say(f"training {name}: {folder}")
+                self._wait_until_free(folder)
                 ended = self.start("train", [*trial.words, "--run_dir", str(folder)], self.plan.study.ranks)
             outcome = read_outcome(folder)
             if outcome is None:
                 self._note_failure(cell, folder, ended)
                 return
-            self.folder.record(cell, outcome.status, folder, outcome.reason)
+            self.folder.record(cell, self.key(cell), outcome.status, folder, outcome.reason)
             self.say(f"{name}: {outcome.reason or f'{outcome.loss:.4f} nats per token'}")
             if (
                 outcome.is_finished
@@ -149,6 +156,10 @@ class Worker:
             ):
                 self._evaluate(trial, folder)
 
+    def key(self, cell: Cell) -> str:
+        """Of what a run would be now."""
+        return self.plan.key(cell, self.fingerprints)
+
     def wanted(self, trial: Trial) -> WantedRun:
         """A run as it is found among others."""
         data, fingerprints, older = self.data.of(trial.recipe.data)
@@ -156,20 +167,34 @@ class Worker:
         recipe = replace(trial.recipe, data=data)
         return WantedRun(recipe, trial.deepspeed, self.plan.study.ranks, fingerprints | design, older)
 
+    def _wait_until_free(self, folder: Path) -> None:
+        """A killed worker's run saves itself before it ends; until then it holds its folder."""
+        lock, waits = FileLock(folder / "logs" / "rank0.lock"), False
+        while Path(lock.lock_file).is_file():
+            try:
+                with lock.acquire(timeout=LOOK_AGAIN_S):
+                    return
+            except Timeout:
+                if not waits:
+                    self.say(f"waiting for {folder}, which is being trained still")
+                waits = True
+
     def _note_failure(self, cell: Cell, folder: Path, ended: Ended) -> None:
         report = folder / "preflight.json"
         if report.is_file() and not (checks := read_json(report))["passed"]:
             failed = [check for check in checks["checks"] if check["status"] == "fail"]
             reason = f"{failed[0]['name']}: {failed[0]['detail']}" if failed else "a check failed"
-            self.folder.record(cell, "refused", folder, f"refused by the pre-flight check: {reason}")
+            self.folder.record(
+                cell, self.key(cell), "refused", folder, f"refused by the pre-flight check: {reason}"
+            )
             self.say(f"{cell.design} is refused by the pre-flight check: {reason}")
             return
         summary = read_summary(folder) if (folder / "summary.json").is_file() else {}
         if summary.get("status") == "interrupted" and "error" not in summary and ended.status in (0, 75):
             raise Interrupted  # by another than us: it is saved
         reason = str(summary.get("error") or ended.reason())
-        self.folder.record(cell, "failed", folder if folder.is_dir() else None, reason)
-        again = self.folder.tries(cell) < self.plan.study.rules.tries
+        self.folder.record(cell, self.key(cell), "failed", folder if folder.is_dir() else None, reason)
+        again = self.folder.tries(cell, self.key(cell)) < self.plan.study.rules.tries
         self.say(f"{cell.name} failed: {reason}{'; it is tried again' if again else ''}")
 
     def _evaluate(self, trial: Trial, folder: Path) -> None:
@@ -191,14 +216,14 @@ class Worker:
             self.say(f"{folder} is not evaluated: {ended.reason()}")
 
 
-def read_outcomes(plan: Plan, folder: StudyFolder) -> Outcomes:
+def read_outcomes(plan: Plan, folder: StudyFolder, data: Fingerprints) -> Outcomes:
     """How runs of a study have ended so far."""
     tries = plan.study.rules.tries
     found: Outcomes = {}
     for size, design, rate in plan.trials:
         for seed in (*plan.study.seeds_at_most, *plan.study.selection_seeds):
             cell = Cell(size, design, rate, seed)
-            if (outcome := folder.outcome(cell, tries)) is not None:
+            if (outcome := folder.outcome(cell, plan.key(cell, data), tries)) is not None:
                 found[cell] = outcome
     return found
 

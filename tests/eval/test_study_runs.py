@@ -1,12 +1,9 @@
-"""A study's runs, made up: what is registered, trained, reused, shared by workers, stopped and found."""
+"""A study's runs, made up: what is trained, shared by workers, stopped, failed, evaluated and found."""
 
 import csv
-import json
 import threading
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from eval.judging.commands import Interrupted
@@ -16,36 +13,22 @@ from eval.studies.job import print_plan, print_status, run_study
 from model.errors import UserError
 from training.config.recipe import Recipe
 
-from .studied import THREE_SIZES, TWO_RATES, Trainer, make_files, write_study
+from .studied import (
+    THREE_SIZES,
+    TWO_RATES,
+    Trainer,
+    gain,
+    make_files,
+    noise,
+    results_of,
+    run,
+    write_study,
+)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_files(tmp_path)
-
-
-def run(folder: Path, trainer: Trainer, *options: str, **keys: Any) -> int:
-    request = read_command([str(write_study(folder, **keys)), "--runs", str(folder / "runs"), *options])
-    return run_study(request, trainer, lambda sentence: None)
-
-
-def results_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "runs" / "studies" / "study" / "results.json").read_text())
-
-
-def registration_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "runs" / "studies" / "study" / "registration.json").read_text())
-
-
-def noise(recipe: Recipe) -> float:
-    """Of a design and a seed: some thousandths."""
-    which = f"{recipe.train.init_seed} {recipe.variant} {recipe.model.n_embd}"
-    return 0.002 * float(np.random.default_rng([*which.encode()]).standard_normal())
-
-
-def gain(recipe: Recipe, peak: float) -> float:
-    """rmsnorm is 0.1 better at the recipe's rate; seeds differ by a few thousandths."""
-    return 2.5 + noise(recipe) - 0.1 * (recipe.model.norm == "rmsnorm") + 0.05 * (peak > 1e-3)
 
 
 def test_a_study_trains_what_it_needs_once_and_writes_what_it_found(
@@ -73,46 +56,6 @@ def test_a_study_trains_what_it_needs_once_and_writes_what_it_found(
     again = Trainer(gain)
     assert run(folder, again, **TWO_RATES) == 0 and again.trained == []
     assert len(Ledger(folder / "runs").entries()) == 1
-
-
-def test_a_registration_is_made_before_the_first_run_and_departures_stay(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop() -> None:
-        raise Stop
-
-    with pytest.raises(Stop):
-        run(folder, Trainer(gain, before=stop))
-    first = registration_of(folder)
-    assert first["there_before"] == [] and first["departures"] == []
-    assert first["plan"]["rules.gate"] == 0 and first["plan"]["seeds"] == [1, 2, 3]
-    assert any("rmsnorm against vanilla at the shared rate" in one for one in first["plan"]["comparisons"])
-    assert first["plan"]["sizes.recipe.data_fingerprint"] and first["plan"]["sizes.recipe.train.steps"] == 4
-    assert run(folder, Trainer(gain)) == 0
-    assert registration_of(folder) == first
-    changed = {"seeds": [1, 2, 3, 4], "rules": {"gate": 0.01}}
-    assert run(folder, Trainer(gain), **changed) == 0 and run(folder, Trainer(gain), **changed) == 0
-    later = registration_of(folder)
-    (departure,) = later["departures"]
-    assert departure["changes"] == ["rules.gate is 0.01, was 0.0", "seeds is [1, 2, 3, 4], was [1, 2, 3]"]
-    assert (later["sha256"], later["plan"]) == (first["sha256"], first["plan"])
-    assert "rules.gate is 0.01, was 0.0" in capsys.readouterr().out
-    file = folder / "runs" / "studies" / "study" / "registration.json"
-    file.write_text(json.dumps(later | {"plan": later["plan"] | {"rules.gate": 0.01}}))
-    run(folder, Trainer(gain), **changed)
-    assert "the registered plan was edited since" in capsys.readouterr().out
-
-
-def test_a_study_that_finds_its_runs_says_that_they_were_there(folder: Path) -> None:
-    assert run(folder, Trainer(gain)) == 0
-    request = read_command([str(write_study(folder, name="second")), "--runs", str(folder / "runs")])
-    trainer = Trainer(gain)
-    assert run_study(request, trainer, print) == 0 and trainer.trained == []
-    file = folder / "runs" / "studies" / "second" / "registration.json"
-    assert len(json.loads(file.read_text())["there_before"]) == 6
 
 
 def test_two_workers_divide_the_runs_and_come_to_the_same_results(folder: Path) -> None:
@@ -204,20 +147,6 @@ def test_divergence_is_an_outcome_that_is_not_tried_again(folder: Path) -> None:
     assert entry["status"] == "diverged" and Ledger(folder / "runs").looks() == 1
 
 
-def test_looks_at_the_same_baseline_widen_a_later_study(folder: Path) -> None:
-    run(folder, Trainer(gain))
-    alone = results_of(folder)
-    others = ["dyt", "layernorm_no_bias"]
-    write_study(folder, name="second", variants=others)
-    request = read_command([str(folder / "second.yaml"), "--runs", str(folder / "runs")])
-    assert run_study(request, Trainer(gain), lambda sentence: None) == 0
-    second = json.loads((folder / "runs" / "studies" / "second" / "results.json").read_text())
-    assert (alone["looks"], second["looks"]) == ({"recipe": 1}, {"recipe": 3})
-    assert Ledger(folder / "runs").looks() == 3
-    run(folder, Trainer(gain))
-    assert results_of(folder)["rows"] == alone["rows"]  # what came later is no look of the first
-
-
 def test_sizes_are_foretold_before_they_run_and_held_against_what_came(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,17 +192,6 @@ def test_judged_runs_are_evaluated_where_the_study_asks_for_it(folder: Path) -> 
     assert len(trainer.evaluated) == 6 and not any("seed10" in name for name in trainer.evaluated)
     card = (folder / "runs" / "studies" / "study" / "scorecard_recipe.md").read_text()
     assert "rmsnorm" in card and "better" in card
-
-
-def test_a_changed_file_is_a_departure_before_it_is_run(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(folder, Trainer(gain)) == 0
-    changed = str(write_study(folder, rules={"equivalent_within": 0.01}))
-    assert print_status(read_command([changed, "--runs", str(folder / "runs"), "--status"])) == 0
-    said = capsys.readouterr().out
-    assert "departs from what was registered: rules.equivalent_within is 0.01, was 0.003" in said
-    assert registration_of(folder)["departures"] == []
 
 
 def test_a_damaged_ledger_or_record_is_named_before_anything_is_trained(folder: Path) -> None:

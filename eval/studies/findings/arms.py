@@ -12,7 +12,7 @@ import numpy as np
 from training.run.reader import read_summary
 
 from ...evidence.results import RunRecord
-from ...statistics.failures import limits
+from ...statistics.failures import LEAST_EXCESS, limits
 from ..outcomes import Outcome
 
 Arm = Sequence[Outcome]
@@ -21,7 +21,7 @@ Arm = Sequence[Outcome]
 
 def with_blow_ups(arms: Sequence[Arm]) -> list[list[Outcome]]:
     """The arms, the baseline's first, in which finished runs that blew up are said to have: far above their
-    arm, no better than token frequencies where the baseline is, or with a spike that stayed."""
+    arm, no better than token frequencies where the baseline clearly is, or with a spike that stayed."""
     finished = [[outcome.loss for outcome in arm if outcome.is_finished] for arm in arms]
     known = [losses for losses in finished if losses]
     highest = dict(zip((id(losses) for losses in known), limits(known) if known else (), strict=True))
@@ -39,7 +39,7 @@ def _marked(outcome: Outcome, limit: float, its: float) -> Outcome:
     loss, reason = outcome.loss, ""
     if loss > limit:
         reason = f"ended at {loss:.4f}, above {limit:.4f}, the limit of its runs"
-    elif loss >= outcome.floor > its:
+    elif loss >= outcome.floor > its + LEAST_EXCESS:
         reason = f"ended at {loss:.4f}, no better than token frequencies alone ({outcome.floor:.4f})"
     elif outcome.spike > 0:
         reason = f"has a spike of {outcome.spike:.2f} in its training loss that it did not recover from"
