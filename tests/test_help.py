@@ -24,6 +24,7 @@ LOOKED_FOR = {
     "train.py": "--profile --skip_preflight --explain --run_dir --model.variant --ds.path.to.key",
     "scripts/plan.py": "--gpus --mfu --json --config --deepspeed_config",
     "scripts/judge.py": "--seeds --baseline --ranks --runs --json --recipe MY_DESIGN.py",
+    "scripts/study.py": "--plan --status --sequential --retry --runs STUDY.yaml",
     "model.catalogue": "NAME --filter",
 }
 """What users have missed in a help text."""

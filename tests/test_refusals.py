@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = ["--config", "recipes/sample.yaml", "--deepspeed_config", "ds_configs/zero1_bf16_cpu.json"]
 TRAIN, PLAN, PREFLIGHT = ["train.py", *FILES], ["scripts/plan.py", *FILES], ["model.preflight"]
 JUDGE = ["scripts/judge.py", "rmsnorm"]
+STUDY = ["scripts/study.py", "recipes/studies/sample.yaml"]
 HEAVY = {"torch", "deepspeed", "datasets", "wandb", "transformers", "lm_eval", "pandas", "pydantic"}
 RUN = """
 import runpy, sys
@@ -47,6 +48,8 @@ def run(command: list[str]) -> tuple[int, str, str]:
         ([*PLAN, "--gpus", "8xH100", "--model.variant", "rmsnrm"], "did you mean 'rmsnorm'?"),
         ([*JUDGE, "--seeds", "none"], "--seeds is 'none', but it must be a whole number"),
         ([*JUDGE, "--model.n_layr", "3"], "unknown key 'model.n_layr'"),
+        (["scripts/study.py", "recipes/studies/sampel.yaml"], "did you mean 'recipes/studies/sample.yaml'?"),
+        ([*STUDY, "--sequentail"], "unknown key 'sequentail'"),
         (["model.catalogue", "rmsnrm"], "there is no variant 'rmsnrm' (did you mean 'rmsnorm'?)"),
         ([*PREFLIGHT, "--model.n_layr", "3"], "unknown key 'model.n_layr'"),
         ([*PREFLIGHT, "--model.n_head", "3"], "does not divide"),

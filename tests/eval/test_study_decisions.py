@@ -168,7 +168,7 @@ def test_a_baseline_that_fails_gives_no_verdict(folder: Path) -> None:
 def test_an_unlearnt_model_and_an_unrecovered_spike_are_blow_ups(folder: Path) -> None:
     plan = plan_of(folder)
     outcomes = simulate(plan, losses(0, lambda cell: 0.0))
-    cells = [Cell("recipe", "rmsnorm", "1x", seed) for seed in (1, 2)]
+    cells = [Cell("recipe", "rmsnorm", "1x", seed) for seed in (1, 2, 3)]
     outcomes[cells[0]] = Outcome("finished", outcomes[cells[0]].loss, spike=0.6)
     outcomes |= {cell: Outcome("finished", 3.40, floor=3.38) for cell in cells[1:]}
     (verdict,) = judge_size(plan, outcomes, "recipe", {"recipe": 1})

@@ -59,7 +59,7 @@ def test_absolute_rates_hold_each_sizes_shared_rate(folder: Path) -> None:
         plan_of(folder, sizes={"big": {"ds.optimizer.params.lr": 3e-3}}, **keys)
 
 
-def test_a_composite_is_its_parts_alone_the_whole_and_the_whole_without_each(folder: Path) -> None:
+def test_a_composite_is_each_part_alone_all_and_all_but_each(folder: Path) -> None:
     parts = {
         "rms": {"model.norm": "rmsnorm"},
         "rope": {"model.positions": "rotary"},
@@ -96,6 +96,7 @@ def test_a_composite_is_its_parts_alone_the_whole_and_the_whole_without_each(fol
         ({"overrides": {"model.norm": "rmsnorm"}}, "overrides sets model.norm, which the study itself sets"),
         ({"sizes": {"big": {}}, "target": "bg"}, r"'target' is 'bg', which is no size .*did you mean 'big'"),
         ({"target": {"model.n_layr": 9}, "sizes": {"a": {}}}, "at target: unknown key 'model.n_layr'"),
+        ({"composite": {"big": {"train.steps": 9}}}, "composite.big sets train.steps, but a part of a design"),
         ({"ranks": 3}, "do not divide: train_batch_size 4"),
         ({"variants": ["layernorm_no_bias"], "overrides": {"model.bias": 3}}, "model.bias is '3'"),
     ],
@@ -106,7 +107,7 @@ def test_what_cannot_be_is_one_sentence(folder: Path, keys: dict[str, Any], sent
     assert str(refused.value).count("\n") == 0 and str(folder / "study.yaml") in str(refused.value)
 
 
-def test_two_names_of_one_design_and_own_rates_without_selection_seeds_are_refused(folder: Path) -> None:
+def test_twins_and_own_rates_without_selection_seeds_are_refused(folder: Path) -> None:
     (folder / "twin.py").write_text((folder / "mine.py").read_text().replace("CONFIG_OVERRIDES", "UNUSED"))
     (folder / "other.py").write_text((folder / "twin.py").read_text())
     with pytest.raises(UserError, match="twin and other are one design"):
