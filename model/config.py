@@ -32,6 +32,7 @@ RANGES = {
     "n_layer": FROM_1,
     "n_head": FROM_1,
     "n_embd": FROM_1,
+    "n_inner": FROM_1,
     "block_size": FROM_1,
     "vocab_size": FROM_1,
     "dropout": Range(at_least=0, below=1),
@@ -58,6 +59,8 @@ class GPTConfig:
             heads together, as OLMo 2)
         mlp: the MLP's activation: gelu_tanh (GPT-2's), gelu (the exact one), relu_squared, or swiglu, which
             has a gate and as many parameters
+        n_inner: width of the MLP; null is 4 n_embd, or of swiglu the width with as many parameters. A
+            baseline that is widened has the parameters of a design that adds some
         positions: learned, as GPT-2's, or rotary: queries and keys are turned, half against half, base 10000
         tied: whether the head's weight is the token embedding's
         z_loss: the coefficient of mean(logsumexp(logits)^2), whose gradient training adds; every loss that is
@@ -81,6 +84,7 @@ class GPTConfig:
     bias: bool = True
     qk_norm: QKNorm = "none"
     mlp: MLPKind = "gelu_tanh"
+    n_inner: int | None = None
     positions: Positions = "learned"
     tied: bool = True
     z_loss: float = 0.0
@@ -109,6 +113,7 @@ class GPTConfig:
         """The shape in words, with what of the fixed parts is not GPT-2's: `12L 12H 768d swiglu untied`."""
         words = [f"{self.n_layer}L {self.n_head}H {self.n_embd}d"]
         words += [self.mlp] if self.mlp != GPTConfig.mlp else []
+        words += [] if self.n_inner is None else [f"n_inner={self.n_inner}"]
         words += [self.positions] if self.positions != GPTConfig.positions else []
         words += [] if self.tied else ["untied"]
         for name in ("z_loss", "logit_softcap"):
@@ -135,6 +140,7 @@ class TopologyConfig:
     bias: bool
     qk_norm: QKNorm
     mlp: MLPKind = "gelu_tanh"
+    n_inner: int | None = None
     positions: Positions = "learned"
     norm: "type[nn.Module]"
     """Builds the chosen norm, its options set: `config.norm(config.n_embd, bias=config.bias)`."""

@@ -189,11 +189,13 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks):
             place = f"block {i} of model.block '{self.config.block}'"
             # A nanoGPT block brings its own MLP, whose GELU is its own business.
-            asked = mlp not in ("gelu_tanh", "gelu")
+            asked = "mlp" if mlp not in ("gelu_tanh", "gelu") else None
+            asked = asked or (None if self.config.n_inner is None else "n_inner")
             if asked and not any(isinstance(module, MLP) for module in block.modules()):
+                usual = getattr(GPTConfig, asked)
                 raise UserError(
-                    f"model.mlp is '{mlp}', but {place} has an MLP of its own: only "
-                    f"model.layers.MLP follows that option, so leave it {GPTConfig.mlp}"
+                    f"model.{asked} is '{getattr(self.config, asked)}', but {place} has an MLP of its own: "
+                    f"only model.layers.MLP follows that option, so leave it {usual or 'out'}"
                 )
             kinds = {type(module) for module in block.modules() if isinstance(module, CausalSelfAttention)}
             # A user's subclass that makes queries and keys itself need not turn them.

@@ -107,6 +107,7 @@ def to_hf(gpt: GPT, folder: str | Path, eot: int | None = 50256) -> Path:
             n_layer=config.n_layer,
             n_head=config.n_head,
             n_embd=config.n_embd,
+            n_inner=config.n_inner,
             n_positions=config.block_size,
             vocab_size=config.vocab_size,
             resid_pdrop=config.dropout,
@@ -167,8 +168,6 @@ def _check_gpt2(theirs: dict[str, Any]) -> None:
         for key, plain in _PLAIN.items()
         if key in theirs and theirs[key] not in plain
     ]
-    if theirs.get("n_inner") not in (None, 4 * theirs.get("n_embd", 768)):
-        problems.append(f"n_inner is {theirs['n_inner']}, not four times n_embd")
     dropouts = {theirs.get(f"{kind}_pdrop", 0.1) for kind in ("resid", "embd", "attn")}
     if len(dropouts) > 1:
         problems.append("its three dropouts differ")
@@ -221,6 +220,7 @@ def _gpt2_config(theirs: dict[str, Any]) -> GPTConfig:
         n_layer=theirs["n_layer"],
         n_head=theirs["n_head"],
         n_embd=theirs["n_embd"],
+        n_inner=None if theirs.get("n_inner") == 4 * theirs["n_embd"] else theirs.get("n_inner"),
         block_size=theirs["n_positions"],
         vocab_size=theirs["vocab_size"],
         dropout=theirs["resid_pdrop"],

@@ -96,11 +96,11 @@ def rotated(x: torch.Tensor) -> torch.Tensor:
 
 
 class MLP(nn.Module):
-    """Linear to 4C, an activation, linear back to C; `config.mlp` says which activation.
+    """Linear to 4C (or `config.n_inner`), an activation, linear back to C; `config.mlp` says which.
 
     `gelu_tanh` is GPT-2's form of GELU, `gelu` the exact one (nanoGPT), `relu_squared` relu(x)^2 (So et al.
     2021, arXiv:2109.08668). `swiglu` is silu(gate x) * (c_fc x), Shazeer 2020, arXiv:2002.05202: its hidden
-    width is `swiglu_width` in place of 4C, so that it has as many parameters.
+    width is `swiglu_width` in place of 4C, unless n_inner is given, so that it has as many parameters.
 
     Attributes:
         width: of what `c_proj` reads.
@@ -109,7 +109,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig | BlockConfig) -> None:
         super().__init__()
         gated = config.mlp == "swiglu"
-        self.width = swiglu_width(config.n_embd) if gated else 4 * config.n_embd
+        usual = swiglu_width(config.n_embd) if gated else 4 * config.n_embd
+        self.width = config.n_inner or usual
         self.c_fc = nn.Linear(config.n_embd, self.width, bias=config.bias)
         self.gate = nn.Linear(config.n_embd, self.width, bias=config.bias) if gated else None
         self.activation = _ACTIVATIONS[config.mlp]()

@@ -99,7 +99,6 @@ def test_gpt2_without_its_head(theirs) -> None:
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
         ({"add_cross_attention": True}, "add_cross_attention is True"),
-        ({"n_inner": 100}, "n_inner is 100, not four times n_embd"),
         ({"attn_pdrop": 0.0}, "its three dropouts differ"),
     ],
 )

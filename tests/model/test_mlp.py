@@ -76,6 +76,17 @@ def test_the_exact_gelu_goes_to_hugging_face_and_comes_back(tmp_path: Path) -> N
     assert from_hf(tmp_path).config.mlp == "gelu"
 
 
+def test_another_width_goes_to_hugging_face_and_comes_back(tmp_path: Path) -> None:
+    ours, idx = our_gpt(n_inner=88), torch.randint(0, 512, (1, 20))
+    assert ours.transformer.h[0].mlp.c_fc.weight.shape[0] == 88
+    theirs = GPT2LMHeadModel.from_pretrained(to_hf(ours, tmp_path)).eval()
+    assert theirs.config.n_inner == 88
+    torch.testing.assert_close(theirs(idx).logits, ours(idx)[0], atol=1e-5, rtol=1e-5)
+    assert from_hf(tmp_path).config == ours.config
+    usual = from_hf(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, n_inner=64, vocab_size=32)))
+    assert usual.config.n_inner is None
+
+
 @pytest.mark.parametrize("block", REGISTERED["block"])
 def test_every_block_takes_a_gated_mlp(block: str) -> None:
     torch.manual_seed(0)
