@@ -1,11 +1,13 @@
 """What scripts/study.py does: plan, run, describe."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from training.run.search import find_run
 
 from ..judging.commands import Start
 from ..judging.ledger import Ledger
+from .budget import with_equal_budgets
 from .command import StudyRequest
 from .findings.files import write_results
 from .findings.foretelling import foretell, read_foretold
@@ -20,15 +22,21 @@ from .registration import Registration, departures_from, describe_plan, read_reg
 from .worker import Data, Worker, read_outcomes
 
 
+def with_budgets(request: StudyRequest) -> StudyRequest:
+    """The study with widened baselines, which torch has to be there for."""
+    return replace(request, plan=with_equal_budgets(request.plan))
+
+
 def print_plan(request: StudyRequest) -> int:
     """What the study takes and can show; nothing is run or written. Returns the exit status."""
+    request = with_budgets(request)
     print(describe_costs_and_power(request.plan, request.folder.runs))
     return 0
 
 
 def print_status(request: StudyRequest) -> int:
     """What was found so far; nothing is run, registered or added to the ledger. Returns the exit status."""
-    file = request.folder.registration
+    request, file = with_budgets(request), request.folder.registration
     registration = read_registration(file) if file.is_file() else None
     data = _registered_data(request, registration)
     outcomes = read_outcomes(request.plan, request.folder, data)
@@ -50,6 +58,7 @@ def run_study(request: StudyRequest, start: Start, say: Callable[[str], object])
 
     Raises Interrupted, UserError or OSError.
     """
+    request = with_budgets(request)
     plan, folder = request.plan, request.folder
     ledger = Ledger(folder.runs)
     ledger.entries()  # one that cannot be read is refused before anything is trained

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..judging.ledger import SEEN, Ledger, look_of
 from ..judging.request import Trial, describe_design
-from .findings.verdicts import Comparisons, Verdict
+from .findings.verdicts import Comparisons, Verdict, whose
 from .outcomes import Outcomes
 from .plan import Cell, Fingerprints, Plan
 
@@ -58,7 +58,7 @@ def ledger_entries(
             for one in (design, plan.baseline)
             for seed in seeds
         }
-        word = "; ".join(f"{verdict.word} at the {verdict.at}" for verdict in own)
+        word = "; ".join(f"{verdict.word} at {whose(verdict)}" for verdict in own)
         entries.append(
             {
                 "status": "diverged" if len(at_shared.failed) == at_shared.planned else "judged",

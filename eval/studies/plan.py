@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ class Plan:
         shared: of each size the label of the rate that all designs share.
         trials: by size, design and rate, of the recipe's own seed.
         target: the baseline's run of a size that is foretold and not trained; None without one.
+        widened: by size and design the name of a baseline with as many parameters or FLOPs, where the design
+            has more than the baseline.
     """
 
     study: Study
@@ -76,6 +78,7 @@ class Plan:
     shared: Mapping[str, str]
     trials: Mapping[tuple[str, str, str], Trial]
     target: Trial | None = None
+    widened: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -98,6 +101,15 @@ class Plan:
         for size, design, rate in self.trials:
             found[size, design] = (*found.get((size, design), ()), rate)
         return found
+
+    def arms(self, size: str) -> tuple[str, ...]:
+        """All that is trained at a size, widened baselines too."""
+        return tuple(dict.fromkeys(design for of, design, _ in self.trials if of == size))
+
+    def baselines(self, size: str, design: str) -> tuple[str, ...]:
+        """What a design is held against at a size: the baseline, and where there is one its widened form."""
+        wide = self.widened.get((size, design))
+        return (self.baseline,) if wide is None else (self.baseline, wide)
 
     def rates(self, size: str, design: str) -> tuple[str, ...]:
         """The labels of its rates, the candidate's own last."""
@@ -138,8 +150,10 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def identity(self, design: str) -> str:
-        """A hash of a design: of its names, options and code, and of what else it sets."""
-        found = next(one for one in self.designs if one.name == design)
+        """A hash of a design: of its names, options and code, and of what else it sets. A widened baseline is
+        the baseline's design."""
+        found = next((one for one in self.designs if one.name == design), self.designs[0])
+        design = found.name
         trial = self.trials[self.sizes[0], design, self.shared[self.sizes[0]]]
         identity = design_identity(trial.recipe.model)
         if found.is_variant:
@@ -177,6 +191,13 @@ def make_plan(study: Study) -> Plan:
             one, other = designs[first].name, designs[number].name
             raise UserError(f"{study.path}: {one} and {other} are one design: there is nothing to compare")
     return plan
+
+
+def resolve_baseline(study: Study, like: Trial, keys: Keys) -> Trial:
+    """The baseline's run with some of its keys changed. Raises UserError or OSError."""
+    words = (*like.words, *(f"--{key}={value}" for key, value in keys.items()))
+    request, recipe, deepspeed, overrides = resolve_command([*words], study.ranks)
+    return Trial("baseline", recipe.train.init_seed, words, recipe, deepspeed, overrides, request.recipe_file)
 
 
 def resolved(recipe: Recipe, deepspeed: Mapping[str, Any]) -> dict[str, Any]:

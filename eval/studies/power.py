@@ -75,13 +75,15 @@ def describe_plan(plan: Plan, runs: Path) -> str:
     study, earlier = plan.study, Ledger(runs).looks()
     lines = [f"study {study.name}: {plan.baseline} against {', '.join(plan.candidates)}"]
     for number, size in enumerate(plan.sizes, start=1):
-        designs = (plan.baseline, *plan.candidates)
-        cells = [cell for design in designs for cell in plan.cells(size, design)]
+        cells = [cell for design in plan.arms(size) for cell in plan.cells(size, design)]
         trial = plan.trials[size, plan.baseline, plan.shared[size]]
         tokens = sum(plan.trials[cell.size, cell.design, cell.rate].tokens for cell in cells)
         lines += ["", f"size {size}: at most {len(cells)} runs of {trial.tokens:,} tokens, {tokens:,} in all"]
         lines += [f"  rates: {_rates(plan, size)}; seeds: {_seeds(plan)}"]
         lines += [f"  time: {_time(runs, trial, tokens, study.ranks)}"]
+        for design in plan.candidates:
+            if wide := plan.widened.get((size, design)):
+                lines.append(f"  {design} is over budget: {wide}, with an MLP of that width, is trained too")
         noise = measure_noise(runs, trial)
         of_each = f"{noise.seed_sd:.4f} nats over seeds, {noise.document_sd:.4f} over documents"
         lines += [f"  noise: {of_each} ({noise.origin})"]
@@ -95,7 +97,7 @@ def describe_plan(plan: Plan, runs: Path) -> str:
 def _rates(plan: Plan, size: str) -> str:
     found = {
         rate: plan.trials[size, design, rate].deepspeed.peak_lr
-        for design in (plan.baseline, *plan.candidates)
+        for design in plan.arms(size)
         for rate in plan.rates(size, design)
     }
     return ", ".join(f"{rate} ({peak:g})" for rate, peak in found.items())

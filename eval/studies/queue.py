@@ -28,11 +28,13 @@ def next_cells(plan: Plan, outcomes: Outcomes, decided: Decided) -> list[Cell]:
             continue
         wanted = {
             design: list(known_cells(plan, outcomes, size, design, decided))
-            for design in (plan.baseline, *going_on)
+            for design in dict.fromkeys(
+                name for one in going_on for name in (*plan.baselines(size, one), one)
+            )
         }
         order = [cell for cells in wanted.values() for cell in cells]
         blocks = list(dict.fromkeys(cell.seed for cell in order))
-        order.sort(key=lambda cell: blocks.index(cell.seed))  # stable: the baseline stays first
+        order.sort(key=lambda cell: (blocks.index(cell.seed), cell.design != plan.baseline))
         found += [cell for cell in order if cell not in outcomes]
     return found
 
@@ -76,8 +78,12 @@ def judged_seeds(plan: Plan, outcomes: Outcomes, size: str, design: str, decided
     study = plan.study
     if not study.rules.sequential:
         return study.seeds
-    if design == plan.baseline:
-        going_on = [one for one in plan.candidates if passed_below(plan, outcomes, size, one, decided)]
+    if design not in plan.candidates:
+        going_on = [
+            one
+            for one in plan.candidates
+            if design in plan.baselines(size, one) and passed_below(plan, outcomes, size, one, decided)
+        ]
         each = [judged_seeds(plan, outcomes, size, one, decided) for one in going_on]
         return max(each, key=len, default=study.seeds_at_most[:2])
     seeds = study.seeds_at_most
@@ -90,8 +96,8 @@ def judged_seeds(plan: Plan, outcomes: Outcomes, size: str, design: str, decided
 
 
 def _has_ended(plan: Plan, outcomes: Outcomes, size: str, design: str, seeds: Sequence[int]) -> bool:
-    """Whether a design and the baseline have run with these seeds, at the shared rate and their best."""
-    for one in (plan.baseline, design):
+    """Whether a design and its baselines have run with these seeds, at the shared rate and their best."""
+    for one in (*plan.baselines(size, design), design):
         best = best_rate(plan, outcomes, size, one)
         if best is None:
             return False
@@ -116,7 +122,8 @@ def passed_below(plan: Plan, outcomes: Outcomes, size: str, design: str, decided
 
 
 def gate(plan: Plan, outcomes: Outcomes, size: str, design: str, decided: Decided) -> bool | None:
-    """Whether a design goes on from a size: its difference, each at its own best rate, is at most the rule's.
+    """Whether a design goes on from a size: its difference, each at its own best rate, is at most the rule's;
+    one over budget is held against the widened baseline.
 
     None while runs are missing. A design that fails where the baseline does not stays behind; one that was
     refused too.
@@ -126,11 +133,12 @@ def gate(plan: Plan, outcomes: Outcomes, size: str, design: str, decided: Decide
     if is_refused(plan, outcomes, design):
         return False
     seeds = judged_seeds(plan, outcomes, size, design, decided)
-    rate, its_rate = (best_rate(plan, outcomes, size, one) for one in (design, plan.baseline))
+    baseline = plan.baselines(size, design)[-1]
+    rate, its_rate = (best_rate(plan, outcomes, size, one) for one in (design, baseline))
     assert rate is not None and its_rate is not None
     its, mine = with_blow_ups(
         [
-            [outcomes[Cell(size, plan.baseline, its_rate, seed)] for seed in seeds],
+            [outcomes[Cell(size, baseline, its_rate, seed)] for seed in seeds],
             [outcomes[Cell(size, design, rate, seed)] for seed in seeds],
         ]
     )

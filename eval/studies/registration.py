@@ -77,7 +77,7 @@ def describe_plan(plan: Plan, data: Fingerprints) -> dict[str, Any]:
             design: {
                 rate: plan.trials[size, design, rate].deepspeed.peak_lr for rate in plan.rates(size, design)
             }
-            for design in (plan.baseline, *plan.candidates)
+            for design in plan.arms(size)
         }
         tree["sizes"][size] = {**resolved(trial.recipe, trial.deepspeed.raw), "rates": rates, **data[size]}
     if plan.target is not None:
@@ -164,6 +164,10 @@ def _comparisons(plan: Plan) -> list[str]:
         for design in plan.candidates:
             pair = f"size {size}: {design} against {plan.baseline}"
             found.append(f"{pair} at the shared rate, on the judged seeds")
+            if (wide := plan.widened.get((size, design))) is not None:
+                found.append(
+                    f"size {size}: {design} against {wide}, which has its budget, on the judged seeds"
+                )
             if len(rates := plan.rates(size, design)) > 1:
                 found.append(
                     f"{pair} each at its own best of {len(rates)} rates, chosen on the selection seeds, on "

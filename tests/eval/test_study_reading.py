@@ -96,7 +96,7 @@ def test_a_composite_is_each_part_alone_all_and_all_but_each(folder: Path) -> No
         ({"overrides": {"model.norm": "rmsnorm"}}, "overrides sets model.norm, which the study itself sets"),
         ({"sizes": {"big": {}}, "target": "bg"}, r"'target' is 'bg', which is no size .*did you mean 'big'"),
         ({"target": {"model.n_layr": 9}, "sizes": {"a": {}}}, "at target: unknown key 'model.n_layr'"),
-        ({"composite": {"big": {"train.steps": 9}}}, "composite.big sets train.steps, but a part of a design"),
+        ({"composite": {"big": {"train.steps": 9}}}, "composite.big sets train.steps, but a part"),
         ({"ranks": 3}, "do not divide: train_batch_size 4"),
         ({"variants": ["layernorm_no_bias"], "overrides": {"model.bias": 3}}, "model.bias is '3'"),
     ],

@@ -8,6 +8,7 @@ import pytest
 
 from eval.judging.commands import Interrupted
 from eval.judging.ledger import Ledger
+from eval.studies.budget import shape_of, with_equal_budgets
 from eval.studies.command import read_command
 from eval.studies.job import print_plan, print_status, run_study
 from model.errors import UserError
@@ -206,3 +207,31 @@ def test_a_damaged_ledger_or_record_is_named_before_anything_is_trained(folder: 
     with pytest.raises(UserError, match="is not a JSON object"):
         run(folder, trainer)
     assert trainer.trained == []
+
+
+def test_a_design_over_budget_is_held_against_a_widened_baseline_too(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wider(recipe: Recipe, peak: float) -> float:
+        """All that the design gains is what its parameters are worth."""
+        gains = recipe.model.block == "gated_attention" or recipe.model.n_inner is not None
+        return 2.5 + noise(recipe) - 0.1 * gains
+
+    trainer = Trainer(wider)
+    assert run(folder, trainer, variants=["gated_attention_element", "rmsnorm"]) == 0
+    gated, rms = results_of(folder)["rows"]
+    assert [one["at"] for one in rms["verdicts"]] == ["shared rate"]
+    shared, equal = gated["verdicts"]
+    assert (shared["word"], equal["at"]) == ("better", "equal budget") and equal["word"] != "better"
+    assert equal["baseline"].startswith("vanilla(") and len(trainer.trained) == 12
+    request = read_command([str(folder / "study.yaml")])
+    plan = with_equal_budgets(request.plan)
+    (wide,) = plan.widened.values()
+    its, mine, widened = (
+        shape_of(plan.trials["recipe", name, "1x"].recipe.model)
+        for name in ("vanilla", "gated_attention_element", wide)
+    )
+    assert mine.parameters > 1.01 * its.parameters
+    # 2 layers, of which a step of the width adds twice 8 x 32 weights and 8 biases
+    assert 0 <= widened.parameters - mine.parameters < 2 * (2 * 8 * 32 + 8)
+    assert f"equal budget 1x beside {wide}" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from typing import Any
 
 from training.run.reader import read_summary
 
-from ...judging.request import Trial
+from ..budget import BUDGET
 from ..outcomes import Outcome
 
 COSTS = {
@@ -18,8 +18,6 @@ COSTS = {
     "peak_memory_gib": ("throughput", "peak_memory_gib"),
 }
 """Where a run's summary.json has them."""
-BUDGET = 1.01
-"""Times the baseline's parameters or FLOPs per token; a design beyond it is over budget."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +61,6 @@ def compare_costs(its: Sequence[Outcome], mine: Sequence[Outcome]) -> Cost:
     ]
     times = tuple((a, b) for a, b in pairs if a and b)
     return Cost(of_design, of_baseline, times)
-
-
-def flops_of_run(trial: Trial) -> float:
-    """FLOPs of a whole run, forward and backward, worked out before it is trained."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # torch costs seconds
-
-    from model import GPT, flops_per_token
-
-    with FakeTensorMode():
-        return float(flops_per_token(GPT(trial.recipe.model)) * trial.tokens)
 
 
 def _summary(outcome: Outcome) -> Mapping[str, Any]:

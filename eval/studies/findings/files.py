@@ -105,6 +105,7 @@ def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
     return {
         "at": verdict.at,
         "rate": verdict.rate,
+        "baseline": verdict.baseline,
         "baseline_rate": verdict.baseline_rate,
         "word": verdict.word,
         **_effect_as_json(verdict.effect),

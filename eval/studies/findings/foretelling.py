@@ -10,9 +10,9 @@ from filelock import FileLock
 from model.files import write_json
 from training.run.reader import read_json
 
+from ..budget import flops_of_run
 from ..outcomes import StudyFolder
 from ..plan import Plan
-from .costs import flops_of_run
 from .projection import Estimate, project
 from .results import Results, points
 

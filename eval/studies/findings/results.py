@@ -6,11 +6,12 @@ from typing import Literal
 
 from ...statistics.crossed import effects
 from ...statistics.effect import Effect
+from ..budget import flops_of_run
 from ..outcomes import Outcome, Outcomes
 from ..plan import Cell, Plan
 from ..queue import Decided, best_rate, gate, is_complete, is_refused, judged_seeds, known_cells, passed_below
 from .arms import losses_by_document, with_blow_ups
-from .costs import Cost, compare_costs, flops_of_run
+from .costs import Cost, compare_costs
 from .projection import BaselineSize, Estimate, speed_up
 from .verdicts import Comparisons, Verdict, decider, judge_size
 
@@ -41,8 +42,8 @@ class Row:
 
     @property
     def last(self) -> Verdict | None:
-        """The verdict that projection and speed-up go by: each at its own best rate, if there is one."""
-        return self.verdicts[-1] if self.verdicts else None
+        """What projection and speed-up go by: beside the plain baseline, each at its own best rate."""
+        return next((one for one in reversed(self.verdicts) if one.at != "equal budget"), None)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Results:
             ended = sum(cell in outcomes for cell in known)
             return Row(size, design, "under way", f"{ended} of {len(known)} runs")
         verdicts = tuple(verdict for verdict in self.verdicts[size] if verdict.design == design)
-        its, mine = self._finished(verdicts[-1])
+        its, mine = self._finished(Row(size, design, "judged", verdicts=verdicts).last)
         row = Row(
             size,
             design,
@@ -159,8 +160,9 @@ class Results:
         )
         return Row(**{**vars(row), "speed_up": self._speed_up(row)})
 
-    def _finished(self, verdict: Verdict) -> tuple[list[Outcome], list[Outcome]]:
+    def _finished(self, verdict: Verdict | None) -> tuple[list[Outcome], list[Outcome]]:
         """The baseline's runs and the design's that a verdict's difference is over."""
+        assert verdict is not None
         failed = verdict.failed.keys() | verdict.baseline_failed.keys()
         seeds = [seed for seed in self.plan.study.seeds_at_most[: verdict.planned] if seed not in failed]
         pairs = ((self.plan.baseline, verdict.baseline_rate), (verdict.design, verdict.rate))

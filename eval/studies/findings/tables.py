@@ -50,7 +50,9 @@ def describe(results: Results, foretold: Sequence[Foretold], registration: Regis
 def _cells(row: Row, verdict: Verdict | None) -> list[str]:
     if verdict is None:
         return [row.design, "", "", "", f"{row.state} {row.note}".strip(), ""]
-    rate = f"shared {verdict.rate}" if verdict.at == "shared rate" else f"best {verdict.rate}"
+    rate = f"{verdict.at.removesuffix(' rate')} {verdict.rate}"
+    if verdict.at == "equal budget":
+        rate += f" beside {verdict.baseline}"
     if verdict.rate != verdict.baseline_rate:
         rate += f" (baseline {verdict.baseline_rate})"
     difference = interval = ""

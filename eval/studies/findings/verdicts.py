@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 from scipy import stats
 
@@ -18,7 +18,7 @@ from ..queue import best_rate, is_complete, is_refused, judged_seeds, passed_bel
 from ..study import Rules
 from .arms import losses_by_document, with_blow_ups
 
-At = Literal["shared rate", "best rate"]
+At = Literal["shared rate", "best rate", "equal budget"]
 POWER = 0.8
 
 
@@ -27,8 +27,11 @@ class Verdict:
     """What a study says of a design at a size.
 
     Attributes:
-        at: the rate that all share, or each design's own best.
-        rate: the design's, by its label; `baseline_rate` the baseline's.
+        at: the rate that all share, each design's own best, or beside a baseline of equal budget, each at its
+            own best.
+        rate: the design's, by its label.
+        baseline: its name, the widened one's at equal budget.
+        baseline_rate: the baseline's, by its label.
         word: the verdict in a few words.
         planned: how many runs of the design there were to be.
         failed: why each run failed that did, by its seed; `baseline_failed` of the baseline's.
@@ -41,6 +44,7 @@ class Verdict:
     design: str
     at: At
     rate: str
+    baseline: str
     baseline_rate: str
     word: str
     planned: int
@@ -66,9 +70,10 @@ def decider(comparisons: Comparisons) -> Callable[[Plan, Outcomes, str, str, int
 
     def decided(plan: Plan, outcomes: Outcomes, size: str, design: str, count: int) -> bool:
         seeds = plan.study.seeds_at_most[:count]
-        for at in ("shared rate", "best rate"):
+        for at in verdicts_of(plan, size, design):
+            baseline = _baseline(plan, size, design, at)
             its, mine = with_blow_ups(
-                [_arm(plan, outcomes, size, one, at, seeds) for one in (plan.baseline, design)]
+                [_arm(plan, outcomes, size, one, at, seeds) for one in (baseline, design)]
             )
             if not all(outcome.is_finished for outcome in mine):
                 return True  # its word is that it fails
@@ -94,21 +99,22 @@ def judge_size(plan: Plan, outcomes: Outcomes, size: str, comparisons: Compariso
         and is_complete(plan, outcomes, size, design, decided)
     ]
     found: dict[tuple[str, At], Verdict] = {}
-    for at in ("shared rate", "best rate"):
-        designs = [one for one in ended if at == "shared rate" or len(plan.rates(size, one)) > 1]
-        if plan.study.rules.sequential:
-            for design in designs:
-                seeds = judged_seeds(plan, outcomes, size, design, decided)
-                (found[design, at],) = _judge(plan, outcomes, size, [design], at, seeds, comparisons[size])
-        elif designs:
-            of_all = _judge(plan, outcomes, size, designs, at, plan.study.seeds, comparisons[size])
-            found |= {(verdict.design, at): verdict for verdict in of_all}
-    return [
-        found[key]
-        for design in ended
-        for key in ((design, "shared rate"), (design, "best rate"))
-        if key in found
-    ]
+    for at in get_args(At):
+        designs = [one for one in ended if at in verdicts_of(plan, size, one)]
+        # Arms of one number of seeds beside one baseline share their noise.
+        alone = plan.study.rules.sequential or at == "equal budget"
+        for together in [[one] for one in designs] if alone else [designs] if designs else []:
+            seeds = judged_seeds(plan, outcomes, size, together[0], decided)
+            for verdict in _judge(plan, outcomes, size, together, at, seeds, comparisons[size]):
+                found[verdict.design, at] = verdict
+    return [found[design, at] for design in ended for at in verdicts_of(plan, size, design)]
+
+
+def verdicts_of(plan: Plan, size: str, design: str) -> tuple[At, ...]:
+    """Which there are of a design at a size."""
+    several: tuple[At, ...] = ("best rate",) if len(plan.rates(size, design)) > 1 else ()
+    over: tuple[At, ...] = ("equal budget",) if (size, design) in plan.widened else ()
+    return ("shared rate", *several, *over)
 
 
 def overall(verdicts: Sequence[Verdict]) -> str:
@@ -116,15 +122,20 @@ def overall(verdicts: Sequence[Verdict]) -> str:
     words = list(dict.fromkeys(verdict.word.partition(" (")[0] for verdict in verdicts))
     if len(words) == 1:
         return words[0]
-    return ", ".join(f"{verdict.word.partition(' (')[0]} at {_whose(verdict)}" for verdict in verdicts)
+    return ", ".join(f"{verdict.word.partition(' (')[0]} at {whose(verdict)}" for verdict in verdicts)
 
 
-def _whose(verdict: Verdict) -> str:
-    return "the shared rate" if verdict.at == "shared rate" else "each one's best rate"
+def whose(verdict: Verdict) -> str:
+    """Where a verdict holds, in words."""
+    return "each one's best rate" if verdict.at == "best rate" else f"the {verdict.at}"
+
+
+def _baseline(plan: Plan, size: str, design: str, at: At) -> str:
+    return plan.baselines(size, design)[-1 if at == "equal budget" else 0]
 
 
 def _rate(plan: Plan, outcomes: Outcomes, size: str, design: str, at: At) -> str:
-    best = best_rate(plan, outcomes, size, design) if at == "best rate" else None
+    best = None if at == "shared rate" else best_rate(plan, outcomes, size, design)
     return best or plan.shared[size]
 
 
@@ -144,10 +155,8 @@ def _judge(
     seeds: Sequence[int],
     comparisons: int,
 ) -> list[Verdict]:
-    rules = plan.study.rules
-    its, *ours = with_blow_ups(
-        [_arm(plan, outcomes, size, one, at, seeds) for one in (plan.baseline, *designs)]
-    )
+    rules, baseline = plan.study.rules, _baseline(plan, size, designs[0], at)
+    its, *ours = with_blow_ups([_arm(plan, outcomes, size, one, at, seeds) for one in (baseline, *designs)])
     its_failed = _failed(its, seeds)
     # Arms that are whole share their noise; one with a failed run is compared by itself.
     there = [n for n, outcome in enumerate(its) if outcome.is_finished]
@@ -188,7 +197,8 @@ def _judge(
                 design,
                 at,
                 _rate(plan, outcomes, size, design, at),
-                _rate(plan, outcomes, size, plan.baseline, at),
+                baseline,
+                _rate(plan, outcomes, size, baseline, at),
                 word,
                 len(seeds),
                 failed,
