@@ -12,8 +12,8 @@ from .command import StudyRequest
 from .findings.files import write_results
 from .findings.foretelling import foretell, read_foretold
 from .findings.results import Results
+from .findings.sequential import decider, looks_so_far
 from .findings.tables import describe
-from .findings.verdicts import decider
 from .looks import count_comparisons, ledger_entries
 from .outcomes import Outcomes, read_outcome
 from .plan import Cell, Fingerprints
@@ -84,6 +84,8 @@ def run_study(request: StudyRequest, start: Start, say: Callable[[str], object])
     if request.retry and (forgotten := folder.forget_failures()):
         say(f"{forgotten} failed run(s) are tried again")
 
+    said: set[str] = set()
+
     def look(outcomes: Outcomes) -> None:
         """Before each run and at the end: what is foretold, the results so far, and what is settled."""
         results = Results(plan, outcomes, comparisons)
@@ -97,8 +99,11 @@ def run_study(request: StudyRequest, start: Start, say: Callable[[str], object])
                 ):
                     ledger.add(entry)
             elif plan.study.rules.sequential:
-                for verdict in results.verdicts[size]:
-                    say(f"{verdict.design} at size {size}, {verdict.planned} seeds: {verdict.word}")
+                for design in plan.candidates:
+                    for sentence in looks_so_far(plan, outcomes, size, design, comparisons):
+                        if sentence not in said:
+                            said.add(sentence)
+                            say(sentence)
 
     outcomes = worker.work(look)
     results = Results(plan, outcomes, comparisons)

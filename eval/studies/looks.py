@@ -5,7 +5,8 @@ from typing import Any
 
 from ..judging.ledger import SEEN, Ledger, look_of
 from ..judging.request import Trial, describe_design
-from .findings.verdicts import Comparisons, Verdict, whose
+from .findings.sequential import Comparisons
+from .findings.verdicts import Verdict, whose
 from .outcomes import Outcomes
 from .plan import Cell, Fingerprints, Plan
 

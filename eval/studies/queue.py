@@ -88,14 +88,14 @@ def judged_seeds(plan: Plan, outcomes: Outcomes, size: str, design: str, decided
         return max(each, key=len, default=study.seeds_at_most[:2])
     seeds = study.seeds_at_most
     for count in range(min(2, len(seeds)), len(seeds)):
-        if not _has_ended(plan, outcomes, size, design, seeds[:count]):
+        if not has_ended(plan, outcomes, size, design, seeds[:count]):
             return seeds[:count]
         if decided(plan, outcomes, size, design, count):
             return seeds[:count]
     return seeds
 
 
-def _has_ended(plan: Plan, outcomes: Outcomes, size: str, design: str, seeds: Sequence[int]) -> bool:
+def has_ended(plan: Plan, outcomes: Outcomes, size: str, design: str, seeds: Sequence[int]) -> bool:
     """Whether a design and its baselines have run with these seeds, at the shared rate and their best."""
     for one in (*plan.baselines(size, design), design):
         best = best_rate(plan, outcomes, size, one)
@@ -112,7 +112,7 @@ def is_complete(plan: Plan, outcomes: Outcomes, size: str, design: str, decided:
     if is_refused(plan, outcomes, design):
         return True
     seeds = judged_seeds(plan, outcomes, size, design, decided)
-    return _has_ended(plan, outcomes, size, design, seeds)
+    return has_ended(plan, outcomes, size, design, seeds)
 
 
 def passed_below(plan: Plan, outcomes: Outcomes, size: str, design: str, decided: Decided) -> bool:

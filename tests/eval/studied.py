@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from data import Corpus, DataConfig, ValidationSet, open_data
 from eval.judging.commands import Command, Ended
 from eval.studies.command import read_command
-from eval.studies.findings.verdicts import decider
+from eval.studies.findings.sequential import decider
 from eval.studies.job import run_study
 from eval.studies.outcomes import Outcome, Outcomes
 from eval.studies.plan import Cell, Plan, make_plan

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.studies.findings.verdicts import decider, judge_size, overall
+from eval.studies.findings.sequential import decider, looks_so_far
+from eval.studies.findings.verdicts import judge_size, overall
 from eval.studies.outcomes import Outcome
 from eval.studies.plan import Cell, Plan
 from eval.studies.queue import best_rate, gate, next_cells
@@ -198,6 +199,8 @@ def test_a_sequential_study_adds_seeds_until_each_answer_is_clear(folder: Path) 
         found = {one.design: one for one in judge_size(plan, outcomes, "recipe", {"recipe": 2})}
         assert found["rmsnorm"].word == "better" and found["rmsnorm"].planned == seeds["rmsnorm"]
         counts.append((seeds["rmsnorm"], seeds["dyt"]))
+        (look,) = looks_so_far(plan, outcomes, "recipe", "dyt", {"recipe": 2})
+        assert f"after {seeds['dyt']} seeds: {found['dyt'].effect.estimate:+.4f} [" in look
     assert np.mean([one for one, _ in counts]) < np.mean([other for _, other in counts])
 
 

@@ -21,6 +21,7 @@ from .studied import (
     gain,
     make_files,
     noise,
+    registration_of,
     results_of,
     run,
     write_study,
@@ -235,3 +236,16 @@ def test_a_design_over_budget_is_held_against_a_widened_baseline_too(
     # 2 layers, of which a step of the width adds twice 8 x 32 weights and 8 biases
     assert 0 <= widened.parameters - mine.parameters < 2 * (2 * 8 * 32 + 8)
     assert f"equal budget 1x beside {wide}" in capsys.readouterr().out
+
+
+def test_a_sequential_study_says_each_look_and_stops_when_it_is_clear(folder: Path) -> None:
+    said: list[str] = []
+    trainer = Trainer(gain)
+    file = write_study(folder, seeds=[1, 2], rules={"most_seeds": 12})
+    request = read_command([str(file), "--runs", str(folder / "runs"), "--sequential"])
+    assert run_study(request, trainer, said.append) == 0
+    counts = [int(line.split("after ")[1].split()[0]) for line in said if "however often one looks" in line]
+    assert counts == list(range(2, counts[-1] + 1)) and len(trainer.trained) < 2 * 12
+    (verdict,) = results_of(folder)["rows"][0]["verdicts"]
+    assert verdict["word"] == "better" and verdict["planned"] == len(trainer.trained) / 2 == counts[-1] + 1
+    assert registration_of(folder)["plan"]["rules.sequential"] is True

@@ -13,7 +13,8 @@ from ..queue import Decided, best_rate, gate, is_complete, is_refused, judged_se
 from .arms import losses_by_document, with_blow_ups
 from .costs import Cost, compare_costs
 from .projection import BaselineSize, Estimate, speed_up
-from .verdicts import Comparisons, Verdict, decider, judge_size
+from .sequential import Comparisons, decider
+from .verdicts import Verdict, judge_size
 
 State = Literal["judged", "under way", "refused", "stopped", "waiting"]
 

@@ -17,7 +17,7 @@ COST_TITLES = {
     "step_s": "step time",
     "peak_memory_gib": "memory",
 }
-TITLES = ("design", "rate", "difference", "interval", "verdict", "speed-up")
+TITLES = ("design", "rate", "difference", "interval", "could show", "verdict", "speed-up")
 FEW_RATES = 3
 """With fewer, each design's best rate may lie outside what was tried."""
 
@@ -49,7 +49,7 @@ def describe(results: Results, foretold: Sequence[Foretold], registration: Regis
 
 def _cells(row: Row, verdict: Verdict | None) -> list[str]:
     if verdict is None:
-        return [row.design, "", "", "", f"{row.state} {row.note}".strip(), ""]
+        return [row.design, "", "", "", "", f"{row.state} {row.note}".strip(), ""]
     rate = f"{verdict.at.removesuffix(' rate')} {verdict.rate}"
     if verdict.at == "equal budget":
         rate += f" beside {verdict.baseline}"
@@ -61,7 +61,8 @@ def _cells(row: Row, verdict: Verdict | None) -> list[str]:
         if math.isfinite(verdict.high - verdict.low):
             interval = f"[{verdict.low:+.4f}, {verdict.high:+.4f}]"
     speed = _speed(row.speed_up) if verdict is row.last else ""
-    return [row.design, rate, difference, interval, verdict.word, speed]
+    could_show = f"{verdict.could_show:.4f}" if math.isfinite(verdict.could_show) else ""
+    return [row.design, rate, difference, interval, could_show, verdict.word, speed]
 
 
 def _speed(estimate: Estimate | None) -> str:

@@ -1,24 +1,23 @@
 """The verdicts of a study: of each design at each size, at the shared rate and each at its own best rate."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal, get_args
+from typing import get_args
 
 from scipy import stats
 
 from ...statistics.crossed import effects
 from ...statistics.effect import Effect
 from ...statistics.failures import rate_interval
-from ...statistics.sequences import half_width
 from ..outcomes import Outcome, Outcomes
-from ..plan import Cell, Plan
-from ..queue import best_rate, is_complete, is_refused, judged_seeds, passed_below
+from ..plan import Plan
+from ..queue import is_complete, is_refused, judged_seeds, passed_below
 from ..study import Rules
 from .arms import losses_by_document, with_blow_ups
+from .pairing import At, arm_at, baseline_at, pairs_of, rate_at, verdicts_of
+from .sequential import Comparisons, decider, running_interval
 
-At = Literal["shared rate", "best rate", "equal budget"]
 POWER = 0.8
 
 
@@ -61,33 +60,6 @@ class Verdict:
         return rate_interval(len(self.failed), self.planned)
 
 
-Comparisons = Mapping[str, int]
-"""By size: how many looks there were so far, this study's at that size among them."""
-
-
-def decider(comparisons: Comparisons) -> Callable[[Plan, Outcomes, str, str, int], bool]:
-    """When a sequential study needs no more seeds of a design."""
-
-    def decided(plan: Plan, outcomes: Outcomes, size: str, design: str, count: int) -> bool:
-        seeds = plan.study.seeds_at_most[:count]
-        for at in verdicts_of(plan, size, design):
-            baseline = _baseline(plan, size, design, at)
-            its, mine = with_blow_ups(
-                [_arm(plan, outcomes, size, one, at, seeds) for one in (baseline, design)]
-            )
-            if not all(outcome.is_finished for outcome in mine):
-                return True  # its word is that it fails
-            pairs = _pairs(its, mine)
-            if not pairs[0]:
-                return False
-            _, low, high = _sequence(pairs, plan.study.rules, comparisons[size])
-            if not _is_clear(low, high, plan.study.rules):
-                return False
-        return True
-
-    return decided
-
-
 def judge_size(plan: Plan, outcomes: Outcomes, size: str, comparisons: Comparisons) -> list[Verdict]:
     """The verdicts at a size on the designs whose runs have ended, in the order of the designs."""
     decided = decider(comparisons)
@@ -110,13 +82,6 @@ def judge_size(plan: Plan, outcomes: Outcomes, size: str, comparisons: Compariso
     return [found[design, at] for design in ended for at in verdicts_of(plan, size, design)]
 
 
-def verdicts_of(plan: Plan, size: str, design: str) -> tuple[At, ...]:
-    """Which there are of a design at a size."""
-    several: tuple[At, ...] = ("best rate",) if len(plan.rates(size, design)) > 1 else ()
-    over: tuple[At, ...] = ("equal budget",) if (size, design) in plan.widened else ()
-    return ("shared rate", *several, *over)
-
-
 def overall(verdicts: Sequence[Verdict]) -> str:
     """One word on a design at a size: it is better where it is so at the shared rate and at its best one."""
     words = list(dict.fromkeys(verdict.word.partition(" (")[0] for verdict in verdicts))
@@ -130,22 +95,6 @@ def whose(verdict: Verdict) -> str:
     return "each one's best rate" if verdict.at == "best rate" else f"the {verdict.at}"
 
 
-def _baseline(plan: Plan, size: str, design: str, at: At) -> str:
-    return plan.baselines(size, design)[-1 if at == "equal budget" else 0]
-
-
-def _rate(plan: Plan, outcomes: Outcomes, size: str, design: str, at: At) -> str:
-    best = None if at == "shared rate" else best_rate(plan, outcomes, size, design)
-    return best or plan.shared[size]
-
-
-def _arm(
-    plan: Plan, outcomes: Outcomes, size: str, design: str, at: At, seeds: Sequence[int]
-) -> list[Outcome]:
-    rate = _rate(plan, outcomes, size, design, at)
-    return [outcomes[Cell(size, design, rate, seed)] for seed in seeds]
-
-
 def _judge(
     plan: Plan,
     outcomes: Outcomes,
@@ -155,8 +104,8 @@ def _judge(
     seeds: Sequence[int],
     comparisons: int,
 ) -> list[Verdict]:
-    rules, baseline = plan.study.rules, _baseline(plan, size, designs[0], at)
-    its, *ours = with_blow_ups([_arm(plan, outcomes, size, one, at, seeds) for one in (baseline, *designs)])
+    rules, baseline = plan.study.rules, baseline_at(plan, size, designs[0], at)
+    its, *ours = with_blow_ups([arm_at(plan, outcomes, size, one, at, seeds) for one in (baseline, *designs)])
     its_failed = _failed(its, seeds)
     # Arms that are whole share their noise; one with a failed run is compared by itself.
     there = [n for n, outcome in enumerate(its) if outcome.is_finished]
@@ -167,7 +116,7 @@ def _judge(
     of_whole = iter(pooled[0] if pooled else [])
     found = []
     for design, arm in zip(designs, ours, strict=True):
-        pairs = _pairs(its, arm)
+        pairs = pairs_of(its, arm)
         if any(arm is one for one in whole):
             effect: Effect | None = next(of_whole)
         else:
@@ -175,7 +124,7 @@ def _judge(
         failed = _failed(arm, seeds)
         low, high, could_show = math.nan, math.nan, math.inf
         if rules.sequential and pairs[0]:
-            effect, low, high = _sequence(pairs, rules, comparisons)
+            effect, low, high = running_interval(pairs, rules, comparisons)
             could_show = (high - low) / 2 + float(stats.norm.ppf(POWER)) * effect.standard_error
         elif effect is not None:
             effect = replace(effect, comparisons=max(comparisons, effect.comparisons))
@@ -196,9 +145,9 @@ def _judge(
                 size,
                 design,
                 at,
-                _rate(plan, outcomes, size, design, at),
+                rate_at(plan, outcomes, size, design, at),
                 baseline,
-                _rate(plan, outcomes, size, baseline, at),
+                rate_at(plan, outcomes, size, baseline, at),
                 word,
                 len(seeds),
                 failed,
@@ -227,35 +176,9 @@ def _word(effect: Effect, low: float, high: float, could_show: float, rules: Rul
     return f"not shown (could have shown {could_show:.4f})"
 
 
-def _is_clear(low: float, high: float, rules: Rules) -> bool:
-    bound = rules.equivalent_within
-    return high < 0 or low > 0 or (-bound < low and high < bound)
-
-
 def _failed(arm: Sequence[Outcome], seeds: Sequence[int]) -> dict[int, str]:
     return {
         seed: outcome.reason or outcome.status
         for seed, outcome in zip(seeds, arm, strict=True)
         if not outcome.is_finished
     }
-
-
-def _pairs(
-    its: Sequence[Outcome], mine: Sequence[Outcome]
-) -> tuple[tuple[Outcome, ...], tuple[Outcome, ...]]:
-    """The baseline's runs and the design's, of the seeds with which both ended."""
-    both = [n for n, pair in enumerate(zip(its, mine, strict=True)) if all(one.is_finished for one in pair)]
-    return tuple(its[n] for n in both), tuple(mine[n] for n in both)
-
-
-@lru_cache(maxsize=4096)
-def _sequence(
-    pairs: tuple[tuple[Outcome, ...], tuple[Outcome, ...]], rules: Rules, comparisons: int
-) -> tuple[Effect, float, float]:
-    """The difference after these seeds, with an interval that holds however often one looks."""
-    losses, tokens = losses_by_document(pairs)
-    (effect,) = effects(losses, tokens)
-    means = losses.sum(axis=2) / tokens.sum()
-    of_documents = effect.components[-1].variance if effect.documents > 1 else 0.0
-    half = half_width([*(means[1] - means[0])], of_documents, (1 - rules.confidence) / comparisons)
-    return effect, effect.estimate - half, effect.estimate + half
