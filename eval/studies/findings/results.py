@@ -1,7 +1,7 @@
 """What a study has found so far: each design at each size, with its verdicts, its cost and its speed-up."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...statistics.crossed import effects
@@ -127,7 +127,7 @@ class Results:
         arms = with_blow_ups([arm[:count] for arm in arms])
         if not all(outcome.is_finished for arm in arms for outcome in arm):
             return None
-        return effects(*losses_by_document(arms))[0]
+        return replace(effects(*losses_by_document(arms))[0], comparisons=self.comparisons[size])
 
     def _row(self, size: str, design: str) -> Row:
         plan, outcomes = self.plan, self.outcomes
@@ -159,7 +159,7 @@ class Results:
             compare_costs(its, mine) if mine else None,
             gate=gate(plan, outcomes, size, design, self.decided),
         )
-        return Row(**{**vars(row), "speed_up": self._speed_up(row)})
+        return replace(row, speed_up=self._speed_up(row))
 
     def _finished(self, verdict: Verdict | None) -> tuple[list[Outcome], list[Outcome]]:
         """The baseline's runs and the design's that a verdict's difference is over."""

@@ -34,7 +34,7 @@ def describe(results: Results, foretold: Sequence[Foretold], registration: Regis
         lines += _columns(cells, TITLES)
         if costs := [_cost_cells(row) for row in rows if row.cost]:
             lines += ["", *_columns(costs, ["design", *COST_TITLES.values()])]
-        lines += _failures(rows)
+        lines += dict.fromkeys(_failures(rows))  # once where both verdicts are of the same runs
         lines += _rate_notes(results, size)
     if parts := list(results.parts()):
         lines += ["", "what each part adds at the shared rate, in nats per token"]
@@ -96,7 +96,7 @@ def _failures(rows: Sequence[Row]) -> Iterator[str]:
                     f"rate {low:.0%} to {high:.0%}); the difference is over the others"
                 )
             for seed, reason in verdict.baseline_failed.items():
-                yield f"the baseline at rate {verdict.baseline_rate}, seed {seed}: {reason}"
+                yield f"{verdict.baseline} at rate {verdict.baseline_rate}, seed {seed}: {reason}"
 
 
 def _rate_notes(results: Results, size: str) -> Iterator[str]:
@@ -109,6 +109,7 @@ def _rate_notes(results: Results, size: str) -> Iterator[str]:
             continue
         if len(rates) < FEW_RATES:
             yield f"{design}: best of {len(rates)} rates only; at least {FEW_RATES} make it its own best"
+            continue
         peaks = {rate: plan.trials[size, design, rate].deepspeed.peak_lr for rate in rates}
         if peaks[best] in (min(peaks.values()), max(peaks.values())):
             yield f"{design}: its best rate, {best}, is the lowest or highest tried: others may be better"
