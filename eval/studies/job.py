@@ -29,8 +29,10 @@ def with_budgets(request: StudyRequest) -> StudyRequest:
 
 def print_plan(request: StudyRequest) -> int:
     """What the study takes and can show; nothing is run or written. Returns the exit status."""
-    request = with_budgets(request)
-    print(describe_costs_and_power(request.plan, request.folder.runs))
+    request, file = with_budgets(request), request.folder.registration
+    data = _registered_data(request, read_registration(file) if file.is_file() else None)
+    comparisons = count_comparisons(request.plan, Ledger(request.folder.runs), data)
+    print(describe_costs_and_power(request.plan, request.folder.runs, comparisons))
     return 0
 
 

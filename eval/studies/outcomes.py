@@ -165,9 +165,11 @@ def _read_outcome(folder: Path, modified: int) -> Outcome | None:
     if status != "finished":
         return None
     loss = summary.get("val_loss")
+    if loss is None or not math.isfinite(loss):
+        return Outcome("failed", reason="it has no finite validation loss", folder=folder)
     return Outcome(
         "finished",
-        loss=math.nan if loss is None else loss,
+        loss=loss,
         folder=folder,
         spike=unrecovered(RunRecord(folder, summary)) or 0.0,
         floor=(summary.get("floors") or {}).get("unigram", math.inf),

@@ -13,11 +13,11 @@ from training.run.folder import differing_keys
 from training.run.reader import read_summary
 from training.run.search import OF_NO_EFFECT
 
-from ..judging.ledger import Ledger
 from ..judging.request import Trial
 from ..statistics.crossed import effects
 from ..statistics.power import MOST_SEEDS, seeds_needed
 from .findings.arms import losses_by_document
+from .findings.sequential import Comparisons
 from .outcomes import Outcome, read_outcome
 from .plan import Plan
 
@@ -70,11 +70,11 @@ def measure_noise(runs: Path, trial: Trial) -> Noise:
     return Noise(seed_sd, math.sqrt(float(np.mean(variances))), origin)
 
 
-def describe_plan(plan: Plan, runs: Path) -> str:
+def describe_plan(plan: Plan, runs: Path, comparisons: Comparisons) -> str:
     """What the study will take, and its power, in lines."""
-    study, earlier = plan.study, Ledger(runs).looks()
+    study = plan.study
     lines = [f"study {study.name}: {plan.baseline} against {', '.join(plan.candidates)}"]
-    for number, size in enumerate(plan.sizes, start=1):
+    for size in plan.sizes:
         cells = [cell for design in plan.arms(size) for cell in plan.cells(size, design)]
         trial = plan.trials[size, plan.baseline, plan.shared[size]]
         tokens = sum(plan.trials[cell.size, cell.design, cell.rate].tokens for cell in cells)
@@ -87,7 +87,7 @@ def describe_plan(plan: Plan, runs: Path) -> str:
         noise = measure_noise(runs, trial)
         of_each = f"{noise.seed_sd:.4f} nats over seeds, {noise.document_sd:.4f} over documents"
         lines += [f"  noise: {of_each} ({noise.origin})"]
-        lines += [f"  {line}" for line in _power(noise, earlier + number * len(plan.candidates))]
+        lines += [f"  {line}" for line in _power(noise, comparisons[size])]
     if len(plan.sizes) > 1:
         gate = f"whose difference at the one before is at most {study.rules.gate:g}"
         lines += ["", f"a size is only run for designs {gate}"]
@@ -127,7 +127,8 @@ def _time(runs: Path, trial: Trial, tokens: int, ranks: int) -> str:
     speeds = {}
     for folder in _alike(runs, trial, OF_SPEED):
         summary = read_summary(folder)
-        rate = (summary.get("throughput") or {}).get("tokens_per_s")
+        # With validation and checkpoints, where it is known.
+        rate = summary.get("tokens_per_s") or (summary.get("throughput") or {}).get("tokens_per_s")
         if rate and summary.get("world_size") == ranks:
             speeds[folder] = rate
     if not speeds:
@@ -135,7 +136,7 @@ def _time(runs: Path, trial: Trial, tokens: int, ranks: int) -> str:
     folder, rate = max(speeds.items(), key=lambda item: item[1])
     hours = tokens / rate / 3600
     of_ranks = f"{hours:,.2f} hours, {hours * ranks:,.2f} rank hours"
-    return f"{of_ranks}, at the {rate:,.0f} tokens per second of {folder}"
+    return f"{of_ranks}, without starts, at the {rate:,.0f} tokens per second of {folder}"
 
 
 def _alike(runs: Path, trial: Trial, apart: set[str]) -> Iterator[Path]:

@@ -106,6 +106,8 @@ class Worker:
                 self.say(f"waiting for other workers, which have {len(cells)} run(s) under way")
             waits = True
             time.sleep(LOOK_AGAIN_S)
+        if self.plan.study.evaluate:
+            self._evaluate_all(outcomes)
         look(outcomes)
         return outcomes
 
@@ -115,9 +117,8 @@ class Worker:
             with self.folder.claimed(cell) as is_mine:
                 if not is_mine:
                     continue
-                if (
-                    self.folder.outcome(cell, self.key(cell), self.plan.study.rules.tries) is None
-                ):  # or another ended it
+                tries = self.plan.study.rules.tries
+                if self.folder.outcome(cell, self.key(cell), tries) is None:  # or another worker ended it
                     self.train(cell)
                 return True
         return False
@@ -149,12 +150,6 @@ class Worker:
                 return
             self.folder.record(cell, self.key(cell), outcome.status, folder, outcome.reason)
             self.say(f"{name}: {outcome.reason or f'{outcome.loss:.4f} nats per token'}")
-            if (
-                outcome.is_finished
-                and self.plan.study.evaluate
-                and cell.seed in self.plan.study.seeds_at_most
-            ):
-                self._evaluate(trial, folder)
 
     def key(self, cell: Cell) -> str:
         """Of what a run would be now."""
@@ -196,6 +191,14 @@ class Worker:
         self.folder.record(cell, self.key(cell), "failed", folder if folder.is_dir() else None, reason)
         again = self.folder.tries(cell, self.key(cell)) < self.plan.study.rules.tries
         self.say(f"{cell.name} failed: {reason}{'; it is tried again' if again else ''}")
+
+    def _evaluate_all(self, outcomes: Outcomes) -> None:
+        """Score the judged runs that no other worker is at."""
+        for cell, outcome in outcomes.items():
+            if outcome.is_finished and outcome.folder and cell.seed in self.plan.study.seeds_at_most:
+                with self.folder.claimed(cell) as is_mine:
+                    if is_mine:
+                        self._evaluate(self.plan.trial(cell), outcome.folder)
 
     def _evaluate(self, trial: Trial, folder: Path) -> None:
         """Score a judged run on the recipe's tasks, where it has no results yet; without them its loss still

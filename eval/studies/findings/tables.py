@@ -34,6 +34,9 @@ def describe(results: Results, foretold: Sequence[Foretold], registration: Regis
         lines += _columns(cells, TITLES)
         if costs := [_cost_cells(row) for row in rows if row.cost]:
             lines += ["", *_columns(costs, ["design", *COST_TITLES.values()])]
+        for row in rows:
+            if row.cost and row.cost.over_budget:
+                lines.append(f"{row.design} is over budget in {' and '.join(row.cost.over_budget)}")
         lines += dict.fromkeys(_failures(rows))  # once where both verdicts are of the same runs
         lines += _rate_notes(results, size)
     if parts := list(results.parts()):
@@ -78,8 +81,6 @@ def _cost_cells(row: Row) -> list[str]:
     for name in COST_TITLES:
         mine, ratio = row.cost.mine[name], row.cost.ratio(name)
         cells.append("" if mine is None else f"{mine:.4g}" if ratio is None else f"{mine:.4g} ({ratio:.3f}x)")
-    if over := row.cost.over_budget:
-        cells[0] += f" (over budget in {' and '.join(over)})"
     return cells
 
 

@@ -73,11 +73,14 @@ def judge_size(plan: Plan, outcomes: Outcomes, size: str, comparisons: Compariso
     found: dict[tuple[str, At], Verdict] = {}
     for at in get_args(At):
         designs = [one for one in ended if at in verdicts_of(plan, size, one)]
-        # Arms of one number of seeds beside one baseline share their noise.
-        alone = plan.study.rules.sequential or at == "equal budget"
-        for together in [[one] for one in designs] if alone else [designs] if designs else []:
-            seeds = judged_seeds(plan, outcomes, size, together[0], decided)
-            for verdict in _judge(plan, outcomes, size, together, at, seeds, comparisons[size]):
+        # Arms of one number of seeds share their noise, whichever baseline they are held against.
+        is_fixed = not plan.study.rules.sequential
+        together = [designs] if is_fixed and at != "equal budget" and designs else [[one] for one in designs]
+        for judged in together:
+            seeds = judged_seeds(plan, outcomes, size, judged[0], decided)
+            others = [one for one in (plan.baseline, *ended) if one not in judged]
+            beside = others if is_fixed and at == "equal budget" else []
+            for verdict in _judge(plan, outcomes, size, judged, at, seeds, comparisons[size], beside):
                 found[verdict.design, at] = verdict
     return [found[design, at] for design in ended for at in verdicts_of(plan, size, design)]
 
@@ -103,19 +106,32 @@ def _judge(
     at: At,
     seeds: Sequence[int],
     comparisons: int,
+    beside: Sequence[str],
 ) -> list[Verdict]:
+    """The verdicts on designs that are held against one baseline.
+
+    Args:
+        plan: of the study.
+        outcomes: of its runs.
+        size: where.
+        designs: which.
+        at: at which rate and beside which baseline.
+        seeds: that are judged.
+        comparisons: that the intervals hold for.
+        beside: other arms, which are not judged here: they tell of the noise.
+    """
     rules, baseline = plan.study.rules, baseline_at(plan, size, designs[0], at)
-    its, *ours = with_blow_ups([arm_at(plan, outcomes, size, one, at, seeds) for one in (baseline, *designs)])
+    its, *ours = with_blow_ups(
+        [arm_at(plan, outcomes, size, one, at, seeds) for one in (baseline, *designs, *beside)]
+    )
     its_failed = _failed(its, seeds)
     # Arms that are whole share their noise; one with a failed run is compared by itself.
     there = [n for n, outcome in enumerate(its) if outcome.is_finished]
     whole = [arm for arm in ours if there and all(arm[n].is_finished for n in there)]
-    pooled = (
-        [effects(*losses_by_document([[arm[n] for n in there] for arm in (its, *whole)]))] if whole else []
-    )
-    of_whole = iter(pooled[0] if pooled else [])
+    finished = [[arm[n] for n in there] for arm in (its, *whole)]
+    of_whole = iter(effects(*losses_by_document(finished)) if whole else [])
     found = []
-    for design, arm in zip(designs, ours, strict=True):
+    for design, arm in zip(designs, ours, strict=False):  # those beside follow
         pairs = pairs_of(its, arm)
         if any(arm is one for one in whole):
             effect: Effect | None = next(of_whole)
@@ -127,7 +143,7 @@ def _judge(
             effect, low, high = running_interval(pairs, rules, comparisons)
             could_show = (high - low) / 2 + float(stats.norm.ppf(POWER)) * effect.standard_error
         elif effect is not None:
-            effect = replace(effect, comparisons=max(comparisons, effect.comparisons))
+            effect = replace(effect, comparisons=comparisons)
             low, high = effect.interval(rules.confidence)
             if effect.seeds > 1 and effect.is_measured:
                 could_show = effect.half_width(rules.confidence) + (
