@@ -128,7 +128,7 @@ def _measure(job: Job, file: Path, console: "Console") -> dict[str, Any]:
     from training.engine.weights import load_model
 
     from .diagnosis.files import read_facts, write_diagnosis
-    from .diagnosis.measures import measure, passes
+    from .diagnosis.measures import measure
     from .scoring.windows import validation_set
 
     if note := tokenizer_note(job.like):
@@ -157,8 +157,7 @@ def _measure(job: Job, file: Path, console: "Console") -> dict[str, Any]:
         return stored
     device = next(gpt.parameters()).device
     console.say(f"measuring {job.source} on {len(sequences.inputs)} validation sequences, on {device}")
-    with console.bar("measuring", total=passes(gpt.config.n_layer), unit=" passes") as bar:
-        found = measure(gpt, sequences, bar.update)
+    found = measure(gpt, sequences, console.bar)
     write_diagnosis(file, found, facts)
     return facts | {"notes": found.notes()}
 

@@ -30,8 +30,6 @@ FACTS = b"normlab"
 """The key of the file's metadata with what was measured on, and what could not be, as JSON."""
 COLUMNS = {
     ("layer_drop", ""): "left out",
-    ("layer_drop", "attn"): "no attn",
-    ("layer_drop", "mlp"): "no mlp",
     ("layer_swap", ""): "swapped",
     ("block_influence", ""): "influence",
     ("lens_kl", ""): "lens KL",
@@ -39,7 +37,7 @@ COLUMNS = {
     ("rank_collapse", ""): "rest",
     ("token_cosine", ""): "token cos",
 }
-"""The printed table's columns by name and part of the value."""
+"""The printed table's columns by name and part of the value; a branch left out has one of its own."""
 WHOLE = {
     ("loss", ""): "loss",
     ("quant_gap", "per_tensor"): "8 bits, a scale for all tokens",
@@ -74,12 +72,15 @@ def format_diagnosis(table: "pd.DataFrame") -> str:
         (row.name, row.part, -1 if row.layer != row.layer else int(row.layer)): row.value
         for row in single.itertuples(index=False)
     }
-    columns = [key for key in COLUMNS if any(of[:2] == key for of in values)]
+    branches = {key[:2]: f"no {key[1]}" for key in values if key[0] == "layer_drop" and key[1]}
+    dropped = ("layer_drop", "")
+    ordered = {dropped: COLUMNS[dropped]} | branches | COLUMNS
+    titles = {key: title for key, title in ordered.items() if any(of[:2] == key for of in values)}
     layers = sorted({layer for *_, layer in values if layer >= 0})
-    lines = ["layer" + "".join(f"{COLUMNS[key]:>11}" for key in columns)] if layers else []
-    for layer in layers:
-        cells = [_cell(key[0], values.get((*key, layer))) for key in columns]
-        lines.append(f"{layer:<5}" + "".join(f"{cell:>11}" for cell in cells))
+    texts = [["layer", *titles.values()]] if layers else []
+    texts += [[str(layer), *(_cell(key[0], values.get((*key, layer))) for key in titles)] for layer in layers]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = ["  ".join(map(str.rjust, of_line, widths)) for of_line in texts]
     width = max(map(len, WHOLE.values()))
     for key, title in WHOLE.items():
         if (value := values.get((*key, -1))) is not None:

@@ -13,8 +13,8 @@ from torch import nn
 from model import GPT
 from model.topologies import is_residual
 
-SUBLAYERS = ("attn", "mlp")
-"""Modules of a block that count as its branches where it is no block of two branches itself."""
+METHODS = {"attn": "attention_branch", "mlp": "mlp_branch"}
+"""The branches of a block x + F1, x + F2."""
 
 
 class Change(NamedTuple):
@@ -96,19 +96,15 @@ def without_layer(gpt: GPT, layer: int, idx: torch.Tensor) -> list[Change]:
     raise NotMeasurable("its topology joins blocks in a way that leaves open what a block without effect is")
 
 
-def without_branch(gpt: GPT, layer: int, part: str) -> list[Change] | None:
-    """Branch `attn` or `mlp` of block `layer` as 0; None where the design has no such branch.
+def without_branch(gpt: GPT, layer: int, part: str) -> list[Change]:
+    """A branch of block `layer` as 0: of a block x + F1, x + F2 that of METHODS.
 
-    The branches of a block x + F1, x + F2 are those. Of any other block they are the modules of these names,
-    and the norms behind them stay.
+    Of any other block it is the module of this name, and the norms behind it stay.
     """
     block = gpt.blocks[layer]
     if is_residual(block):
-        name = {"attn": "attention_branch", "mlp": "mlp_branch"}[part]
-        return [Change(block, name, nothing)]
-    sublayer = getattr(block, part, None)
-    if not isinstance(sublayer, nn.Module):
-        return None
+        return [Change(block, METHODS[part], nothing)]
+    sublayer = block.get_submodule(part)
     forward = sublayer.forward
 
     def silent(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -164,7 +160,6 @@ def _hands_on(gpt: GPT, layer: int, change: Change, idx: torch.Tensor) -> bool:
 
     def equal() -> float:
         gpt.hidden(idx)
-        before, after = read
-        return float(before.shape == after.shape and torch.equal(before, after))
+        return float(len(read) == 2 and read[0].shape == read[1].shape and torch.equal(*read))
 
     return bool(changed(changes, equal))

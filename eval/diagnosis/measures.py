@@ -2,21 +2,22 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from model import GPT
 
 from . import geometry
-from .left_out import SUBLAYERS, Change, NotMeasurable, changed, swapped, without_branch, without_layer
+from .left_out import Change, NotMeasurable, changed, swapped, without_branch, without_layer
 from .lens import lens_divergence
 from .quantisation import ALL_SCALES, FakeQuantised, Scales
-from .streams import read_streams
+from .streams import find_branches, read_streams
 
 GEOMETRY_TOKENS = 4096
 """Of so many tokens, in whole sequences, the streams of all layers are in memory for the measures of them."""
@@ -112,29 +113,34 @@ def _of_layers(layers: list[int | None]) -> str:
     return f" of layer{'s' * (len(numbers) > 1)} {', '.join(numbers)}" if numbers else ""
 
 
-def passes(n_layer: int) -> int:
-    """How often `measure` goes through the sequences, as its `advance` counts."""
-    return 3 + (2 + len(SUBLAYERS)) * n_layer - 1
-
-
-def measure(gpt: GPT, sequences: Sequences, advance: Callable[[], object]) -> Diagnosis:
+def measure(gpt: GPT, sequences: Sequences, bar: Callable[..., tqdm]) -> Diagnosis:
     """Every measure that the design allows.
 
     Args:
-        gpt: in evaluation mode, in fp32.
+        gpt: in evaluation mode, in fp32, uncompiled.
         sequences: what it reads.
-        advance: called after each of the `passes` over the sequences.
+        bar: makes the progress bar, as `Console.bar`.
     """
+    branches = find_branches(gpt, sequences.inputs[:1])
+    total = 4 + len(branches) + sum(map(len, branches)) + len(branches) - 1
+    with bar("measuring", total=total, unit=" passes") as passes:
+        return _measure(gpt, sequences, branches, passes.update)
+
+
+def _measure(
+    gpt: GPT, sequences: Sequences, branches: Sequence[Sequence[str]], advance: Callable[[], object]
+) -> Diagnosis:
     found = Diagnosis()
     loss = mean_loss(gpt, sequences)
     found.add(Row("loss", None, None, "", loss))
+    advance()
     _measure_streams(gpt, sequences, found)
     advance()
     for scales in ALL_SCALES:
         with found.missing_where("quant_gap"):
             found.add(Row("quant_gap", None, None, scales, mean_loss(gpt, sequences, scales) - loss))
         advance()
-    _measure_costs(gpt, sequences, loss, found, advance)
+    _measure_costs(gpt, sequences, loss, branches, found, advance)
     with found.missing_where("effective_depth"):
         found.rows += effective_depths(found.rows, len(gpt.blocks))
     return found
@@ -163,22 +169,25 @@ def _measure_streams(gpt: GPT, sequences: Sequences, found: Diagnosis) -> None:
 
 
 def _measure_costs(
-    gpt: GPT, sequences: Sequences, loss: float, found: Diagnosis, advance: Callable[[], object]
+    gpt: GPT,
+    sequences: Sequences,
+    loss: float,
+    branches: Sequence[Sequence[str]],
+    found: Diagnosis,
+    advance: Callable[[], object],
 ) -> None:
     """What the loss rises by without each layer, without its branches, and with neighbours swapped."""
 
-    def cost(name: str, layer: int, part: str, changes: Callable[[], list[Change] | None]) -> None:
+    def cost(name: str, layer: int, part: str, changes: Callable[[], list[Change]]) -> None:
         with found.missing_where(f"{name}{part and f' ({part})'}", layer):
-            if (made := changes()) is None:
-                raise NotMeasurable("its block has no module of that name")
-            value = changed(made, lambda: mean_loss(gpt, sequences)) - loss
+            value = changed(changes(), lambda: mean_loss(gpt, sequences)) - loss
             found.add(Row(name, layer, layer + 1 if name == "layer_swap" else None, part, value))
         advance()
 
     first = sequences.inputs[:1]
-    for layer in range(len(gpt.blocks)):
+    for layer, parts in enumerate(branches):
         cost("layer_drop", layer, "", partial(without_layer, gpt, layer, first))
-        for part in SUBLAYERS:
+        for part in parts:
             cost("layer_drop", layer, part, partial(without_branch, gpt, layer, part))
         if layer + 1 < len(gpt.blocks):
             cost("layer_swap", layer, "", partial(swapped, gpt, layer))

@@ -1,14 +1,13 @@
-"""What enters each block and what leaves the last, of any design."""
+"""What enters blocks and leaves the last, and which branches there are, as training's diagnostics see it."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from model import GPT
-from model.hyper_connections import StreamTopology
+from training.diagnostics.observe import observe
 
-from .left_out import Change, NotMeasurable, replaced
+from .left_out import NotMeasurable
 
 
 @torch.no_grad()
@@ -22,35 +21,18 @@ def read_streams(
 
     Raises NotMeasurable where a block is not called once, with a tensor (B, T, C).
     """
-    topology = gpt.transformer["topology"]
-    methods = gpt.repeated_methods()
-    firsts = [number for number, (block, _) in enumerate(methods) if block is not methods[number - 1][0]]
-    firsts = firsts or [0]  # one block of two branches
-    read: dict[int, list[torch.Tensor]] = {number: [] for number in range(len(firsts) + 1)}
-
-    def reading(layer: int, function: Callable[..., Any]) -> Callable[..., Any]:
-        def read_first(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            read[layer].append(x)
-            return function(x, *args, **kwargs)
-
-        return read_first
-
-    changes = []
-    for layer, number in enumerate(firsts):
-        module, method = methods[number]
-        if isinstance(topology, StreamTopology):
-            module, method = topology.connections[number], "forward"
-        changes.append(Change(module, method, reading(layer, getattr(module, method))))
-    final_norm = gpt.transformer["ln_f"]
-    changes.append(Change(final_norm, "forward", reading(len(firsts), final_norm.forward)))
-    with replaced(changes):
+    with observe(gpt) as seen:
         final = gpt.hidden(idx, documents)
-    found = []
-    for layer, of_layer in read.items():
-        if len(of_layer) != 1:
-            raise NotMeasurable(f"what enters block {layer} is not one tensor")
-        h = of_layer[0].mean(dim=2) if of_layer[0].dim() == 4 else of_layer[0]
-        if h.shape != final.shape:
-            raise NotMeasurable(f"what enters block {layer} is no tensor (B, T, C)")
-        found.append(h)
-    return torch.stack(found), final
+    layers = [seen.stream.get(layer) for layer in range(len(gpt.blocks) + 1)]
+    for layer, h in enumerate(layers):
+        if h is None or h.shape != final.shape:
+            raise NotMeasurable(f"what enters block {layer} is not one tensor (B, T, C)")
+    return torch.stack([h for h in layers if h is not None]), final
+
+
+@torch.no_grad()
+def find_branches(gpt: GPT, idx: torch.Tensor) -> Sequence[Sequence[str]]:
+    """The names of the branches by layer, such as attn and mlp; idx is (B, T)."""
+    with observe(gpt) as seen:
+        gpt.hidden(idx)
+    return [[part for of, part in seen.branches if of == layer and part] for layer in range(len(gpt.blocks))]

@@ -44,8 +44,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_command(*words: object) -> list[str]:
     said: list[str] = []
-    bar = SimpleNamespace(update=lambda: None)
-    console = SimpleNamespace(say=said.append, bar=lambda *_, **__: nullcontext(bar))
+    passes = SimpleNamespace(update=lambda: None)
+    console = SimpleNamespace(say=said.append, bar=lambda *_, **__: nullcontext(passes))
     diagnose(check(parse([str(word) for word in words])), console)
     return said
 

@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Callable
+from io import StringIO
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import rel_entr
 from torch import nn
+from tqdm import tqdm
 
-from eval.diagnosis.measures import DROP_EPS, LENS_EPS, Diagnosis, Sequences, measure, passes
+from eval.diagnosis.measures import DROP_EPS, LENS_EPS, Diagnosis, Sequences, measure
 from model import GPT, GPTConfig
 from tests.own_designs import LEFTOVER
 from tests.tiny import TINIEST
@@ -49,9 +51,14 @@ def sequences_of(gpt: GPT, count: int = 4) -> Sequences:
 
 
 def diagnosed(gpt: GPT) -> Diagnosis:
-    calls: list[int] = []
-    found = measure(gpt, sequences_of(gpt), lambda: calls.append(1))
-    assert len(calls) == passes(gpt.config.n_layer)
+    bars: list[tqdm] = []
+
+    def bar(title: str, **options: object) -> tqdm:
+        bars.append(tqdm(**options | {"file": StringIO()}))
+        return bars[-1]
+
+    found = measure(gpt, sequences_of(gpt), bar)
+    assert [passes.n for passes in bars] == [passes.total for passes in bars]
     return found
 
 
