@@ -134,7 +134,7 @@ def train(
         lr = training.learning_rate(state.step, ds.peak_lr, recipe.schedule)
         training.begin_step(engine, state.step, lr)
         last = state.step + 1 == recipe.train.steps
-        with report.profiled_step():
+        with report.profiled_step(), report.diagnosed_step(engine, state.step + 1):
             result = training.train_step(
                 engine,
                 feed,

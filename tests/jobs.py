@@ -51,6 +51,7 @@ def arguments(job: Path, run_dir: Path, *options: str, ds_config: str = "fp32.js
     """Those of train.py."""
     files = ["--config", str(job / "recipe.yaml"), "--deepspeed_config", str(job / ds_config)]
     quick = ["--skip_preflight", "--train.compile", "false"]  # each takes seconds; an option asks for it
+    quick += ["--train.diagnostics", "false"]
     return [*files, "--run_dir", str(run_dir), *quick, *options]
 
 

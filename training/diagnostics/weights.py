@@ -37,12 +37,12 @@ def rows_of(name: str, norms: Mapping[str, float], n_layer: int) -> list[Row]:
     return [Row(name, layer, part, math.sqrt(square)) for (layer, part), square in squares.items()]
 
 
-def ratios(name: str, parts: Iterable[Row], wholes: Iterable[Row]) -> list[Row]:
+def ratios(rows: Iterable[Row], wholes: Iterable[Row]) -> list[Row]:
     """Rows divided by those of the same layer and part, where these are not 0."""
     divisors = {(row.layer, row.part): row.value for row in wholes}
     return [
-        Row(name, row.layer, row.part, row.value / divisor)
-        for row in parts
+        row._replace(value=row.value / divisor)
+        for row in rows
         if (divisor := divisors.get((row.layer, row.part)))
     ]
 
