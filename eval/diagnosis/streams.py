@@ -21,8 +21,8 @@ def read_streams(
 
     Raises NotMeasurable where a block is not called once, with a tensor (B, T, C).
     """
-    with observe(gpt) as seen:
-        final = gpt.hidden(idx, documents)
+    with observe(gpt, documents) as seen:
+        final = gpt.hidden(idx)
     layers = [seen.stream.get(layer) for layer in range(len(gpt.blocks) + 1)]
     for layer, h in enumerate(layers):
         if h is None or h.shape != final.shape:
