@@ -51,8 +51,11 @@ def changed(changes: Sequence[Change], measure: Callable[[], float]) -> float:
     with replaced([change._replace(function=function) for change, function in both]):
         try:
             value = measure()
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
         except Exception as error:  # of the design's own code, which may need what was taken away
-            raise NotMeasurable(f"the design fails then ({type(error).__name__}: {error})") from error
+            said = str(error).partition("\n")[0]
+            raise NotMeasurable(f"the design fails then ({type(error).__name__}: {said})") from error
     if not all(function.calls for function in counted):
         raise NotMeasurable("the topology does not call it in a way that is known here")
     if not torch.tensor(value).isfinite():

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from model import GPT
+from model.errors import UserError
 
 from . import geometry
 from .left_out import Change, NotMeasurable, changed, swapped, without_branch, without_layer
@@ -109,7 +110,7 @@ class Diagnosis:
 
 
 def _of_layers(layers: list[int | None]) -> str:
-    numbers = [str(layer) for layer in layers if layer is not None]
+    numbers = [str(layer) for layer in dict.fromkeys(layers) if layer is not None]
     return f" of layer{'s' * (len(numbers) > 1)} {', '.join(numbers)}" if numbers else ""
 
 
@@ -120,6 +121,8 @@ def measure(gpt: GPT, sequences: Sequences, bar: Callable[..., tqdm]) -> Diagnos
         gpt: in evaluation mode, in fp32, uncompiled.
         sequences: what it reads.
         bar: makes the progress bar, as `Console.bar`.
+
+    Raises UserError where the loss itself is not finite.
     """
     branches = find_branches(gpt, sequences.inputs[:1])
     total = 4 + len(branches) + sum(map(len, branches)) + len(branches) - 1
@@ -132,6 +135,8 @@ def _measure(
 ) -> Diagnosis:
     found = Diagnosis()
     loss = mean_loss(gpt, sequences)
+    if not math.isfinite(loss):
+        raise UserError(f"the loss of these weights is {loss}: choose a checkpoint from before, with --step")
     found.add(Row("loss", None, None, "", loss))
     advance()
     _measure_streams(gpt, sequences, found)

@@ -124,6 +124,8 @@ def test_each_branch_has_a_map_and_what_was_not_measured_stays_empty(make_run: M
     titles = [group["title"] for group in section["groups"]]
     assert {"Branch beside the stream, attn", "Branch beside the stream, mlp"} <= {*titles}
     assert "Branch beside the stream" not in titles and not any("first token" in t for t in titles)
+    table[~gone & (table["part"] != "mlp")].to_parquet(run / "diagnostics.parquet")
+    assert "Branch beside the stream" in [group["title"] for group in section_of(run)["groups"]]
     chart = group_of(section, "Branch beside the stream, attn")["maps"][0]
     assert (2, 3) not in colours_of(chart) and len(colours_of(chart)) == 4 * len(STEPS) - 1
     assert chart["hover"]["values"][2][3] is None

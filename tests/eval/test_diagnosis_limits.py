@@ -6,6 +6,7 @@ import pytest
 
 from eval.diagnosis.measures import Diagnosis
 from model import GPT
+from model.errors import UserError
 from tests.eval.test_diagnosis import N_LAYER, diagnosed, model_of, plain_loss, values, without_block
 
 HEAD = """
@@ -93,3 +94,10 @@ def test_a_model_without_linear_layers_has_no_quantisation_gap(tmp_path: Path) -
     assert "quant_gap is absent: no part of the model before its head is a linear layer of torch" in (
         found.notes()
     )
+
+
+def test_weights_without_a_loss_are_refused() -> None:
+    gpt = model_of()
+    gpt.blocks[1].mlp.c_proj.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="the loss of these weights is nan: choose a checkpoint from before"):
+        diagnosed(gpt)

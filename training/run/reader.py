@@ -179,7 +179,7 @@ def evaluation_folder(run_dir: Path, step: int) -> Path:
     """Where the evaluations of a run's model at `step` lie.
 
     `validation.parquet` holds the losses by document, `slices.parquet` those in slices; `results.json` and
-    `per_item.parquet` hold the scores on tasks.
+    `per_item.parquet` hold the scores on tasks, `diagnosis.parquet` what each layer does.
     """
     return run_dir / "eval" / checkpoint_name(step)
 

@@ -65,7 +65,7 @@ def _step_maps(measure: Measure, shown: list[Shown]) -> Iterator[dict[str, Any]]
         of_part = {title: rows for title, rows in of_part.items() if len(rows)}
         steps = some(sorted({step for rows in of_part.values() for step in rows["step"]}), MOST_STEPS)
         grids = {title: step_grid(rows, steps) for title, rows in of_part.items()}
-        yield from _group(measure, part, grids, "step")
+        yield from _group(measure, part if len(parts) > 1 else "", grids, "step")
 
 
 def _pair_maps(measure: Measure, shown: list[Shown]) -> Iterator[dict[str, Any]]:
@@ -79,7 +79,7 @@ def _pair_maps(measure: Measure, shown: list[Shown]) -> Iterator[dict[str, Any]]
 def _group(
     measure: Measure, part: str, grids: dict[str, pd.DataFrame], column: str
 ) -> Iterator[dict[str, Any]]:
-    """The maps of one measure and part, one for each run; none where no value is known, or all are 0."""
+    """The maps of a measure, and of a part where there are several, by run; none where all values are 0."""
     values = np.concatenate([grid.to_numpy().ravel() for grid in grids.values()]) if grids else np.zeros(0)
     if not np.nan_to_num(values).any():
         return
