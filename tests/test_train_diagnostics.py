@@ -1,6 +1,7 @@
 """Diagnostics of a run: training stays the same bit for bit, resuming too, and none of them ends a run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from tests.jobs import DS_CONFIG, arguments, lines_of, make_job, run, summary_of, train_main
+from tests.processes import ROOT
 from training.diagnostics.recorder import diagnostic_steps
 from training.engine.weights import load_model
 
@@ -145,3 +147,13 @@ def test_a_design_that_cannot_be_copied_trains_without_diagnostics(job: Path) ->
     assert result.returncode == 0, result.stderr
     assert "no diagnostics from step 1 on (TypeError: cannot pickle '_thread.lock' object)" in result.stderr
     assert not (job / "locked" / "diagnostics.parquet").exists()
+
+
+def test_the_documented_lines_read_the_table(diagnosed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "diagnostics.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(lines.replace("runs/vanilla", str(diagnosed)))
+    printed = capsys.readouterr().out
+    assert "resid_rms" in printed and "update_ratio" in printed
+    documented = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| `.*? \|", text, re.MULTILINE))))
+    assert set(table(diagnosed)["name"]) <= documented

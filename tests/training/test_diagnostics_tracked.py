@@ -114,3 +114,11 @@ def test_wandb_has_a_step_in_its_row_and_the_table_at_the_end(tmp_path: Path, no
     content = json.loads(media.read_text())
     assert content["columns"] == ["step", "tokens", "name", "layer", "part", "value"]
     assert len(content["data"]) == table.num_rows
+
+
+def test_a_step_that_is_profiled_is_not_measured(tmp_path: Path) -> None:
+    report, terminal = begun(tmp_path, TrainState(), steps=1, profile_steps=(1,))
+    with report.profiled_step(), report.diagnosed_step(None, 1):
+        pass
+    assert not (tmp_path / "run" / "diagnostics.parquet").exists()
+    assert not any("no diagnostics" in said for said in terminal.said)
