@@ -67,7 +67,8 @@ def statistics(logits: torch.Tensor, visible: torch.Tensor) -> dict[str, float]:
         logits: (B, n_head, T, T), scaled.
         visible: of the same shape, true where the query's position sees the key's.
     """
-    weights = logits.masked_fill(~visible, -math.inf).softmax(dim=-1)
+    logits = logits.masked_fill(~visible, -math.inf)
+    weights = logits.softmax(dim=-1)
     # torch.special.entr has 0 where a weight is 0
     entropy = torch.special.entr(weights).sum(-1).double()  # (B, n_head, T)
     keys = visible.sum(-1)
@@ -81,7 +82,7 @@ def statistics(logits: torch.Tensor, visible: torch.Tensor) -> dict[str, float]:
         "attn_entropy": float(entropy.mean()),
         "attn_entropy_min": float(entropy.mean(dim=(0, 2)).min()),
         "attn_entropy_share": float(share.mean()),
-        "attn_logit_max": float(logits[visible].max()),
+        "attn_logit_max": float(logits.max()),
         "attn_sink": float(sink.mean()),
         "attn_sink_heads": float((sink > SINK_HEAD).double().mean()),
     }

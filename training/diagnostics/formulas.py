@@ -15,7 +15,7 @@ def rms(x: torch.Tensor) -> float:
 
 def norm(x: torch.Tensor) -> float:
     """sqrt(sum x^2), of any shape."""
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64))
+    return float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64))
 
 
 def feature_kurtosis(x: torch.Tensor) -> float:

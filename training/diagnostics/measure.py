@@ -10,6 +10,9 @@ from .observe import Observation, observe
 from .table import Row
 from .weights import norm_rows
 
+LENS_STRIDE = 4
+"""The lens looks at every fourth position: the head at each depth would cost more than all else together."""
+
 
 def measure(gpt: GPT, tokens: torch.Tensor, eot: int | None = None) -> list[Row]:
     """The rows of docs/diagnostics.md that follow from a model and a batch.
@@ -28,8 +31,11 @@ def measure(gpt: GPT, tokens: torch.Tensor, eot: int | None = None) -> list[Row]
     gpt.eval()
     try:
         with torch.enable_grad(), observe(gpt, documents) as seen:
-            loss = gpt.lm_head(gpt.hidden(inputs), targets)
-        rows = gradient_rows(gpt, loss, seen)
+            hidden = gpt.hidden(inputs)
+        with torch.enable_grad():
+            loss = gpt.lm_head(hidden, targets)
+        rows = [Row("loss", len(gpt.blocks), "", float(loss.detach()))]
+        rows += gradient_rows(gpt, loss, seen)
         with torch.no_grad():
             rows += stream_rows(seen.stream) + lens_rows(gpt, seen.stream, targets)
     finally:
@@ -58,13 +64,24 @@ def stream_rows(stream: dict[int, torch.Tensor]) -> list[Row]:
     return rows
 
 
-def lens_rows(gpt: GPT, stream: dict[int, torch.Tensor], targets: torch.Tensor) -> list[Row]:
-    """The loss of the final norm and the head on h_l, by layer: targets (B, T), in nats per token."""
+def lens_rows(
+    gpt: GPT, stream: dict[int, torch.Tensor], targets: torch.Tensor, stride: int = LENS_STRIDE
+) -> list[Row]:
+    """The mean loss of the final norm and the head on h_l (B, T, C), by layer, in nats per token.
+
+    Args:
+        gpt: in evaluation mode.
+        stream: h_l by layer.
+        targets: (B, T).
+        stride: the last of so many positions is looked at.
+    """
     final_norm, head = gpt.transformer["ln_f"], gpt.lm_head
-    return [
-        Row("lens_loss", layer, "", float(head(final_norm(h), targets, "none").double().mean()))
-        for layer, h in sorted(stream.items())
-    ]
+    positions = slice(stride - 1, None, stride)
+    rows = []
+    for layer, h in sorted(stream.items()):
+        losses = head(final_norm(h[:, positions]), targets[:, positions], "none")
+        rows.append(Row("lens_loss", layer, "", float(losses.double().mean())))
+    return rows
 
 
 def gradient_rows(gpt: GPT, loss: torch.Tensor, seen: Observation) -> list[Row]:

@@ -25,10 +25,12 @@ class PlainCopy:
     Args:
         gpt: on the CPU, as it was built.
 
-    Raises what copying a design's own attributes raises.
+    Raises TypeError where a module keeps a function of its own that a copy would share, and what copying a
+    design's attributes raises.
     """
 
     def __init__(self, gpt: GPT) -> None:
+        _refuse_shared_functions(gpt)
         self.size = gpt.num_parameters()
         # Known to deepcopy as copied already: the weights themselves never are.
         empty = {id(p): nn.Parameter(p.new_empty(0), p.requires_grad) for p in gpt.parameters()}
@@ -49,6 +51,16 @@ class PlainCopy:
         """Let go of all weights."""
         for parameter in self._parameters.values():
             parameter.data = parameter.new_empty(0)
+
+
+def _refuse_shared_functions(gpt: GPT) -> None:
+    """A function is not copied: one that was made around a module goes on using that one's weights."""
+    for name, module in gpt.named_modules():
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        for function in (*vars(module).values(), *hooks):
+            held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+            if any(isinstance(one, nn.Module | torch.Tensor) for one in held):
+                raise TypeError(f"{name} keeps a function around the trained model, which a copy would use")
 
 
 def fp32_weights(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:

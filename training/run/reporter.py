@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ class Reporter:
     Attributes:
         phase: times what happens inside `with phase("validation"):`; see `Throughput.phase`.
         profiled_step: profiles what happens inside, where the recipe wants that of this step.
-        diagnosed_step: measures what the step inside has done; see `Diagnostics.around`.
 
     Args:
         recipe: the run as resolved.
@@ -68,7 +68,7 @@ class Reporter:
         self._diagnostics = Diagnostics(
             recipe.train.steps if recipe.train.diagnostics else 0, folder.path, ranks, gpt, console.say
         )
-        self.profiled_step, self.diagnosed_step = self._profiler.step, self._diagnostics.around
+        self.profiled_step = self._profiler.step
 
     def begin(
         self,
@@ -128,6 +128,10 @@ class Reporter:
         self._start_up: StartUp | None = start_up
         self._bad_reasons_said = state.bad_documents.keys()
         self._wall_time_before, self._began = state.wall_time_s, time.perf_counter()
+
+    def diagnosed_step(self, engine: Any, step: int) -> AbstractContextManager[None]:
+        """Measures what the step inside does, unless it is profiled; see `Diagnostics.around`."""
+        return nullcontext() if self._profiler.is_running else self._diagnostics.around(engine, step)
 
     def step(self, state: TrainState, result: StepResult, lr: float) -> None:
         """A step is over, and `state` counts it."""
