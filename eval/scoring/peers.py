@@ -40,9 +40,14 @@ class Peers:
     def end_together(self, failure: Exception | None) -> None:
         """Where a rank has failed raise on all, which all call it: here `failure`, where it is this rank's.
 
-        Elsewhere a UserError has the same sentence, and anything else is a RuntimeError that names the rank.
+        Elsewhere a UserError has the sentence of a UserError or an OSError; of anything else a RuntimeError
+        names the rank.
         """
-        described = failure and (isinstance(failure, UserError), f"{type(failure).__name__}: {failure}")
+        described = failure and (
+            (True, str(failure))
+            if isinstance(failure, UserError | OSError)
+            else (False, f"{type(failure).__name__}: {failure}")
+        )
         failures = {rank: of_rank for rank, of_rank in enumerate(self.gather(described)) if of_rank}
         if not failures:
             return
@@ -50,7 +55,7 @@ class Peers:
             _get_default_store().delete_key(self._key)
         if failure is not None:
             raise failure
-        rank, (is_users, sentence) = min(failures.items())
-        if is_users:
-            raise UserError(sentence.removeprefix("UserError: "))
+        rank, (is_plain, sentence) = min(failures.items())
+        if is_plain:
+            raise UserError(sentence)
         raise RuntimeError(f"rank {rank} of {self.count} has failed: {sentence}")
