@@ -3,6 +3,7 @@ group, or from what an evaluation that was killed has kept of them."""
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -55,28 +56,26 @@ class Answers:
         kept = KeptAnswers(self._keep, self._task, asked, peers.rank) if self._keep else None
         answers: dict[int, Sequence[Answer]] = self._found(kept, peers, asked, batches, unit)
         own: dict[int, Sequence[Answer]] = {}
-        there = sum(map(len, answers.values()))
         left = [number for number in range(len(batches)) if number not in answers]
+        there = sum(map(len, answers.values()))
+        done = list(accumulate((len(batches[number]) for number in left), initial=there))
         failure: Exception | None = None
-        try:
-            with self._bar(total=len(requests), initial=there, unit=unit) as bar:
-                # A round is a batch for each rank; they come by length, and so take about as long.
-                for start in range(0, len(left), peers.count):
-                    of_round = left[start : start + peers.count]
-                    if peers.one_has_failed():
-                        break
-                    for number in of_round[peers.rank : peers.rank + 1]:
-                        own[number] = answer(batches[number])
-                        if kept:
-                            kept.add(number, own[number])
-                    bar.update(sum(len(batches[number]) for number in of_round))
-        except Exception as error:
-            failure = error
-            peers.tell_failure()
-        finally:
-            if kept:
-                kept.write()
-        peers.end_together(failure)
+        with self._bar(total=len(requests), initial=there, unit=unit) as bar:
+            try:
+                for turn in peers.deal(len(left)):
+                    number = left[turn]
+                    own[number] = answer(batches[number])
+                    if kept:
+                        kept.add(number, own[number])
+                    bar.update(done[turn + 1] - bar.n)
+            except Exception as error:
+                failure = error
+                peers.stop_dealing()
+            finally:
+                if kept:
+                    kept.write()
+            peers.end_together(failure)
+            bar.update(done[-1] - bar.n)
         for of_rank in peers.gather(own):
             answers |= of_rank
         by_request = {
