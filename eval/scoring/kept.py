@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +15,7 @@ import torch
 
 from data import Tokenizer
 from model import GPT
-from model.plug_points import design_fingerprint
+from model.plug_points import PLUG_POINTS, design_fingerprint, split_name
 from training.engine.weights import fingerprint
 
 WRITE_EVERY_S = 2.0
@@ -27,16 +27,16 @@ CODE = ("model", "eval/scoring", "eval/harness", "training/samples.py")
 def model_fingerprint(gpt: GPT, tokenizer: Tokenizer) -> str:
     """A hash of all that decides a model's answers: weights, design, code, tokenizer, device and torch.
 
-    Not of the number of ranks, which only deal the same batches.
+    Not of the number of ranks, which only deal the same batches, nor of where a design's file lies.
     """
-    parameter = next(gpt.parameters())
-    device = parameter.device
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    shape = {
-        key: value for key, value in vars(gpt.config).items() if key not in ("norm", "block", "topology")
-    }
-    facts = [fingerprint(gpt.state_dict()), tokenizer.fingerprint, shape, design_fingerprint(gpt.config)]
-    digest = hashlib.sha256(f"{facts} {device.type} {gpu} {torch.__version__}".encode())
+    device = next(gpt.parameters()).device
+    is_cpu = device.type == "cpu"
+    kind = torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(device)
+    shape = asdict(gpt.config)
+    names = {plug: (split_name(shape[plug]) or ("", shape[plug]))[1] for plug in PLUG_POINTS}
+    facts = [fingerprint(gpt.state_dict()), gpt.training_step, design_fingerprint(gpt.config), shape | names]
+    facts += [tokenizer.fingerprint, device.type, kind, torch.__version__]
+    digest = hashlib.sha256(repr(facts).encode())
     root = Path(__file__).parents[2]
     for name in CODE:
         place = root / name

@@ -12,15 +12,20 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tqdm import tqdm
 
+from data import open_tokenizer
 from eval.scoring import kept
 from eval.scoring.answers import Answers
-from eval.scoring.kept import Keep
+from eval.scoring.kept import Keep, model_fingerprint
 from eval.scoring.peers import Peers
+from model import GPT, GPTConfig
 from model.errors import UserError
 from tests.distributed import run_on_ranks
+from tests.own_designs import SCALAR
 from tests.processes import ForkedError, run_forked
+from tests.tiny import TINY
 
 NUMBERS = [-0.1 - 1e-9 * n for n in range(8)] + [
     math.inf,
@@ -142,6 +147,31 @@ def test_answers_to_other_questions_and_of_other_models_are_not_taken(left_over,
         model, said = Model(), []
         collect(folder, model, said, **changes)
         assert model.asked == BATCHES and not said
+
+
+def test_a_models_hash_changes_with_what_decides_its_answers(tmp_path):
+    def hash_of(change=lambda gpt: None, tokenizer: str = "bytes", **design: str) -> str:
+        torch.manual_seed(0)
+        gpt = GPT(GPTConfig(**TINY | {"vocab_size": 257}, **design))
+        change(gpt)
+        return model_fingerprint(gpt, open_tokenizer(tokenizer))
+
+    for name in ("here.py", "there.py"):
+        (tmp_path / name).write_text(SCALAR)
+    (tmp_path / "other.py").write_text(SCALAR.replace("0.5", "0.6"))
+    own, moved, other = (f"{tmp_path}/{name}.py:LayerNorm" for name in ("here", "there", "other"))
+    same = hash_of()
+    assert hash_of() == same and hash_of(norm=own) == hash_of(norm=moved)
+    others = [
+        hash_of(lambda gpt: gpt.lm_head.weight.data[0].add_(1e-6)),
+        hash_of(lambda gpt: gpt.set_training_step(3)),
+        hash_of(lambda gpt: gpt.bfloat16()),
+        hash_of(tokenizer="gpt2"),
+        hash_of(block="post"),  # with parameters of the same names
+        hash_of(norm=own),
+        hash_of(norm=other),
+    ]
+    assert len({same, *others}) == 1 + len(others)
 
 
 def test_what_is_kept_of_a_task_goes_alone_and_the_folder_with_the_last(left_over, tmp_path):
