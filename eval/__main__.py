@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from model.errors import UserError
 from training.config.evaluation import KNOWN_TASKS, EvalConfig
 from training.run.reader import (
+    evaluation_folder,
     find_checkpoint,
     is_model_folder,
     read_recipe,
@@ -205,6 +206,7 @@ def score(
 
     from .checks.requests import check_requests
     from .jobs import run_tasks
+    from .scoring.kept import Keep, model_fingerprint
 
     config = job.config
     tasks = load_tasks(
@@ -222,12 +224,15 @@ def score(
     check_requests(tasks, tokenizer, gpt.config.block_size, config.limit)
     what = job.source if job.is_given else f"step {job.step} of {job.source}"
     console.say(f"scoring {what} on {next(gpt.parameters()).device}")
+    answers = evaluation_folder(job.out, job.step) / "answers"
+    keep = Keep(answers, model_fingerprint(gpt, tokenizer), console.say)
     for name, task in tasks.items():
         if isinstance(task, Group):
             results = group_results(task, stored_results(job.out, job.step, config))
         else:
-            results = run_tasks(gpt, tokenizer, {name: task}, limit=config.limit, bar=console.bar)
+            results = run_tasks(gpt, tokenizer, {name: task}, limit=config.limit, bar=console.bar, keep=keep)
         write_results(job.out, job.step, results, config)
+        keep.forget(name)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 import fnmatch
 import hashlib
+import random
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from model.errors import UserError
 from training.config.evaluation import KNOWN_TASKS, is_pattern, unknown_task
@@ -112,6 +115,9 @@ def load_defined(name: str, include_path: str | None, num_fewshot: int | None) -
     """
     from datasets.exceptions import DataFilesNotFoundError
 
+    # As lm-eval does: some definitions shuffle the choices, by Python's or NumPy's own generator.
+    random.seed(0)
+    np.random.seed(FEWSHOT_SEED)
     try:
         loaded = task_manager(name, include_path).load([name])
     except OSError as error:

@@ -32,7 +32,7 @@ class NormLabLM(TemplateLM):
     not see, and the head reads only the scored positions. Padded rows of the embedding stay in the softmax:
     training had them there, and a Hugging Face export keeps them.
 
-    One process; with several, `evaluate` deals documents by `rank` and `world_size`, which have to be set.
+    On every rank of a process group `evaluate` sees all documents, as if it were alone: `answers` deals them.
 
     Args:
         gpt: the model; put into evaluation mode.
@@ -45,6 +45,8 @@ class NormLabLM(TemplateLM):
         self.gpt = gpt.eval()
         self.tokenizer = tokenizer
         self.answers = answers or Answers()
+        self.sizes: dict[tuple[str, ...], tuple[int, int]] = {}
+        """By the arguments of a request the UTF-8 bytes and the tokens of what was scored."""
         self._device = next(gpt.parameters()).device
         self.tokens_per_batch = TOKENS_PER_BATCH["cpu" if self._device.type == "cpu" else "cuda"]
 
@@ -69,11 +71,12 @@ class NormLabLM(TemplateLM):
         Where one token would hold the end of one and the beginning of the other they are encoded apart, so
         that each character of the continuation is scored, and scored once.
         """
-        given = context.rstrip()
+        given, arguments = context.rstrip(), (context, continuation)
         continuation = context[len(given) :] + continuation
         tokens, whole = self.tok_encode(given), self.tok_encode(given + continuation)
         is_split = whole[: len(tokens)] == tokens
         rest = whole[len(tokens) :] if is_split else self.tok_encode(continuation)
+        self.sizes[arguments] = len(continuation.encode()), len(rest)
         return tokens or [self.prefix_token_id], rest
 
     def _loglikelihood_tokens(
@@ -101,7 +104,10 @@ class NormLabLM(TemplateLM):
 
         A window's first token sees one token of context; the last window is moved left to be full.
         """
-        windows = [self._windows([self.prefix_token_id], self.tok_encode(one.args[0])) for one in requests]
+        documents = [self.tok_encode(one.args[0]) for one in requests]
+        for one, tokens in zip(requests, documents, strict=True):
+            self.sizes[one.args] = len(one.args[0].encode()), len(tokens)
+        windows = [self._windows([self.prefix_token_id], tokens) for tokens in documents]
         scores = iter(self.score([window for document in windows for window in document], unit=" windows"))
         return [sum((next(scores)[0] for _ in document), 0.0) for document in windows]
 
