@@ -10,8 +10,10 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from data import open_tokenizer
-from eval.__main__ import Job, evaluate_model, main
+from eval.__main__ import main
 from eval.harness.tasks import expand, task_manager
+from eval.running.evaluation import evaluate_model
+from eval.running.job import Job
 from eval.tasks import load_tasks
 from model.errors import UserError
 from training.config.evaluation import EvalConfig, names_in_definitions
@@ -89,7 +91,7 @@ def scored(yaml_tasks, tmp_path_factory):
     gpt, run = make_gpt(50304), tmp_path_factory.mktemp("run")
     console = Quiet()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.__main__.load", lambda job: (gpt, open_tokenizer("gpt2")))
+        patch.setattr("eval.running.evaluation.load", lambda job: (gpt, open_tokenizer("gpt2")))
         (run / "recipe.yaml").write_text("model: {}\n")
         config = EvalConfig(NAMES, include_path=str(yaml_tasks), num_fewshot=2)
         evaluate_model(Job(run, run, run, 1, config), console)

@@ -85,9 +85,11 @@ def unknown_task(name: str, defined: Iterable[str]) -> UserError:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What an evaluation job scores.
+    """What an evaluation job scores, and when.
 
     Attributes:
+        after_training: whether the run's last checkpoint is scored when training ends, by the same processes;
+            `python -m eval` scores any run later
         tasks: names of the tasks, the protocol's six unless given; any task, group or pattern of lm-eval's
         data_dir: folder of local evaluation sets, laid out as eval/tasks.py says; null reads the hub's
         limit: score only the first items of each task, this many (windows of the window tasks, batches of
@@ -104,6 +106,7 @@ class EvalConfig:
     sample_text: tuple[str, ...] = ()
     include_path: str | None = None
     num_fewshot: int | None = None
+    after_training: bool = True
 
     def __post_init__(self) -> None:
         check_names(self.tasks, self.include_path)

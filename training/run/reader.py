@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from model.errors import UserError
 from model.values import as_type
 
@@ -205,6 +207,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object")
     return content
+
+
+def is_being_trained(run_dir: Path) -> bool:
+    """Whether a process trains here now: its rank 0 holds a lock that ends with it, however it ends."""
+    lock = FileLock(run_dir / "logs" / "rank0.lock")
+    if not Path(lock.lock_file).is_file():
+        return False
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
 
 
 def check_run_folder(run_dir: Path, file_name: str) -> None:
