@@ -1,6 +1,5 @@
 """The recipe's evaluation, by itself when training ends: the run is finished whatever becomes of it."""
 
-import gc
 import shlex
 import signal
 import traceback
@@ -90,17 +89,15 @@ def evaluate_run(config: EvalConfig, folder: "RunFolder", console: "Console", ra
     """
     if not (config.after_training and config.tasks):
         return
-    import torch
+    from training.engine.build import free_engines
 
-    gc.collect()  # the engine, which DeepSpeed ties into circles
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     console.log_to(log := log_file(folder.path, folder.rank))
     job = Job(folder.path, folder.path, folder.path, folder.summary["step"], config)
     command = _command(config, folder)
     folder.update_summary(evaluation=_facts(config, folder, "running"))
     try:
         with _stoppable():
+            free_engines()
             evaluate_model(job, console, ranks)
         folder.update_summary(evaluation=_facts(config, folder, "finished"))
     except Exception as error:
