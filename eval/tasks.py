@@ -29,7 +29,7 @@ from model.errors import UserError
 from training.config.evaluation import KNOWN_TASKS, PUBLISHED_VALIDATION, check_names
 
 from .checks.items import check_items, count_items, read_items
-from .harness.tasks import expand, load_defined, set_fewshot
+from .harness.tasks import expand, load_defined, set_fewshot, tasks_within
 
 if TYPE_CHECKING:
     import datasets
@@ -162,7 +162,8 @@ def load_tasks(
     tasks: dict[str, Task | WindowTask | Group] = {}
     for name in names:
         if name not in KNOWN_TASKS:
-            tasks |= load_defined(name, include_path, num_fewshot)
+            local = _read_locally(name, data_dir, include_path)
+            tasks |= load_defined(name, include_path, num_fewshot, local)
             continue
         if name == PUBLISHED_VALIDATION:
             from .scoring.windows import published_validation
@@ -190,6 +191,17 @@ def load_tasks(
                 "--eval_data DIR reads local evaluation sets"
             ) from error
     return tasks
+
+
+def _read_locally(
+    name: str, data_dir: str | Path | None, include_path: str | None
+) -> dict[str, dict[str, Any]]:
+    """By task, what to read of the tasks in a group that have local files, once their items are checked."""
+    members = () if data_dir is None else tasks_within(name, include_path)
+    configs = {task: _task_config(task, data_dir) for task in members if task in TASK_SETS}
+    for task, config in configs.items():
+        _check_items(task, config)
+    return configs
 
 
 def _check_items(name: str, config: dict[str, Any]) -> None:

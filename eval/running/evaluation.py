@@ -1,13 +1,14 @@
 """One checkpoint, evaluated: the tasks that have no results yet, its slices, and what is said of them."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from training.config.evaluation import EvalConfig
+from training.config.evaluation import KNOWN_TASKS, EvalConfig
 from training.run.reader import read_tokenizer, tokenizer_note
 
 from ..given import load_given, score_validation
-from ..harness.tasks import expand, group_results, takes_fewshot
+from ..harness.tasks import expand, group_results, takes_fewshot, tasks_within
 from ..result_files import check_limit, format_table, results_file, stored_results, write_results
 from ..tasks import load_tasks, reads_local_files
 from .job import Job
@@ -56,12 +57,19 @@ def evaluate_model(job: Job, console: "Console", ranks: "Ranks | None" = None) -
     console.say(f"results in {results_file(job.out, job.step)}")
 
 
-def sources(names: tuple[str, ...], config: EvalConfig) -> str:
-    """Tasks, and where their items come from, in words."""
-    local = [name for name in names if config.data_dir is not None and reads_local_files(name)]
-    others = [name for name in names if name not in local]
-    parts = [f"{', '.join(local)} from {config.data_dir}"] if local else []
-    return ", and ".join(parts + ([f"{', '.join(others)} from the hub or the sample"] if others else []))
+def sources(names: Iterable[str], config: EvalConfig) -> str:
+    """Tasks, and where their items come from, in words; a group may have them from two places."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        for task in tasks_within(name, config.include_path):
+            if config.data_dir is not None and reads_local_files(task):
+                place = config.data_dir
+            elif task in KNOWN_TASKS:
+                place = "the hub or the sample"
+            else:
+                place = "where their definitions say"
+            found.setdefault(place, []).append(name)
+    return "; ".join(f"{', '.join(dict.fromkeys(tasks))} from {place}" for place, tasks in found.items())
 
 
 def load(job: Job) -> "tuple[GPT, Tokenizer]":
