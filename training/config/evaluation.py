@@ -88,8 +88,6 @@ class EvalConfig:
     """What an evaluation job scores, and when.
 
     Attributes:
-        after_training: whether the run's last checkpoint is scored when training ends, by the same processes;
-            `python -m eval` scores any run later
         tasks: names of the tasks, the protocol's six unless given; any task, group or pattern of lm-eval's
         data_dir: folder of local evaluation sets, laid out as eval/tasks.py says; null reads the hub's
         limit: score only the first items of each task, this many (windows of the window tasks, batches of
@@ -98,6 +96,8 @@ class EvalConfig:
         include_path: folder of YAML tasks of your own, beside lm-eval's; null has none
         num_fewshot: solved examples before each item, for tasks whose definition does not fix them at 0;
             null leaves each task its own number
+        after_training: whether the run's last checkpoint is scored when training ends, by the same processes;
+            `python -m eval` scores any run later
     """
 
     tasks: tuple[str, ...] = PROTOCOL_TASKS

@@ -239,7 +239,10 @@ def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]] | None:
 
 
 def _has_size(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
+    try:  # training may remove it at any time
+        return file.stat().st_size == size
+    except OSError:
+        return False
 
 
 def _is_complete(checkpoint: Path) -> bool:
