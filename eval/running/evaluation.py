@@ -123,7 +123,7 @@ def score(
     console.say(f"scoring {job.name} on {next(gpt.parameters()).device}")
 
     answers = evaluation_folder(job.out, job.step) / "answers"
-    keep = Keep(answers, model_fingerprint(gpt, tokenizer), console.say)
+    keep = Keep(answers, on_all(ranks, lambda: model_fingerprint(gpt, tokenizer)), console.say)
     groups = [task for task in tasks.values() if isinstance(task, Group)]
     single = {name: task for name, task in tasks.items() if not isinstance(task, Group)}
     turns = take_turns(job.out, job.step, single, partial(_is_stored, job), console.say)
