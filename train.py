@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
             print(folder.finished_sentence(), file=sys.stderr)
         if is_finished and not eval.is_evaluation_missing(recipe.eval, folder):
             return 0
-        eval.check_evaluation(recipe.eval)
+        if not explain:
+            eval.check_evaluation(recipe.eval)
         if is_finished:
             return eval.evaluate_finished(recipe.eval, folder)
         start_up.mark("command")

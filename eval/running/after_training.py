@@ -4,7 +4,7 @@ import shlex
 import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
@@ -91,15 +91,16 @@ def evaluate_run(config: EvalConfig, folder: "RunFolder", console: "Console", ra
         return
     from training.engine.build import free_engines
 
-    console.log_to(log := log_file(folder.path, folder.rank))
-    job = Job(folder.path, folder.path, folder.path, folder.summary["step"], config)
-    command = _command(config, folder)
-    folder.update_summary(evaluation=_facts(config, folder, "running"))
+    step, log = folder.summary["step"], log_file(folder.path, folder.rank)
+    command = shlex.join(["python", "-m", "eval", str(folder.path)])
     try:
+        command = _command(config, folder)
+        console.log_to(log)
+        _note(config, folder, "running")
         with _stoppable():
             free_engines()
-            evaluate_model(job, console, ranks)
-        folder.update_summary(evaluation=_facts(config, folder, "finished"))
+            evaluate_model(Job(folder.path, folder.path, folder.path, step, config), console, ranks)
+        _note(config, folder, "finished")
     except Exception as error:
         traceback.print_exc()
         sentence = in_one_line(error)
@@ -107,17 +108,20 @@ def evaluate_run(config: EvalConfig, folder: "RunFolder", console: "Console", ra
             f"{folder.path} is finished, but its evaluation failed: {sentence}; `{command}` repeats it "
             f"(traceback in {log})"
         )
-        failed = _facts(config, folder, "failed") | {"error": sentence, "command": command}
-        folder.update_summary(evaluation=failed)
+        with suppress(OSError):  # a full disk may be why it failed
+            _note(config, folder, "failed", error=sentence, command=command)
     except _Stopped:
         console.say(f"{folder.path} is finished, and its evaluation was stopped: `{command}` goes on with it")
-        stopped = _facts(config, folder, "interrupted") | {"command": command}
-        folder.update_summary(evaluation=stopped)
-    console.log_to(folder.log_file)
+        with suppress(OSError):
+            _note(config, folder, "interrupted", command=command)
+
+
+def _note(config: EvalConfig, folder: "RunFolder", status: str, **more: str) -> None:
+    folder.update_summary(evaluation=_facts(config, folder, status) | more)
 
 
 def _facts(config: EvalConfig, folder: "RunFolder", status: str) -> dict[str, Any]:
-    """What summary.json says of the evaluation, but for how it failed."""
+    """What summary.json says of the evaluation, but for what failed."""
     asked = {key: getattr(config, key) for key in OPTIONS} | {"tasks": list(config.tasks)}
     return {"status": status, "step": folder.summary["step"], **asked}
 
