@@ -4,16 +4,17 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from model import GPT
-from tests.distributed import run_on_ranks
+from tests.distributed import run_on_fresh_ranks
 from tests.training.test_reporter import after_step, begun
 from tests.training.wandb_runs import no_account, offline_folders, records, rows
 from training.diagnostics.table import SCHEMA, Row, add_rows, keep_until, read_diagnostics
-from training.diagnostics.tracked import layers_shown, tracked_values
+from training.diagnostics.tracked import layers_shown, log_table, tracked_values
 from training.diagnostics.weights import by_group, norm_rows, ratios
 from training.state import TrainState
 
@@ -88,7 +89,7 @@ def one_step(rank: int, folder: Path) -> None:
     """A run of one step, in which all weights move by 0.01."""
     os.environ["WANDB_MODE"] = "offline"
     state = TrainState()
-    report, _ = begun(folder, state, steps=1)
+    report, terminal = begun(folder, state, steps=1)
     engine = Engine(GPT(report.recipe.model))
     with report.diagnosed_step(engine, 1), torch.no_grad():
         for parameter in engine.module.parameters():
@@ -96,10 +97,12 @@ def one_step(rank: int, folder: Path) -> None:
     after_step(state, report)
     state.note_validation(2.0, 0.5)
     report.end(state, False, None)
+    assert not any("W&B is lost" in said for said in terminal.said), terminal.said
 
 
 def test_wandb_has_a_step_in_its_row_and_the_table_at_the_end(tmp_path: Path, no_account: None) -> None:
-    run_on_ranks(one_step, 1, tmp_path)
+    # not forked from a process that has wandb: the media folder that it makes goes with another fork
+    run_on_fresh_ranks(one_step, 1, tmp_path)
     (row,) = rows(records(*offline_folders(tmp_path))).values()
     table = read_diagnostics(tmp_path / "run")
     kept = {key: tuple(column) for key, column in table.to_pydict().items()}
@@ -122,3 +125,19 @@ def test_a_step_that_is_profiled_is_not_measured(tmp_path: Path) -> None:
         pass
     assert not (tmp_path / "run" / "diagnostics.parquet").exists()
     assert not any("no diagnostics" in said for said in terminal.said)
+
+
+def test_a_table_that_wandb_cannot_take_leaves_the_run_tracked(tmp_path: Path) -> None:
+    class Full:
+        def log(self, row: Any, step: int) -> None:
+            raise OSError(28, "No space left on device")
+
+    class Begun:
+        run = Full()
+
+        def begin(self) -> None:
+            pass
+
+    add_rows(tmp_path, 1, 64, [Row("resid_rms", 0, "", 0.5)])
+    said = log_table(Begun(), 1, tmp_path)
+    assert said is not None and said.startswith("the table of diagnostics is not in W&B (OSError: [Errno 28]")

@@ -111,8 +111,8 @@ class Diagnostics:
             if rows:
                 add_rows(self._run_dir, step, int(axes["tokens"]), rows)
                 log_rows(tracker, step, rows, self._n_layer, axes)
-                if step == self._last:
-                    log_table(tracker, step, self._run_dir, axes)
+                if step == self._last and (problem := log_table(tracker, step, self._run_dir)):
+                    self._say(problem)
 
     def _measure(self, engine: Any, step: int, before: dict[str, torch.Tensor]) -> None:
         sizes: dict[str, float] = {}
