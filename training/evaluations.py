@@ -65,11 +65,11 @@ def values_to_log(run_dir: Path, step: int) -> dict[str, float]:
     return of_tasks | slices(run_dir, step)
 
 
-def latest_values(run_dir: Path) -> dict[str, float]:
-    """Of each value the one of the last step that has it."""
+def latest_values(run_dir: Path, run_id: str) -> dict[str, float]:
+    """Of each value, of evaluations or sent before, the one of the last step that has it."""
     latest: dict[str, float] = {}
     for step in step_folders(run_dir / "eval"):
-        latest |= values_to_log(run_dir, step)
+        latest |= _sent(run_dir, step, run_id)["values"] | values_to_log(run_dir, step)
     return latest
 
 
@@ -78,11 +78,17 @@ def score_rows(run_dir: Path) -> list[Score]:
     return [score for step in step_folders(run_dir / "eval") for score in scores(run_dir, step)]
 
 
-def unsent(run_dir: Path, run_id: str) -> Iterator[tuple[int, dict[str, float]]]:
-    """Each step that has values which the W&B run has not, or has otherwise, and those values."""
-    for step in step_folders(run_dir / "eval"):
+def unsent(
+    run_dir: Path, run_id: str, others: Mapping[int, Mapping[str, float]]
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Each step that has values which the W&B run has not, or has otherwise, and those values.
+
+    They are those of evaluations, and `others` by step and name.
+    """
+    for step in sorted({*step_folders(run_dir / "eval"), *others}):
         sent = _sent(run_dir, step, run_id)["values"]
-        new = {key: value for key, value in values_to_log(run_dir, step).items() if sent.get(key) != value}
+        values = {**values_to_log(run_dir, step), **others.get(step, {})}
+        new = {key: value for key, value in values.items() if sent.get(key) != value}
         if new:
             yield step, new
 

@@ -48,7 +48,7 @@ def start_run(
     reason = None
     if mode == "online":
         waiting = "its earlier parts were not sent yet" if unsent_parts(folder / "wandb", run_id) else None
-        reason = waiting or _offline_reason()
+        reason = waiting or offline_reason()
     if reason:
         mode = "offline"
     if mode != "disabled":
@@ -93,7 +93,7 @@ def reference(name: str, folder: Path, metadata: Mapping[str, Any]) -> Any:
     return artifact
 
 
-def _offline_reason() -> str | None:
+def offline_reason() -> str | None:
     """Why an online run cannot be had, found out within seconds and without a prompt; None if it can."""
     import requests
     import wandb

@@ -1,8 +1,9 @@
 """Evaluations of a run's checkpoints, logged in its W&B run by whichever process made them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from training.config.tracking import TrackingConfig, wandb_mode
@@ -24,7 +25,7 @@ def log_late(run_dir: Path, step: int, say: Callable[[str], None]) -> None:
         say: is told where the scores went, if that is not plain.
     """
     try:
-        _log(run_dir, step, say)
+        send(run_dir, f"the scores of step {step}", say)
     except Exception as error:
         what = " ".join(str(error).split())
         say(
@@ -50,22 +51,33 @@ def tracked_run(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
-def _log(run_dir: Path, step: int, say: Callable[[str], None]) -> None:
+def send(
+    run_dir: Path,
+    what: str,
+    say: Callable[[str], None],
+    others: Mapping[int, Mapping[str, float]] = MappingProxyType({}),
+) -> None:
+    """Send what the run's W&B run has not: of its evaluations, and of `others` by step and name.
+
+    Args:
+        run_dir: the run folder.
+        what: is to be sent, in words.
+        say: is told where it went, if that is not plain.
+        others: rows that nothing in the run folder holds.
+    """
     noted = tracked_run(run_dir)
-    if noted is None or not any(unsent(run_dir, noted["id"])):
+    if noted is None or not any(unsent(run_dir, noted["id"], others)):
         return
     summary = read_summary(run_dir)
     config = {key: summary[key] for key in CONFIG_FACTS if key in summary}
     tracker = Tracker(TrackingConfig(), run_dir, noted["id"], {"run": config}, say)
     # The status changes before a training looks for scores for the last time: what it says now is enough.
     if not tracker.take_turn(wait_s=0) and read_summary(run_dir)["status"] == "running":
-        say(
-            f"W&B: the run is being trained, and sends the scores of step {step} itself after its next "
-            "validation"
-        )
+        say(f"W&B: {run_dir} is being trained, and sends {what} itself after its next validation")
         return
     steps = (line["step"] for line in read_metrics(run_dir))
     tracker.go_on(noted, after=max(steps, default=0))
+    tracker.log_evaluations(others)
     summary = read_summary(run_dir)  # what a training has come to that was just ending
     has_failed = summary["status"] not in ("finished", "interrupted")
     tracker.finish(summary, exit_code=int(has_failed or "error" in summary))

@@ -150,10 +150,9 @@ def test_a_training_sends_what_is_scored_meanwhile(tmp_path: Path, offline: None
     said: list[str] = []
     evaluated(run_dir, 2, ARC)
     log_late(run_dir, 2, said.append)
-    sentence = (
-        "W&B: the run is being trained, and sends the scores of step 2 itself after its next validation"
-    )
-    assert said == [sentence]
+    assert said == [
+        f"W&B: {run_dir} is being trained, and sends the scores of step 2 itself after its next validation"
+    ]
     tracker.log("train", 3, {"loss": 3.0})
     tracker.log("val", 3, {"loss": 3.5})
     tracker.log("sample", 3, {"The": " end"})
@@ -167,7 +166,7 @@ def test_a_training_sends_what_is_scored_meanwhile(tmp_path: Path, offline: None
     ]  # fmt: skip
     assert found[3]["val/loss"] == 3.5 and found[3]["sample/The"] == " end"
     log_late(run_dir, 4, said.append)
-    assert said == [sentence] and len(offline_folders(tmp_path)) == 1
+    assert len(said) == 1 and len(offline_folders(tmp_path)) == 1
 
 
 def test_a_run_without_wandb_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

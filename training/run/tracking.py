@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -131,21 +132,23 @@ class Tracker:
         self._has_validated = kind == "val" or (self._has_validated and step == self._row)
         self._row, self._is_open = step, True
 
-    def log_evaluations(self) -> None:
+    def log_evaluations(self, others: Mapping[int, Mapping[str, float]] = MappingProxyType({})) -> None:
         """Log what eval/ holds and the W&B run has not: a row for each step, and the table of all scores.
 
-        The rows have the step and the tokens of their checkpoint, and come after the latest row.
+        The rows have the step and the tokens of their checkpoint, and come after the latest row. In them are
+        `others` too, by step and name, where the run has them not.
         """
-        found = [] if wandb_mode() == "disabled" else list(unsent(self._run_dir, self.id))
-        if not found:
+        if wandb_mode() == "disabled" or not (found := list(unsent(self._run_dir, self.id, others))):
             return
         self._close_row()
         summary = read_summary(self._run_dir)
+        scored = [step for step, values in found if any(name.startswith("eval/") for name in values)]
+        last_scored = max(scored, default=None)
         for step, values in found:
             at = max(self._row + self._evaluations + 1, self._next)
             row: dict[str, Any] = {**axes_at(step, summary), **values}
-            if step == found[-1][0] and (scores := score_rows(self._run_dir)):
-                row["evaluation"] = _table(scores)
+            if step == last_scored:
+                row["evaluation"] = _table(score_rows(self._run_dir))
             self._send(partial(_log_whole_row, row, at))
             if self._lost:
                 return
@@ -183,7 +186,7 @@ class Tracker:
         self._close_row()
         self.log_evaluations()
         # All of it: `wandb sync` puts the summary of a part in the place of those before.
-        facts |= summary_of_metrics(self._run_dir) | latest_values(self._run_dir)
+        facts |= summary_of_metrics(self._run_dir) | latest_values(self._run_dir, self.id)
         self._send(lambda run: run.summary.update(facts))
         self._send(lambda run: run.finish(exit_code=exit_code))
         self._turn.release()
