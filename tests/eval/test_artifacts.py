@@ -87,3 +87,14 @@ def test_an_export_of_a_run_that_wandb_does_not_know_says_so(tmp_path: Path, ser
     assert sentence.startswith("W&B: the export is not linked to run-unsent00-checkpoints:step_4 (")
     (run,) = server.values()
     assert [artifact["artifactCollectionName"] for artifact in run.artifacts] == ["run-unsent00-export"]
+
+
+def test_a_server_that_takes_no_artifact_keeps_the_run(tmp_path: Path, server: dict[str, Run]) -> None:
+    run_dir = run_folder(tmp_path)
+    tracker, said = trained(run_dir, range(1, 3))
+    tracker.run.log_artifact = lambda artifact, aliases: 1 / 0
+    tracker.log_checkpoint(checkpoint(run_dir, 2), TrainState(step=2), {})
+    tracker.log("train", 3, {"loss": 2.0})
+    tracker.finish(SUMMARY)
+    assert said == [f"W&B does not take run-{tracker.id}-checkpoints (ZeroDivisionError: division by zero)"]
+    assert [json.loads(row)["step"] for row in server[tracker.id].rows] == [1, 2, 3]

@@ -1,6 +1,7 @@
 """Evaluations in the training's W&B run: offline files read back, and a server that takes what is sent."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,26 @@ def test_online_late_scores_and_later_steps_all_arrive(tmp_path: Path, server: d
     summary = json.loads(run.summary)
     assert summary["eval/arc/acc"] == 0.75 and summary["train/loss"] == {"min": 1, "last": 1}
     assert summary["step"] == 4 == SUMMARY["step"]
+
+
+def test_after_parts_that_were_not_sent_a_run_stays_offline(
+    tmp_path: Path, server: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = run_folder(tmp_path)
+    with monkeypatch.context() as without_network:
+        without_network.setenv("WANDB_MODE", "offline")
+        tracker, said = finished(run_dir, range(1, 3))
+    command = f"wandb sync {said[0].rpartition('wandb sync ')[2]}"
+    evaluated(run_dir, 2, ARC)
+    log_late(run_dir, 2, said.append)  # the server would have it before the rows of the training
+    expected = f"W&B: offline run (its earlier parts were not sent yet); send it later with: {command}"
+    assert said[1:] == [expected] and not server
+    sync(command, os.environ["WANDB_BASE_URL"])
+    evaluated(run_dir, 2, ARC | GSM)
+    log_late(run_dir, 2, said.append)
+    assert len(said) == 2
+    sent = [json.loads(row) for row in server[tracker.id].rows]
+    assert [row["step"] for row in sent] == [1, 2, 2, 2]
 
 
 def test_a_training_sends_what_is_scored_meanwhile(tmp_path: Path, offline: None) -> None:

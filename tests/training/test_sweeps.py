@@ -1,4 +1,4 @@
-"""The sweeps of recipes/sweeps: what W&B's agent types is each a run with a folder and a W&B run of its own."""
+"""The sweeps of recipes/sweeps: each run that the agent starts has a folder and a W&B run of its own."""
 
 import itertools
 import json

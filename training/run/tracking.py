@@ -165,14 +165,22 @@ class Tracker:
             state: what it was saved with.
             summary: of the run.
         """
+        if wandb_mode() == "disabled":
+            return
         aliases = ["last", f"step_{state.step}", *(["best"] if state.best_step == state.step else [])]
         metadata = {key: summary[key] for key in CONFIG_FACTS if key in summary}
         metadata |= {"step": state.step, "tokens": state.tokens, "latest_val_loss": state.val_loss}
+        self._send(lambda run: self._beside.submit(self._log_artifact, run, folder, metadata, aliases))
+
+    def _log_artifact(
+        self, run: Any, folder: Path, metadata: Mapping[str, Any], aliases: Sequence[str]
+    ) -> None:
         name = artifact_name(self.noted, "checkpoints")
-        self.begin()
-        self._beside.submit(
-            self._send, lambda run: run.log_artifact(reference(name, folder, metadata), aliases=aliases)
-        )
+        try:
+            run.log_artifact(reference(name, folder, metadata), aliases=list(aliases))
+        except Exception as error:  # of the server perhaps: the run itself goes on
+            what = " ".join(str(error).split())
+            self._say(f"W&B does not take {name} ({type(error).__name__}: {what})")
 
     def alert(self, title: str, text: str) -> None:
         """Tell those who watch the run, by the mail or the chat that they have set up for W&B's alerts."""
