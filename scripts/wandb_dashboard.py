@@ -17,7 +17,6 @@ from model.checkout import refuse_other_checkout
 refuse_other_checkout(__file__)
 
 from eval.evidence.results import RunRecord, read_runs
-from eval.tracked.differences import difference_name
 from model.errors import UserError, print_error
 from training.config.tracking import TrackingConfig
 
@@ -150,6 +149,8 @@ def baseline_id(card: "Scorecard | None") -> str | None:
 def line_plots(baseline: str) -> dict[str, list["LinePlot"]]:
     """By section its panels, over the tokens."""
     from wandb_workspaces.reports.v2 import LinePlot
+
+    from eval.tracked.differences import difference_name
 
     title = f"validation loss less that of {baseline}, nats per token"
     lines = {**LINES, f"Difference to {baseline}": {title: (difference_name(baseline),)}}
