@@ -79,6 +79,14 @@ def start_run(
     return run
 
 
+def finish_run(run: Any, exit_code: int = 0) -> None:
+    """End a run, and W&B's process: it writes on after `finish`, which another start must not meet."""
+    import wandb
+
+    run.finish(exit_code=exit_code)
+    wandb.teardown()
+
+
 def artifact_name(noted: Mapping[str, Any], what: str) -> str:
     """The name of a run's artifact, from what summary.json notes of its W&B run."""
     return f"{re.sub(r'[^-.0-9A-Za-z_]', '-', noted['name'])[:80]}-{noted['id']}-{what}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from training.run.reader import read_summary
 from training.run.tracking import CONFIG_FACTS, new_id
-from training.wandb_run import artifact_name, reference, start_run
+from training.wandb_run import artifact_name, finish_run, reference, start_run
 
 from .late import tracked_run
 
@@ -36,7 +36,7 @@ def log_export(run_dir: Path, step: int, folder: Path, say: Callable[[str], None
                 say(f"W&B: the export is not linked to {source} ({' '.join(str(error).split())})")
         aliases = [f"step_{step}"]
         run.log_artifact(reference(artifact_name(noted, "export"), folder, metadata), aliases=aliases)
-        run.finish()
+        finish_run(run)
     except Exception as error:
         what = " ".join(str(error).split())
         say(f"W&B does not know of the export ({type(error).__name__}: {what}): {folder} is whole, though")

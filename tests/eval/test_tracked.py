@@ -190,6 +190,21 @@ def test_a_training_sends_what_is_scored_meanwhile(tmp_path: Path, offline: None
     assert len(said) == 1 and len(offline_folders(tmp_path)) == 1
 
 
+def test_results_that_cannot_be_read_end_no_training(tmp_path: Path, offline: None) -> None:
+    run_dir = run_folder(tmp_path)
+    tracker, said = trained(run_dir, range(1, 3))
+    evaluated(run_dir, 2, ARC)
+    (run_dir / "eval/step_00000002/results.json").write_text("{")
+    tracker.log("val", 3, {"loss": 3.5})
+    tracker.log("train", 4, {"loss": 2.0})
+    evaluated(run_dir, 2, ARC)  # again, whole
+    tracker.finish(SUMMARY)
+    (sentence,) = said[1:]
+    assert sentence.startswith("W&B has not got all evaluations (UserError: ")
+    (part,) = map(records, offline_folders(tmp_path))
+    assert [row["step"] for row in rows(part).values()] == [1, 2, 3, 4, 2]
+
+
 def test_a_run_without_wandb_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = run_folder(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")

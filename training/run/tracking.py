@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from ..config.tracking import TrackingConfig, run_id_of_sweep, wandb_mode
 from ..evaluations import COLUMNS, axes_at, latest_values, note_sent, rows_sent, score_rows, unsent
 from ..state import TrainState
-from ..wandb_run import EXTREMES, artifact_name, reference, start_run
+from ..wandb_run import EXTREMES, artifact_name, finish_run, reference, start_run
 from .reader import read_metrics, read_summary
 
 CONFIG_FACTS = (
@@ -136,9 +136,19 @@ class Tracker:
         """Log what eval/ holds and the W&B run has not: a row for each step, and the table of all scores.
 
         The rows have the step and the tokens of their checkpoint, and come after the latest row. In them are
-        `others` too, by step and name, where the run has them not.
+        `others` too, by step and name, where the run has them not. Files that cannot be read are said, and
+        end nothing.
         """
-        if wandb_mode() == "disabled" or not (found := list(unsent(self._run_dir, self.id, others))):
+        if wandb_mode() == "disabled":
+            return
+        try:
+            self._log_unsent(others)
+        except Exception as error:
+            what = " ".join(str(error).split())
+            self._say(f"W&B has not got all evaluations ({type(error).__name__}: {what})")
+
+    def _log_unsent(self, others: Mapping[int, Mapping[str, float]]) -> None:
+        if not (found := list(unsent(self._run_dir, self.id, others))):
             return
         self._close_row()
         summary = read_summary(self._run_dir)
@@ -193,11 +203,13 @@ class Tracker:
         self._beside.shutdown()
         self._close_row()
         self.log_evaluations()
-        # All of it: `wandb sync` puts the summary of a part in the place of those before.
-        facts |= summary_of_metrics(self._run_dir) | latest_values(self._run_dir, self.id)
-        self._send(lambda run: run.summary.update(facts))
-        self._send(lambda run: run.finish(exit_code=exit_code))
+        self._send(lambda run: run.summary.update(facts | self._found()))
+        self._send(lambda run: finish_run(run, exit_code))
         self._turn.release()
+
+    def _found(self) -> dict[str, Any]:
+        """All that was ever logged, for the summary: `wandb sync` has one part's replace those before."""
+        return summary_of_metrics(self._run_dir) | latest_values(self._run_dir, self.id)
 
     def _close_row(self) -> None:
         """Have W&B take the latest row: its values would replace later ones, in the summary too."""
