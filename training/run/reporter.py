@@ -116,7 +116,7 @@ class Reporter:
                 recipe.tracking, folder.path, state.wandb_id, config, console.say, before, tags
             )
             state.wandb_id = self._tracker.id
-            folder.update_summary(wandb=self._tracker.settings)
+            folder.update_summary(wandb=self._tracker.noted)
         tokens = recipe.train.steps * folder.summary["tokens_per_step"]
         self._bar = console.bar(recipe.variant, total=tokens, initial=state.tokens, unit="tok")
         self._throughput = Throughput(self._flops_per_token, self._ranks.device, self._ranks.world_size)
@@ -201,6 +201,8 @@ class Reporter:
             last_checkpoint=str(last.relative_to(folder.path)),
             best_checkpoint=str(best.relative_to(folder.path)) if best.exists() else None,
         )
+        if self._tracker:
+            self._tracker.log_checkpoint(last, state, folder.summary)
 
     def end(self, state: TrainState, diverged: bool, data_error: str | None) -> int:
         """The loop is over, on all ranks.
