@@ -11,6 +11,7 @@ from ..given import load_given, score_validation
 from ..harness.tasks import expand, group_results, takes_fewshot, tasks_within
 from ..result_files import check_limit, format_table, results_file, stored_results, write_results
 from ..tasks import load_tasks, reads_local_files
+from ..tracked.late import log_late
 from .job import Job
 from .locks import take_turns, writing
 from .together import by_rank_0, on_all
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_model(job: Job, console: "Console", ranks: "Ranks | None" = None) -> None:
-    """Score the model on the tasks that have no results yet, and say the results of all.
+    """Score the model on the tasks that have no results yet, say the results of all, and send them to W&B.
 
     Args:
         job: what is scored.
@@ -46,8 +47,16 @@ def evaluate_model(job: Job, console: "Console", ranks: "Ranks | None" = None) -
 
         loaded = sliced = loaded or on_all(ranks, lambda: load(job))
         by_rank_0(ranks, lambda: write_slices(sliced[0], job.step, job.like, job.out, console))
-        if not config.tasks:
-            return
+    if config.tasks:
+        score_missing(job, loaded, console, ranks)
+    by_rank_0(ranks, lambda: log_late(job.out, job.step, console.say))
+
+
+def score_missing(
+    job: Job, loaded: "tuple[GPT, Tokenizer] | None", console: "Console", ranks: "Ranks | None"
+) -> None:
+    """Score the tasks that have no results yet, and say those of all. Raises as `evaluate_model`."""
+    config = job.config
     names = on_all(ranks, lambda: expand(config.tasks, config.include_path))
     stored = by_rank_0(ranks, lambda: [name for name in names if _is_stored(job, name)])
     if missing := tuple(name for name in names if name not in stored):
