@@ -142,8 +142,8 @@ def baseline_id(card: "Scorecard | None") -> str | None:
     if card is None:
         return None
     records = card.runs[card.runs["baseline"]]["record"]
-    ids = ((record.summary.get("wandb") or {}).get("id") for record in records)
-    return next((run_id for run_id in ids if run_id), None)
+    noted = [record.summary.get("wandb") or {} for record in records]
+    return next((of_run["id"] for of_run in noted if of_run.get("mode", "disabled") != "disabled"), None)
 
 
 def line_plots(baseline: str) -> dict[str, list["LinePlot"]]:

@@ -150,6 +150,7 @@ def test_differences_to_the_baseline_are_rows_of_the_run(tmp_path: Path) -> None
     assert of_kind(part, "run")[0]["run_id"] == "rmsnorm0"
 
 
+@pytest.mark.usefixtures("offline")
 def test_the_report_has_the_scorecard_and_the_baseline_is_pinned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
