@@ -142,8 +142,8 @@ def baseline_id(card: "Scorecard | None") -> str | None:
     if card is None:
         return None
     records = card.runs[card.runs["baseline"]]["record"]
-    ids = ((record.summary.get("wandb") or {}).get("id") for record in records)
-    return next((run_id for run_id in ids if run_id), None)
+    noted = [record.summary.get("wandb") or {} for record in records]
+    return next((of_run["id"] for of_run in noted if of_run.get("mode", "disabled") != "disabled"), None)
 
 
 def line_plots(baseline: str) -> dict[str, list["LinePlot"]]:
@@ -207,8 +207,8 @@ def build_report(entity: str, project: str, baseline: str, card: "Scorecard | No
     panels["Loss"].append(BarPlot(title="final validation loss", metrics=["val_loss"]))
     panels["Evaluation"].append(WeavePanelSummaryTable(table_name=TABLE))
     for name, of_section in panels.items():
-        runset = Runset(entity=entity, project=project)
-        blocks += [H2(text=name), PanelGrid(runsets=[runset], panels=of_section)]
+        # A run set that names the project would ask the server for it; without a name it is the report's.
+        blocks += [H2(text=name), PanelGrid(runsets=[Runset(name="all runs")], panels=of_section)]
     return Report(entity=entity, project=project, title="NormLab", blocks=blocks, width="fluid")
 
 
@@ -236,7 +236,7 @@ def send(workspace: "Workspace", report: "Report", card: "Scorecard | None") -> 
         say(f"workspace: {workspace.url}")
         report.save()
         say(f"report: {report.url}")
-    except wandb.Error as error:
+    except (wandb.Error, ValueError) as error:
         raise UserError(f"W&B does not take the dashboard: {' '.join(str(error).split())}") from error
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from training.config.tracking import TrackingConfig, wandb_mode
 from training.evaluations import unsent
 from training.run.reader import complete_checkpoints, read_metrics, read_summary
@@ -32,6 +34,22 @@ def log_late(run_dir: Path, step: int, say: Callable[[str], None]) -> None:
             f"W&B has not got the scores of step {step} ({type(error).__name__}: {what}): the same command "
             "sends them again"
         )
+
+
+def is_being_trained(run_dir: Path) -> bool:
+    """Whether a training is in its loop: it will look for scores once more before it ends.
+
+    Its status changes before it does. A killed training has left its status, but no lock.
+    """
+    if read_summary(run_dir)["status"] != "running":
+        return False
+    lock = FileLock(run_dir / "logs" / "rank0.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def tracked_run(run_dir: Path) -> dict[str, Any] | None:
@@ -71,8 +89,7 @@ def send(
     summary = read_summary(run_dir)
     config = {key: summary[key] for key in CONFIG_FACTS if key in summary}
     tracker = Tracker(TrackingConfig(), run_dir, noted["id"], {"run": config}, say)
-    # The status changes before a training looks for scores for the last time: what it says now is enough.
-    if not tracker.take_turn(wait_s=0) and read_summary(run_dir)["status"] == "running":
+    if not tracker.take_turn(wait_s=0) and is_being_trained(run_dir):
         say(f"W&B: {run_dir} is being trained, and sends {what} itself after its next validation")
         return
     steps = (line["step"] for line in read_metrics(run_dir))

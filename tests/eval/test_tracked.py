@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import wandb
+from filelock import FileLock
 
 from eval.tracked import log_late
+from eval.tracked.late import is_being_trained
 from model.files import write_json
 from tests.eval.tracked_runs import SUMMARY, finished, offline, run_folder, server, trained
 from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of, sync
@@ -170,7 +172,10 @@ def test_a_training_sends_what_is_scored_meanwhile(tmp_path: Path, offline: None
     tracker, _ = trained(run_dir, range(1, 3))
     said: list[str] = []
     evaluated(run_dir, 2, ARC)
-    log_late(run_dir, 2, said.append)
+    with FileLock(run_dir / "logs" / "rank0.lock"):  # as each rank of a training does
+        assert is_being_trained(run_dir)
+        log_late(run_dir, 2, said.append)
+    assert not is_being_trained(run_dir)
     assert said == [
         f"W&B: {run_dir} is being trained, and sends the scores of step 2 itself after its next validation"
     ]

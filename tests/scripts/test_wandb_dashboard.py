@@ -19,13 +19,14 @@ from eval.slices.comparison import TITLES
 from eval.tracked.differences import loss_differences, send_differences
 from model.files import write_json
 from tests.distributed import run_on_ranks
-from tests.eval.tracked_runs import offline
+from tests.eval.tracked_runs import offline, server
 from tests.training.test_reporter import after_step, begun
 from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of
+from tests.training.wandb_server import Run
 from training.run.tracking import Tracker, TrackingConfig
 from training.state import TrainState
 
-__all__ = ["no_account", "offline"]
+__all__ = ["no_account", "offline", "server"]
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # of W&B itself
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("wandb_dashboard", ROOT / "scripts" / "wandb_dashboard.py")
@@ -102,9 +103,21 @@ def test_each_panel_shows_what_runs_log(
 
 
 def test_without_a_key_it_says_what_to_do(no_account: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dashboard.main(["--entity", "us", "--dry_run"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["project"]["entityName"] == "us"
     assert dashboard.main(["--entity", "us"]) == 2
     sentence = "a dashboard needs W&B (no W&B key): run `wandb login`, or see with --dry_run what it would be"
     assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+def test_a_server_is_sent_both_and_then_says_where(
+    no_account: None, server: dict[str, Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dashboard.main(["--project", "norms"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    address = os.environ["WANDB_BASE_URL"]
+    assert first.startswith(f"workspace: {address}/us/norms?nw=")
+    assert second == f"report: {address}/us/norms/reports/NormLab--view"
 
 
 FACTS = {
@@ -150,6 +163,7 @@ def test_differences_to_the_baseline_are_rows_of_the_run(tmp_path: Path) -> None
     assert of_kind(part, "run")[0]["run_id"] == "rmsnorm0"
 
 
+@pytest.mark.usefixtures("offline")
 def test_the_report_has_the_scorecard_and_the_baseline_is_pinned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

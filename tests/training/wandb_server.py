@@ -89,6 +89,13 @@ def reply(runs: dict[str, Run], path: str, sent: dict[str, Any]) -> dict[str, An
         run.artifacts.append(given["input"])
         artifact = {"id": str(len(run.artifacts)), "state": "COMMITTED", "artifactSequence": {"id": "s"}}
         return {"data": {"createArtifact": {"artifact": artifact}}}
+    if "upsertView" in query:
+        project = {"id": "p", "name": given["projectName"], "entityName": given["entityName"]}
+        view = {key: given[key] for key in ("name", "displayName", "description", "type", "spec")}
+        return {"data": {"upsertView": {"view": view | {"id": "view", "project": project}, "inserted": True}}}
+    if "models(" in query:  # the projects
+        page = {"hasNextPage": False, "endCursor": None}
+        return {"data": {"models": {"edges": [], "pageInfo": page}}}
     if "createRunFiles" in query:
         return {"data": {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": []}}}
     return {"data": {"project": None}}  # it knows of no artifact by name
