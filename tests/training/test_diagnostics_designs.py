@@ -1,5 +1,6 @@
 """Diagnostics of every design: all of the catalogue's, blocks taken apart, several streams, odd blocks."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,23 @@ def test_a_copy_that_would_use_the_trained_weights_is_refused(tmp_path: Path) ->
     with pytest.raises(TypeError, match=r"transformer.h.0.ln_1 keeps a function around the trained model"):
         PlainCopy(model(norm=f"{tmp_path / 'held.py'}:LayerNorm"))
     assert PlainCopy(model()).size == model().num_parameters()
+
+
+def test_what_is_not_finite_is_absent_and_not_0() -> None:
+    gpt = model()
+    with torch.no_grad():
+        gpt.blocks[1].attn.c_attn.weight[0, 0] = torch.nan
+    rows = measure(gpt, tokens())
+    assert all(math.isfinite(row.value) for row in rows)
+    layers = {name: {row.layer for row in rows if row.name == name} for name in {row.name for row in rows}}
+    for name in ("resid_rms", "massive_count", "kurtosis", "lens_loss"):
+        assert layers[name] == {0, 1}, name
+    for name in ("attn_entropy", "attn_sink_heads", "attn_logit_max"):
+        assert layers[name] == {0}, name
+    assert layers["layer_cos"] == {0} and "loss" not in layers
+    assert {(row.layer, row.part) for row in rows if row.name == "branch_cos"} == {
+        (0, ""), (0, "attn"), (0, "mlp"),
+    }  # fmt: skip
 
 
 def test_the_batch_is_the_beginning_of_the_validation_set() -> None:

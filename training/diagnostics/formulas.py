@@ -36,7 +36,8 @@ def massive(x: torch.Tensor) -> tuple[float, float, float]:
     sizes = x.abs().flatten()
     largest, median = sizes.max().double(), sizes.median().double()
     count = ((sizes > MASSIVE) & (sizes > MASSIVE_RATIO * median)).sum()
-    return float(largest), float(count), float(largest / median)
+    # 0 * largest: of what is not finite nothing is counted
+    return float(largest), float(count + 0 * largest), float(largest / median)
 
 
 def ratio(branch: torch.Tensor, stream: torch.Tensor) -> float:
@@ -47,4 +48,5 @@ def ratio(branch: torch.Tensor, stream: torch.Tensor) -> float:
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     """The mean over tokens of the cosine of two (B, T, C); tokens at which one is 0 have none. NaN if all."""
     a, b = a.double(), b.double()
-    return float(((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).nanmean())
+    sizes = a.norm(dim=-1) * b.norm(dim=-1)
+    return float(((a * b).sum(-1) / sizes)[sizes != 0].mean())

@@ -1,5 +1,7 @@
 """All diagnostics of a model on one batch: one forward and one backward pass, and the head at each depth."""
 
+import math
+
 import torch
 
 from data import document_ids
@@ -42,7 +44,12 @@ def measure(gpt: GPT, tokens: torch.Tensor, eot: int | None = None) -> list[Row]
         gpt.train(was_training)
     for place, values in (*seen.branches.items(), *seen.attention.items()):
         rows += [Row(name, *place, value) for name, value in values.items()]
-    return [row for row in rows if torch.isfinite(torch.tensor(row.value))]
+    return finite(rows)
+
+
+def finite(rows: list[Row]) -> list[Row]:
+    """The rows whose values are neither NaN nor infinite."""
+    return [row for row in rows if math.isfinite(row.value)]
 
 
 def stream_rows(stream: dict[int, torch.Tensor]) -> list[Row]:

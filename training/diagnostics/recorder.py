@@ -12,7 +12,7 @@ from model import GPT
 
 from ..engine.ranks import Ranks
 from .formulas import norm
-from .measure import measure
+from .measure import finite, measure
 from .plain_copy import PlainCopy, fp32_weights
 from .table import FILE, Row, add_rows, keep_until
 from .tracked import log_rows, log_table
@@ -142,7 +142,7 @@ class Diagnostics:
         rows = measure(plain.gpt, self._batch, self._eot)
         rows += norm_rows("weight_norm", dict(plain.gpt.named_parameters()), self._n_layer)
         moved, whole = (rows_of("update_ratio", norms, self._n_layer) for norms in (updates, sizes))
-        return rows + ratios(moved, whole)
+        return finite(rows + ratios(moved, whole))
 
     def _gather(self, engine: Any, step: int, take: Callable[[str, torch.Tensor], object]) -> None:
         """Bring the fp32 weights together, each of which rank 0 takes. All ranks call it, and rank 0 goes
