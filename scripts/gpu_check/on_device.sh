@@ -66,7 +66,7 @@ part_install() {
 part_imports() {
     stage imports 90 python3 -X faulthandler -c "
 import deepspeed, datasets, lm_eval, tiktoken, transformers
-import train, eval.__main__, eval.jobs, eval.lm, eval.report, eval.scorecard, training.engine.build
+import train, eval.__main__, eval.jobs, eval.scoring.lm, eval.report, eval.scorecard, training.engine.build
 from deepspeed.accelerator import get_accelerator
 print('DeepSpeed', deepspeed.__version__, 'on', get_accelerator().device_name(), get_accelerator().communication_backend_name())"
     tail -n 3 "$logs/imports.log"

@@ -14,7 +14,7 @@ FILES = {
 from types import SimpleNamespace as _S
 from . import errors, sdk
 
-Settings = _S
+Settings = Table = _S
 
 class _Run:
     def __init__(self, dir): self.dir = str(dir); self.summary = {}
