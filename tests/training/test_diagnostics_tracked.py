@@ -141,3 +141,14 @@ def test_a_table_that_wandb_cannot_take_leaves_the_run_tracked(tmp_path: Path) -
     add_rows(tmp_path, 1, 64, [Row("resid_rms", 0, "", 0.5)])
     said = log_table(Begun(), 1, tmp_path)
     assert said is not None and said.startswith("the table of diagnostics is not in W&B (OSError: [Errno 28]")
+
+
+def test_at_other_steps_nothing_is_done_and_nothing_waits(tmp_path: Path) -> None:
+    """There is no engine to ask and no process group to wait in."""
+    report, terminal = begun(tmp_path, TrainState(), steps=9)
+    for step in (3, 5, 6, 7):
+        with report.diagnosed_step(None, step):
+            pass
+    assert not any("no diagnostics" in said for said in terminal.said)
+    with pytest.raises(ValueError, match="process group"), report.diagnosed_step(None, 4):
+        pass

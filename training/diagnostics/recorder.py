@@ -182,5 +182,6 @@ class Diagnostics:
     def _fail(self, step: int, error: Exception) -> None:
         if not self._failed:
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            self._say(f"no diagnostics from step {max(step, 1)} on ({what}): the run goes on without them")
+            since = f" from step {step} on" if step else ""
+            self._say(f"no diagnostics{since} ({what}): the run goes on without them")
         self._failed, self._rows = True, []
