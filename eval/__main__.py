@@ -205,6 +205,7 @@ def score(
 
     from .checks.requests import check_requests
     from .jobs import run_tasks
+    from .scoring.shared_contexts import why_not_shared
 
     config = job.config
     tasks = load_tasks(
@@ -222,6 +223,8 @@ def score(
     check_requests(tasks, tokenizer, gpt.config.block_size, config.limit)
     what = job.source if job.is_given else f"step {job.step} of {job.source}"
     console.say(f"scoring {what} on {next(gpt.parameters()).device}")
+    if reason := why_not_shared(gpt):
+        console.say(f"contexts are computed again for each of an item's choices: {reason}")
     for name, task in tasks.items():
         if isinstance(task, Group):
             results = group_results(task, stored_results(job.out, job.step, config))
