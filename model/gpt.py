@@ -148,8 +148,8 @@ class GPT(nn.Module):
         Args:
             idx: (B, T) token ids.
             documents: (B, T) as `forward` takes them.
-            shared: what the tokens of a single row see in place of all before them. Only for a design in
-                which nothing but `CausalSelfAttention` looks at other tokens, and no module at positions.
+            shared: what the tokens of a single row see in place of all before them, without `documents`. Only
+                for a design in which nothing but `CausalSelfAttention` looks at other tokens or at positions.
         """
         self._set_document_mask(idx, documents, shared)
         x = self.transformer["wte"](idx)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 NEIGHBOURS = {"cpu": 64, "cuda": 512}
-"""Positions that attend in one call, by device, where they do not see all before them: each call has a cost,
-and so have the scores of pairs that do not see each other. Measured on a CPU alone."""
+"""Positions that attend in one call, by device, where branches lie side by side: each call has a cost, and so
+have the scores of pairs that do not see each other. Measured on a CPU alone."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SharedContexts:
         self._ends = _ends(depths)
         self._device = device
         self._neighbours = NEIGHBOURS["cpu" if device.type == "cpu" else "cuda"]
-        self._parts = [part for tree in self._trees(0, len(depths)) for part in self._split(*tree, ())]
+        self._parts = self._split(0, len(depths), ())
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Three (1, n_head, N, head size) -> one."""
@@ -70,26 +70,21 @@ class SharedContexts:
         return trees
 
     def _split(self, first: int, last: int, above: tuple[slice, ...]) -> list[_Part]:
-        """The parts of a tree below the positions `above`: a small one is one; of a larger one its stem is
-        one, and its branches are split in turn, small neighbours together."""
-        if last - first <= self._neighbours:
-            return [self._part(first, last, above)]
-        leaves = np.flatnonzero(self._ends[first:last] != last)
-        stem = first + int(leaves[0]) if len(leaves) else last
-        parts = [self._part(first, stem, above)]
-        above = _joined(above, slice(first, stem))
-        waiting = stem
-        for start, end in self._trees(stem, last):
-            if end - waiting > self._neighbours:
-                if start > waiting:
-                    parts.append(self._part(waiting, start, above))
+        """The parts of trees side by side below the positions `above`: small neighbours are one together, of
+        a larger tree the stem is one, and what branches from it is split in turn."""
+        parts: list[_Part] = []
+        waiting = first
+        for start, end in self._trees(first, last):
+            if waiting < start and end - waiting > self._neighbours:
+                parts.append(self._part(waiting, start, above))
                 waiting = start
-                if end - start > self._neighbours:
-                    parts += self._split(start, end, above)
-                    waiting = end
-        if last > waiting:
-            parts.append(self._part(waiting, last, above))
-        return parts
+            if end - start > self._neighbours:
+                beside = np.flatnonzero(self._ends[start:end] != end)
+                stem = slice(start, start + int(beside[0]) if len(beside) else end)
+                parts.append(self._part(stem.start, stem.stop, above))
+                parts += self._split(stem.stop, end, _joined(above, stem))
+                waiting = end
+        return parts if waiting == last else [*parts, self._part(waiting, last, above)]
 
     def _part(self, first: int, last: int, above: tuple[slice, ...]) -> _Part:
         asks = slice(first, last)

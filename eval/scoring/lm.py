@@ -23,15 +23,18 @@ from .shared_contexts import Row, Tokens, in_batches, why_not_shared
 from .token_scores import token_scores
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
-"""Padded input tokens per forward pass, by device: on a CPU larger batches only add padding."""
+"""Input tokens per forward pass, padding included, by device. On a CPU, with contexts shared, no number from
+512 to 4096 is more than 5 % faster at GPT-2 small; without, more add padding. A GPU's is not measured."""
 
 
 class NormLabLM(TemplateLM):
     """Scores continuations and documents with a GPT where it lies, in the precision it has.
 
-    Requests are sorted by length and padded on the right, which causal attention with absolute positions does
-    not see, and the head reads only the scored positions. Padded rows of the embedding stay in the softmax:
-    training had them there, and a Hugging Face export keeps them.
+    A batch is one row of tokens, in which what requests have in common at their beginnings is once
+    (`shared_contexts`). For a design that does not allow it requests are sorted by length and padded on the
+    right, which causal attention with absolute positions does not see. The head reads only the scored
+    positions. Padded rows of the embedding stay in the softmax: training had them there, and a Hugging Face
+    export keeps them.
 
     One process; with several, `evaluate` deals documents by `rank` and `world_size`, which have to be set.
 

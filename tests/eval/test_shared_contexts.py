@@ -72,7 +72,7 @@ def alone(gpt: GPT, sequence: list[int], count: int) -> tuple[float, bool]:
     return scores[range(count), wanted].sum().item(), scores.argmax(-1).tolist() == wanted
 
 
-@pytest.mark.parametrize("neighbours", [3, 64, 10_000])
+@pytest.mark.parametrize("neighbours", [3, 30, 64, 10_000])
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_each_sequence_of_a_row_reads_as_alone(neighbours: int, positions: str, monkeypatch) -> None:
     monkeypatch.setattr("model.shared_contexts.NEIGHBOURS", {"cpu": neighbours})
@@ -166,16 +166,17 @@ def test_equal_requests_are_scored_once() -> None:
 def test_token_scores_are_those_of_the_whole_softmax(softcap: float, monkeypatch) -> None:
     monkeypatch.setattr("eval.scoring.token_scores.LOGITS_AT_ONCE", {"cpu": 300 * 20})
     torch.manual_seed(0)
-    head, hidden = Head(16, 1000, softcap=softcap), 5 * torch.randn(20, 16)
+    head, hidden = Head(16, 1000, softcap=softcap), torch.randint(-8, 9, (20, 16)) / 4  # exact products
     with torch.inference_mode():
-        head.weight[700] = head.weight[hidden[3:4].matmul(head.weight.T).argmax()]  # a tie in row 3
+        head.weight.copy_(torch.randint(-8, 9, (1000, 16)) / 8)
+        head.weight[999] = head.weight[head(hidden[3]).argmax()]  # a tie in row 3
         logits = head(hidden)
         rows = torch.arange(20).repeat_interleave(3)
         targets = torch.randint(1000, (60,))
         targets[:20] = logits.argmax(-1)[rows[:20]]
-        targets[9], targets[10] = logits[3].argmax(), 700
+        targets[9], targets[10] = logits[3].argmax(), 999
         scores, greedy = token_scores(head, hidden, rows, targets)
-        expected = F.log_softmax(head(hidden.float()).double(), -1)[rows, targets]
+        expected = F.log_softmax(logits.double(), -1)[rows, targets]
     torch.testing.assert_close(scores.double(), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(greedy, logits.argmax(-1)[rows] == targets)
     assert greedy[9] != greedy[10]
