@@ -111,6 +111,7 @@ def score(
     from ..checks.requests import check_requests
     from ..jobs import run_tasks
     from ..scoring.kept import Keep, model_fingerprint
+    from ..scoring.shared_contexts import why_not_shared
 
     config = job.config
     tasks = on_all(
@@ -130,6 +131,8 @@ def score(
     gpt, tokenizer = loaded or on_all(ranks, lambda: load(job))
     on_all(ranks, lambda: check_requests(tasks, tokenizer, gpt.config.block_size, config.limit))
     console.say(f"scoring {job.name} on {next(gpt.parameters()).device}")
+    if reason := on_all(ranks, lambda: why_not_shared(gpt)):
+        console.say(f"contexts are computed again for each of an item's choices: {reason}")
 
     answers = evaluation_folder(job.out, job.step) / "answers"
     keep = Keep(answers, on_all(ranks, lambda: model_fingerprint(gpt, tokenizer)), console.say)
