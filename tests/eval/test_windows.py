@@ -16,8 +16,10 @@ import yaml
 from tqdm import tqdm
 
 from data import Tokenizer, ValidationSet, open_tokenizer
-from eval.__main__ import check, evaluate_model, parse
+from eval.__main__ import parse
 from eval.jobs import run_tasks
+from eval.running.evaluation import evaluate_model
+from eval.running.job import check
 from eval.scoring.windows import PublishedValidation, TextWindows
 from eval.statistics.crossed import effects
 from eval.tasks import check_tasks, load_tasks
@@ -214,7 +216,7 @@ def evaluate(run: Path, *arguments: str) -> list[str]:
     """What `python -m eval` says; its console would take over this process's output."""
     said: list[str] = []
     console = SimpleNamespace(say=said.append, bar=no_bar)
-    evaluate_model(check(parse([str(run), *arguments])), console)
+    evaluate_model(*check(parse([str(run), *arguments])), console)
     return said
 
 
