@@ -16,22 +16,28 @@ import sys
 
 # Each of these loads a name when it is first used: a refusal does not wait for torch.
 import data
+import eval
 import model
 import training
 
 
 def main(argv: list[str]) -> int:
     """The main job. Returns the exit status: 0 trained (or stopped and saved), 1 diverged or out of data, 2
-    refused."""
+    refused. An evaluation that fails changes none of them."""
     start_up = training.StartUp()
     try:
         # What reading files can refuse is refused before torch, DeepSpeed and W&B are imported,
         recipe, ds, folder, overrides = training.read_command(argv)
         explain = "--explain" in argv
-        if folder.is_finished(recipe.train.steps) and not explain:
-            if folder.rank == 0:
-                print(folder.finished_sentence(), file=sys.stderr)
+        is_finished = folder.is_finished(recipe.train.steps) and not explain
+        if is_finished and folder.rank == 0:
+            print(folder.finished_sentence(), file=sys.stderr)
+        if is_finished and not eval.is_evaluation_missing(recipe.eval, folder):
             return 0
+        if not explain:
+            eval.check_evaluation(recipe.eval)
+        if is_finished:
+            return eval.evaluate_finished(recipe.eval, folder)
         start_up.mark("command")
         # and what needs them before anything is written.
         training.load_libraries(recipe.train.compile)
@@ -79,7 +85,10 @@ def main(argv: list[str]) -> int:
     folder.keep_tokenizer(corpus.tokenizer.file)
     folder.update_summary(**overrides.facts())
     with training.failures_recorded(folder, ranks.world_size, console), training.bf16_arithmetic():
-        return train(recipe, ds, folder, console, corpus, validation, ranks, start_up)
+        status = train(recipe, ds, folder, console, corpus, validation, ranks, start_up)
+    if folder.is_finished(recipe.train.steps):
+        eval.evaluate_run(recipe.eval, folder, console, ranks)
+    return status
 
 
 def train(
@@ -134,7 +143,7 @@ def train(
         lr = training.learning_rate(state.step, ds.peak_lr, recipe.schedule)
         training.begin_step(engine, state.step, lr)
         last = state.step + 1 == recipe.train.steps
-        with report.profiled_step():
+        with report.profiled_step(), report.diagnosed_step(engine, state.step + 1):
             result = training.train_step(
                 engine,
                 feed,

@@ -4,11 +4,16 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from training.run.reader import find_checkpoint, read_recipe, read_tokenizer, tokenizer_note
 
 from .command import checkpoint_parser, run_job
+from .tracked.exports import log_export
+
+if TYPE_CHECKING:
+    from training.run.console import Console
 
 
 def main(argv: list[str]) -> int:
@@ -18,7 +23,7 @@ def main(argv: list[str]) -> int:
     return run_job(
         log_file,
         partial(check, options),
-        lambda step, console: console.say(export(options.run_dir, options.out, step)),
+        partial(work, options),
     )
 
 
@@ -42,6 +47,12 @@ def check(options: argparse.Namespace) -> int:
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} is there already: choose another --out, or remove it")
     return step
+
+
+def work(options: argparse.Namespace, step: int, console: "Console") -> None:
+    """Export, and say how to load it; W&B gets to know of it where it knows the run."""
+    console.say(export(options.run_dir, options.out, step))
+    log_export(options.run_dir, step, options.out, console.say)
 
 
 def export(run_dir: Path, folder: Path, step: int | None = None) -> str:

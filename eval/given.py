@@ -68,7 +68,7 @@ def score_validation(
     """
     from data import DataConfig
     from model import GPTConfig, variant_name
-    from training.engine.start import fingerprint
+    from training.engine.weights import fingerprint
     from training.run.reader import evaluation_folder
     from training.validation import bits_per_byte, token_losses, write_document_losses
 

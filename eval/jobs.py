@@ -18,8 +18,10 @@ from data import Tokenizer
 from model import GPT, variant_name
 from model.errors import UserError
 
+from .harness.tasks import FEWSHOT_SEED
 from .result_files import merge_results
 from .scoring.answers import Answers
+from .scoring.kept import Keep
 from .scoring.lm import NormLabLM
 from .scoring.windows import PublishedValidation, TextWindows, WindowTask, evaluate_windows
 
@@ -34,18 +36,24 @@ def run_tasks(
     *,
     bar: Callable[..., tqdm],
     limit: int | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Score a model on tasks as `load_tasks` gives them, one progress bar per task.
+
+    Where there is a process group all of its ranks call it, share the work, and get the same results.
 
     Args:
         gpt: on the device it is to run on, in fp32 for results that others can compare with.
         tokenizer: the one that the model was trained with.
         bar: makes a progress bar from a title and tqdm's options, as `Console.bar` does.
         limit: score only the first items of each task.
+        keep: where answers are kept, for a next call to go on from; None keeps none.
 
     Returns:
         What `lm_eval` returns: `results`, `configs`, `versions`, `n-shot`, `higher_is_better`, `n-samples`
-        and `samples` by task, `config`, `date`, versions of the libraries.
+        and `samples` by task, `config`, `date`, versions of the libraries. Beside lm-eval's keys a sample has
+        `sizes`: of each of its requests the UTF-8 bytes (None where tokens are asked for) and the tokens that
+        were scored; None for a request of a text.
 
     Raises UserError where a task has an answer of more tokens than the model's block_size.
     """
@@ -56,7 +64,8 @@ def run_tasks(
     tracker.log_experiment_args("normlab", {"model": variant}, None, None, False)
     results: dict[str, Any] = {"date": time.time()}
     for name, task in tasks.items():
-        lm = NormLabLM(gpt, tokenizer, Answers(partial(bar, f"{name:<16}", unit_scale=False)))
+        answers = Answers(partial(bar, f"{name:<16}", unit_scale=False), name, keep)
+        lm = NormLabLM(gpt, tokenizer, answers)
         try:
             task_results = _evaluate(lm, name, task, limit)
         except UserError as error:
@@ -80,7 +89,14 @@ def run_tasks(
 def _evaluate(lm: NormLabLM, name: str, task: Task | WindowTask, limit: int | None) -> dict[str, Any]:
     if isinstance(task, TextWindows | PublishedValidation):
         return evaluate_windows(lm, task, limit)
+    # Its requests may have been made before, for a check: solved examples are drawn as at the first time.
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
     results = evaluate(lm, {"tasks": {name: task}}, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS)
+    for sample in results["samples"][name]:
+        sample["sizes"] = [
+            lm.sizes.get(arguments) if all(isinstance(part, str) for part in arguments) else None
+            for arguments in sample["arguments"]
+        ]
     return results | {"task_hashes": {name: _task_hash(results["samples"][name])}}
 
 

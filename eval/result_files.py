@@ -14,9 +14,22 @@ from .harness.tasks import definitions_fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 HOW = ("eval_data", "num_fewshot", "definitions")
 """What `normlab` of results.json says by task of how it was scored."""
+ITEM_COLUMNS = (
+    "task",
+    "doc_id",
+    "metric",
+    "value",
+    "weight",
+    "loglikelihood",
+    "bytes",
+    "tokens",
+    "is_greedy",
+)
+"""Of per_item.parquet; files from before have the first five."""
 WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte", "token_perplexity", "loss")
 """Metrics that have of each item a log-likelihood in nats and its weight."""
 
@@ -87,6 +100,13 @@ def write_results(run_dir: Path, step: int, results: dict[str, Any], config: Eva
     value is the log-likelihood in nats per unit of weight (words, bytes, a window's tokens, or 1 for an
     item), and the metric comes from the weighted mean.
 
+    In each of an item's rows stand the answers that its value is made of, as lists with an entry for each of
+    its choices, in their order (one for a single continuation, a document or a window; for `acc_mutual_info`
+    the choices once more, without the question): loglikelihood in nats, bytes and tokens of what was scored,
+    is_greedy, whether it is what the model finds likeliest at each token. Bytes are UTF-8 and include the
+    space before a choice; windows, which are tokens, have none. Documents have no is_greedy, and items that
+    are answered by text none of the four.
+
     Returns:
         The path of results.json.
     """
@@ -103,24 +123,25 @@ def write_results(run_dir: Path, step: int, results: dict[str, Any], config: Eva
     if (there := read_results(run_dir, step)) and there["normlab"]["limit"] == limit:
         results = merge_results(there, results)
         by_task = {key: there["normlab"].get(key, {}) | of_tasks for key, of_tasks in by_task.items()}
-        others = pd.read_parquet(items_file)
+        others = pd.read_parquet(items_file).reindex(columns=list(ITEM_COLUMNS))
         others = others[~others["task"].isin(how)]
-        items = pd.concat([others, items], ignore_index=True) if len(items) else others
+        items = pd.concat([others, items], ignore_index=True) if len(items) and len(others) else others
     results["normlab"] = _stamp(run_dir, step, results) | {"limit": limit} | by_task
     text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    write_whole(items_file, lambda path: items.to_parquet(path, index=False))
+    write_whole(items_file, lambda path: items.to_parquet(path, index=False, schema=_items_schema()))
     write_text(file, text)
     return file
 
 
 def per_item(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> "pd.DataFrame":
-    """lm-eval's samples as a table of task, doc_id, metric, value and weight; see `write_results`."""
+    """The samples of `run_tasks` as a table of ITEM_COLUMNS; see `write_results`."""
     import numpy as np
     import pandas as pd
 
     rows = []
     for task, task_samples in samples.items():
         for sample in task_samples:
+            answers = _answers(sample)
             for metric in sample["metrics"]:
                 score = sample[metric]
                 if metric in WEIGHTED and isinstance(score, tuple):
@@ -130,8 +151,31 @@ def per_item(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> "pd.DataFram
                 else:
                     continue  # what the metric needs of all items at once
                 name = score_name(f"{metric},{sample.get('filter', 'none')}")
-                rows.append((task, sample["doc_id"], name, float(value), float(weight)))
-    return pd.DataFrame(rows, columns=["task", "doc_id", "metric", "value", "weight"])
+                rows.append((task, sample["doc_id"], name, float(value), float(weight), *answers))
+    return pd.DataFrame(rows, columns=list(ITEM_COLUMNS))
+
+
+def _answers(sample: Mapping[str, Any]) -> tuple[list[Any] | None, ...]:
+    """Log-likelihood, bytes, tokens and is_greedy of each of a sample's requests; None for what has none."""
+    scored = []
+    for responses, size in zip(sample["resps"], sample["sizes"], strict=True):
+        first = responses[0]  # repeats of a request have the same
+        if size is not None:
+            scored.append((*(first if isinstance(first, tuple) else (first, None)), *size))
+    if not scored:
+        return (None,) * 4
+    log_likelihoods, greedy, size_in_bytes, tokens = map(list, zip(*scored, strict=True))
+    columns = (log_likelihoods, size_in_bytes, tokens, greedy)
+    return tuple(None if None in column else column for column in columns)
+
+
+def _items_schema() -> "pa.Schema":
+    """A column of nulls alone would have no type."""
+    import pyarrow as pa
+
+    kinds = (pa.string(), pa.int64(), pa.string(), pa.float64(), pa.float64())
+    lists = (pa.list_(kind) for kind in (pa.float64(), pa.int64(), pa.int64(), pa.bool_()))
+    return pa.schema(list(zip(ITEM_COLUMNS, (*kinds, *lists), strict=True)))
 
 
 def score_name(key: str) -> str:

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from model.errors import UserError
 from training.config.evaluation import KNOWN_TASKS, PUBLISHED_VALIDATION, check_names
 
-from .checks.items import check_items, read_items
-from .harness.tasks import expand, load_defined, set_fewshot
+from .checks.items import check_items, count_items, read_items
+from .harness.tasks import expand, load_defined, set_fewshot, tasks_within
 
 if TYPE_CHECKING:
     import datasets
@@ -98,16 +98,33 @@ def local_file(name: str, data_dir: str | Path) -> Path:
     raise UserError(f"task '{name}' reads {plain} (or {plain.name}.gz), which does not exist")
 
 
-def check_tasks(names: Iterable[str], data_dir: str | Path | None, include_path: str | None = None) -> None:
-    """What can be said about a choice of tasks without reading data: the names, and the files of `data_dir`.
+def check_tasks(
+    names: Iterable[str],
+    data_dir: str | Path | None,
+    include_path: str | None = None,
+    num_fewshot: int | None = None,
+) -> None:
+    """What can be said about a choice of tasks without reading data: the names, the files of `data_dir`, and
+    whether these have enough items for solved examples.
 
     Raises UserError.
     """
     names = tuple(names)
     check_names(names, include_path)
     for name in names:
-        if data_dir is not None and _public_task(name) in TASK_SETS:
-            local_file(name, data_dir)
+        if data_dir is None or not reads_local_files(name):
+            continue
+        file = local_file(name, data_dir)
+        if num_fewshot and name in TASK_SETS and (count := count_items(file)) <= num_fewshot:
+            raise UserError(
+                f"eval.num_fewshot is {num_fewshot}, but {file} holds {count} item(s), and an item is shown "
+                "others than itself: set it lower"
+            )
+
+
+def reads_local_files(name: str) -> bool:
+    """Whether a task reads `--eval_data` where it is given."""
+    return _public_task(name) in TASK_SETS
 
 
 def _public_task(name: str) -> str:
@@ -145,7 +162,8 @@ def load_tasks(
     tasks: dict[str, Task | WindowTask | Group] = {}
     for name in names:
         if name not in KNOWN_TASKS:
-            tasks |= load_defined(name, include_path, num_fewshot)
+            local = _read_locally(name, data_dir, include_path)
+            tasks |= load_defined(name, include_path, num_fewshot, local)
             continue
         if name == PUBLISHED_VALIDATION:
             from .scoring.windows import published_validation
@@ -173,6 +191,17 @@ def load_tasks(
                 "--eval_data DIR reads local evaluation sets"
             ) from error
     return tasks
+
+
+def _read_locally(
+    name: str, data_dir: str | Path | None, include_path: str | None
+) -> dict[str, dict[str, Any]]:
+    """By task, what to read of the tasks in a group that have local files, once their items are checked."""
+    members = () if data_dir is None else tasks_within(name, include_path)
+    configs = {task: _task_config(task, data_dir) for task in members if task in TASK_SETS}
+    for task, config in configs.items():
+        _check_items(task, config)
+    return configs
 
 
 def _check_items(name: str, config: dict[str, Any]) -> None:

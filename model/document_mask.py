@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-DocumentMask = torch.Tensor | BlockMask
+from .shared_contexts import SharedContexts
+
+DocumentMask = torch.Tensor | BlockMask | SharedContexts
 
 # Uncompiled it holds all scores in memory. Each shape is compiled once, and a run has few.
 _compiled = torch.cuda.is_available()
@@ -40,4 +42,6 @@ def attend(
     """Three (B, n_head, T, head size) -> one; without a mask a position sees itself and all earlier ones."""
     if isinstance(mask, BlockMask):
         return _flex_attention(q, k, v, block_mask=mask)
+    if isinstance(mask, SharedContexts):
+        return mask.attend(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)

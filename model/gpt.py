@@ -9,10 +9,11 @@ from torch import nn
 
 from .config import GPTConfig
 from .designs import find_designs
-from .document_mask import document_mask
+from .document_mask import DocumentMask, document_mask
 from .errors import UserError
 from .layers import MLP, CausalSelfAttention
 from .loss import Head, Reduction
+from .shared_contexts import SharedContexts
 from .sphere import UnitEmbedding, UnitHead
 from .streams import BranchTopology
 from .topologies import is_residual, takes_state
@@ -136,24 +137,39 @@ class GPT(nn.Module):
             return self.lm_head(hidden), None
         return None, self.lm_head(hidden, targets, reduction)
 
-    def hidden(self, idx: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
-        """What the head reads: (B, T) token ids, and their documents -> (B, T, C) after the final norm."""
-        self._set_document_mask(idx, documents)
+    def hidden(
+        self,
+        idx: torch.Tensor,
+        documents: torch.Tensor | None = None,
+        shared: SharedContexts | None = None,
+    ) -> torch.Tensor:
+        """What the head reads: (B, T) token ids, and their documents -> (B, T, C) after the final norm.
+
+        Args:
+            idx: (B, T) token ids.
+            documents: (B, T) as `forward` takes them.
+            shared: what the tokens of a single row see in place of all before them, without `documents`. Only
+                for a design in which nothing but `CausalSelfAttention` looks at other tokens or at positions.
+        """
+        self._set_document_mask(idx, documents, shared)
         x = self.transformer["wte"](idx)
         if "wpe" in self.transformer:
-            x = x + self.transformer["wpe"](torch.arange(idx.shape[1], device=idx.device))
+            t = torch.arange(idx.shape[1], device=idx.device) if shared is None else shared.positions
+            x = x + self.transformer["wpe"](t)
         if self.sometimes and self.training and torch.is_grad_enabled():
             x = ZeroGradient.apply(x, *self.sometimes)
-        shared = ({"idx": idx},) if self._shares_state else ()
-        return self.transformer["ln_f"](self.transformer["topology"](self.transformer["drop"](x), *shared))
+        state = ({"idx": idx},) if self._shares_state else ()
+        return self.transformer["ln_f"](self.transformer["topology"](self.transformer["drop"](x), *state))
 
-    def _set_document_mask(self, idx: torch.Tensor, documents: torch.Tensor | None) -> None:
+    def _set_document_mask(
+        self, idx: torch.Tensor, documents: torch.Tensor | None, shared: SharedContexts | None
+    ) -> None:
         """Give every attention the mask of this call, or none.
 
         It stays until the next call, because activation checkpointing runs the blocks again in backward.
         """
         attentions = [module for module in self.modules() if isinstance(module, CausalSelfAttention)]
-        mask = None
+        mask: DocumentMask | None = shared
         if documents is not None:
             self.check_document_mask()
             if documents.shape != idx.shape:

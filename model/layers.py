@@ -11,6 +11,7 @@ from .config import BlockConfig, GPTConfig, MLPKind
 from .document_mask import DocumentMask, attend
 from .errors import UserError
 from .norms import Gain, RMSNorm
+from .shared_contexts import SharedContexts
 
 
 class CausalSelfAttention(nn.Module):
@@ -55,7 +56,11 @@ class CausalSelfAttention(nn.Module):
         if self.qk_norm == "joint":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = self.normed(self.heads(q), self.heads(k), self.heads(v))
-        return (rotated(q), rotated(k), v) if self.rotary else (q, k, v)
+        if not self.rotary:
+            return q, k, v
+        shared = self.document_mask if isinstance(self.document_mask, SharedContexts) else None
+        positions = None if shared is None else shared.positions
+        return rotated(q, positions), rotated(k, positions), v
 
     def normed(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
@@ -79,8 +84,10 @@ class CausalSelfAttention(nn.Module):
         return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)
 
 
-def rotated(x: torch.Tensor) -> torch.Tensor:
+def rotated(x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
     """Each pair (i, i + D/2) of a head turned by t * 10000^(-2i/D) at position t: (..., T, D) -> (..., T, D).
+
+    The positions (T,) are 0, 1, ... where none are given.
 
     The angles are computed in fp32 at each call: a buffer would be rounded with the weights in bf16 training.
 
@@ -89,7 +96,8 @@ def rotated(x: torch.Tensor) -> torch.Tensor:
     T, D = x.shape[-2:]
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     powers = torch.arange(0, D, 2, device=x.device, dtype=wide.dtype) / D
-    angles = torch.arange(T, device=x.device, dtype=wide.dtype)[:, None] * 10000.0**-powers
+    t = torch.arange(T, device=x.device, dtype=wide.dtype) if positions is None else positions.type_as(wide)
+    angles = t[:, None] * 10000.0**-powers
     cos, sin = angles.cos(), angles.sin()
     a, b = wide.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains one run on several nodes of a Slurm cluster. From the checkout, after scripts/setup.sh:
 #   sbatch --nodes 4 scripts/slurm.sh RUN_DIR --config RECIPE.yaml --deepspeed_config DS.json [train.py's options]
-# Two minutes before the time limit the run saves and its job is queued again, until it is finished.
+# Two minutes before the time limit the run saves and its job is queued again, until it is finished and evaluated.
 # Slurm starts each rank itself: nothing stands between its signals and the ranks, and the first rank to fail
 # ends those on the other nodes. See docs/multi_node.md.
 #SBATCH --job-name=normlab
@@ -42,6 +42,7 @@ rank='
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     bash -c "$rank" rank --run_dir "$run_dir" "$@"
 
+# the run's status, or its evaluation's
 if grep -q '"status": "interrupted"' "$run_dir/summary.json"; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

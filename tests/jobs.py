@@ -24,6 +24,7 @@ model: {{variant: vanilla, n_layer: 2, n_head: 2, n_embd: 32, block_size: 32, dr
 data: {{source: {source}, tokenizer: {tokenizer}, validation_tokens: 4000, lanes: 4}}
 train: {{steps: {steps}, val_every: 4, checkpoint_every: 3}}
 schedule: {{warmup: 2}}
+eval: {{after_training: false}}
 """
 DS_CONFIG = {
     "train_batch_size": 8,
@@ -51,6 +52,7 @@ def arguments(job: Path, run_dir: Path, *options: str, ds_config: str = "fp32.js
     """Those of train.py."""
     files = ["--config", str(job / "recipe.yaml"), "--deepspeed_config", str(job / ds_config)]
     quick = ["--skip_preflight", "--train.compile", "false"]  # each takes seconds; an option asks for it
+    quick += ["--train.diagnostics", "false"]
     return [*files, "--run_dir", str(run_dir), *quick, *options]
 
 

@@ -14,8 +14,7 @@ from data.config import DataConfig
 from eval.export import export
 from tests.jobs import arguments, make_job, run, run_until, steps_of, summary_of
 from tests.tiny import BF16, DS_CONFIG, zero
-from training.engine.start import fingerprint
-from training.engine.weights import load_model, load_weights
+from training.engine.weights import fingerprint, load_model, load_weights
 from training.run.reader import read_recipe
 
 STEPS = 6

@@ -214,9 +214,10 @@ def _data(recipe: Recipe) -> list[str]:
 
 
 def _scores(recipe: Recipe) -> list[str]:
+    when = ", scored when training ends" if recipe.eval.after_training else ""
     limit = f", the first {recipe.eval.limit} items each" if recipe.eval.limit else ""
     return [
         f"validation loss every {recipe.train.val_every} steps and after the last: whole documents of at "
         f"most {recipe.data.validation_tokens:,} tokens, the same for every run, each token once",
-        f"tasks: {', '.join(recipe.eval.tasks)}{limit}",
+        f"tasks: {', '.join(recipe.eval.tasks)}{limit}{when}",
     ]

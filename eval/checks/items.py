@@ -54,6 +54,12 @@ def read_items(task: str, file: Path) -> Iterator[tuple[int, Item]]:
         raise UserError(f"task '{task}' cannot read {file}: {error}") from error
 
 
+def count_items(file: Path) -> int:
+    """How many lines of a file of JSON lines hold something. Raises OSError where it cannot be read."""
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
 def _once(pairs: list[tuple[str, Any]]) -> Item:
     if len(item := dict(pairs)) < len(pairs):
         raise ValueError("a key stands twice")

@@ -14,6 +14,7 @@ from model.files import write_text
 from ..slices.section import slice_sections
 from .charts import Curve, Style, late_range, line_chart, smooth, ticks
 from .comparison import Scorecard, build_scorecard
+from .depth.section import depth_section
 from .results import RunRecord
 from .tables import (
     NOTES,
@@ -49,6 +50,7 @@ def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = N
         loss_charts=loss_charts(card),
         small_charts=[chart for chart in (learning_rate_chart(card), gradient_norm_chart(card)) if chart],
         slices=slice_sections(card, colours(card)),
+        depth=depth_section(card),
         item_differences=item_difference_table(card),
         tasks=task_table(card),
         variants=run_table(card),

@@ -2,10 +2,15 @@
 
 import fnmatch
 import hashlib
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from model.errors import UserError
 from training.config.evaluation import KNOWN_TASKS, is_pattern, unknown_task
@@ -14,6 +19,7 @@ if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Entry
 
 FEWSHOT_SEED = 1234
 """Of the draws of solved examples: lm-eval's own."""
@@ -105,15 +111,58 @@ def definitions_fingerprint(include_path: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def load_defined(name: str, include_path: str | None, num_fewshot: int | None) -> "dict[str, Task | Group]":
+def tasks_within(name: str, include_path: str | None) -> list[str]:
+    """The tasks that a name stands for: those of a group and of the groups in it, or itself."""
+    if name in KNOWN_TASKS:
+        return [name]
+    return list(dict.fromkeys(_within(name, task_manager(name, include_path).task_index)))
+
+
+def _within(member: object, index: "Mapping[str, Entry]") -> Iterator[str]:
+    name = (member.get("group") or member.get("task")) if isinstance(member, dict) else member
+    entry = index.get(name) if isinstance(name, str) else None
+    if entry is None:
+        parts = member.get("task") if isinstance(member, dict) else None  # a group within a group's file
+    elif entry.cfg is None:
+        parts = sorted(entry.tags)
+    else:
+        parts = entry.cfg.get("task")
+    if isinstance(parts, list):
+        for part in parts:
+            yield from _within(part, index)
+    elif isinstance(name, str):
+        yield name
+
+
+def load_defined(
+    name: str,
+    include_path: str | None,
+    num_fewshot: int | None,
+    instead: Mapping[str, Mapping[str, Any]] | None = None,
+) -> "dict[str, Task | Group]":
     """A task, or a group's tasks and after them the groups, inner ones first, with their data read.
+
+    Args:
+        name: of the task or group.
+        include_path: a folder of definitions beside lm-eval's.
+        num_fewshot: solved examples before each item; None for each task's own number.
+        instead: definitions by task, in place of lm-eval's.
 
     Raises UserError where one cannot be loaded or scored here, ConnectionError without the hub.
     """
     from datasets.exceptions import DataFilesNotFoundError
 
+    manager = task_manager(name, include_path)
+    for task_name in tasks_within(name, include_path):
+        entry = manager.task_index.get(task_name)
+        if entry and (entry.cfg or {}).get("unsafe_code"):  # its file runs some as it is loaded
+            raise _runs_code(task_name)
+    # As lm-eval does: some definitions shuffle the choices, by Python's or NumPy's own generator.
+    random.seed(0)
+    np.random.seed(FEWSHOT_SEED)
     try:
-        loaded = task_manager(name, include_path).load([name])
+        with _definitions_replaced(manager.task_index, instead or {}):
+            loaded = manager.load([name])
     except OSError as error:
         if isinstance(error, DataFilesNotFoundError) or type(error) is FileNotFoundError:
             raise UserError(f"task '{name}' cannot be loaded: {_in_one_line(error)}") from error
@@ -128,11 +177,28 @@ def load_defined(name: str, include_path: str | None, num_fewshot: int | None) -
     groups = loaded.get("groups", {})
     for task_name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"task '{task_name}' runs code that the model writes, which is not done here")
+            raise _runs_code(task_name)
         if getattr(task, "MULTIMODAL", False):
             raise UserError(f"task '{task_name}' shows pictures or sound, and the model reads text only")
         set_fewshot(task, num_fewshot)
     return loaded["tasks"] | dict(sorted(groups.items(), key=lambda group: len(group[1].get_all_groups())))
+
+
+@contextmanager
+def _definitions_replaced(
+    index: "dict[str, Entry]", instead: Mapping[str, Mapping[str, Any]]
+) -> Iterator[None]:
+    before = {name: index[name] for name in instead}
+    for name, definition in instead.items():
+        index[name] = replace(index[name], yaml_path=None, cfg=dict(definition))
+    try:
+        yield
+    finally:
+        index.update(before)
+
+
+def _runs_code(task: str) -> UserError:
+    return UserError(f"task '{task}' runs code that the model writes, which is not done here: leave it out")
 
 
 def set_fewshot(task: "Task", num_fewshot: int | None) -> None:

@@ -118,7 +118,8 @@ class Judgment:
     def run(self) -> None:
         """All of it. Raises Ending, UserError or OSError where there is no verdict."""
         recipe = self.request.first("candidate").recipe
-        check_tasks(recipe.eval.tasks, recipe.eval.data_dir)
+        config = recipe.eval
+        check_tasks(config.tasks, config.data_dir, config.include_path, config.num_fewshot)
         asked = with_commits_of(self.request.runs, recipe.data)
         corpus, validation = open_data(asked, self.say)
         self.data = settled(asked, corpus)
@@ -196,7 +197,8 @@ class Judgment:
                 self.say(f"{name}: {folder} is there")
             else:
                 self.say(f"training {name}: {folder}")
-                words = [*trial.words, "--run_dir", str(folder)]
+                # All runs are evaluated together, once they are there.
+                words = [*trial.words, "--eval.after_training=false", "--run_dir", str(folder)]
                 ended = self.start("train", words, self.request.ranks)
                 summary = read_summary(folder) if (folder / "summary.json").is_file() else {}
                 self._check_training(trial, folder, ended, summary)
@@ -240,6 +242,8 @@ class Judgment:
         words = [str(folder), "--tasks", ",".join(config.tasks)]
         words += ["--limit", str(config.limit)] if config.limit is not None else []
         words += ["--eval_data", config.data_dir] if config.data_dir is not None else []
+        words += ["--include_path", config.include_path] if config.include_path is not None else []
+        words += ["--num_fewshot", str(config.num_fewshot)] if config.num_fewshot is not None else []
         ended = self.start("eval", words)
         return f"{folder} was not evaluated: {ended.reason()}" if ended.status else None
 

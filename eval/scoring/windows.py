@@ -138,10 +138,10 @@ def validation_set(run_dir: Path) -> ValidationSet:
     return validation
 
 
-def score_windows(lm: NormLabLM, windows: Sequence[np.ndarray]) -> np.ndarray:
-    """The log-likelihood in nats of each window's tokens behind its first, (windows,) float64."""
+def score_windows(lm: NormLabLM, windows: Sequence[np.ndarray]) -> list[tuple[float, bool]]:
+    """Of each window's tokens behind its first the log-likelihood in nats, and whether all are greedy."""
     pairs = [(window[:1].tolist(), window[1:].tolist()) for window in windows]
-    return np.array([score for score, _ in lm.score(pairs, unit=" windows")])
+    return lm.score(pairs, unit=" windows")
 
 
 def evaluate_windows(lm: NormLabLM, task: WindowTask, limit: int | None) -> dict[str, Any]:
@@ -155,11 +155,13 @@ def evaluate_windows(lm: NormLabLM, task: WindowTask, limit: int | None) -> dict
     block_size = lm.gpt.config.block_size
     windows = task.windows(lm.tokenizer, block_size)
     scored = windows if limit is None else windows[: limit * task.per_item]
-    log_likelihoods = score_windows(lm, scored)
+    answers = score_windows(lm, scored)
+    log_likelihoods = np.array([score for score, _ in answers])
     counts = np.array([len(window) - 1 for window in scored])
     samples = [
-        {"doc_id": number, "metrics": [task.metric], task.metric: (score, int(count))}
-        for number, (score, count) in enumerate(zip(log_likelihoods.tolist(), counts, strict=True))
+        {"doc_id": number, "metrics": [task.metric], task.metric: (answer[0], len(window) - 1)}
+        | {"resps": [[answer]], "sizes": [(None, len(window) - 1)]}
+        for number, (answer, window) in enumerate(zip(answers, scored, strict=True))
     ]
     scores = {f"{metric},none": value for metric, value in task.scores(log_likelihoods, counts).items()}
     config = {"task": task.name, "dataset_path": task.where, "output_type": "windows", "num_fewshot": 0}

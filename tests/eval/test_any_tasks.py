@@ -10,13 +10,16 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from data import open_tokenizer
-from eval.__main__ import Job, evaluate_model, main
+from eval.__main__ import main
 from eval.harness.tasks import expand, task_manager
+from eval.running.evaluation import evaluate_model, sources
+from eval.running.job import Job
 from eval.tasks import load_tasks
 from model.errors import UserError
 from training.config.evaluation import EvalConfig, names_in_definitions
 
 from .hf_backend import hf_backend, make_gpt
+from .tiny_runs import write_sets
 
 CHOICE = """
 task: {name}
@@ -51,6 +54,11 @@ group: sea
 task: [sea_a, sea_b]
 aggregate_metric_list: [{metric: acc, weight_by_size: true}]
 """
+MIXED = """
+group: mixed
+task: [sea_a, {group: choices, task: [{task: piqa, num_fewshot: 1}], aggregate_metric_list: [{metric: acc}]}]
+aggregate_metric_list: [{metric: acc}]
+"""
 NAMES = ("sea", "sea_words")
 
 
@@ -67,6 +75,7 @@ def yaml_tasks(tmp_path_factory) -> Path:
         (folder / f"{name}.yaml").write_text(CHOICE.format(name=name, folder=folder))
     (folder / "sea_words.yaml").write_text(TEXT.format(folder=folder))
     (folder / "sea.yaml").write_text(GROUP)
+    (folder / "mixed.yaml").write_text(MIXED)
     return folder
 
 
@@ -89,7 +98,7 @@ def scored(yaml_tasks, tmp_path_factory):
     gpt, run = make_gpt(50304), tmp_path_factory.mktemp("run")
     console = Quiet()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.__main__.load", lambda job: (gpt, open_tokenizer("gpt2")))
+        patch.setattr("eval.running.evaluation.load", lambda job: (gpt, open_tokenizer("gpt2")))
         (run / "recipe.yaml").write_text("model: {}\n")
         config = EvalConfig(NAMES, include_path=str(yaml_tasks), num_fewshot=2)
         evaluate_model(Job(run, run, run, 1, config), console)
@@ -149,6 +158,29 @@ def test_solved_examples_stand_before_the_items_of_local_sets(tmp_path):
             shown = [example for example in solved if example in before]
             assert len(shown) == (asked or 0) and len(before) == sum(map(len, shown))
             assert solved[request.doc_id] not in shown
+
+
+def test_a_groups_task_that_is_ours_reads_local_sets(yaml_tasks, tmp_path):
+    sets, folder = write_sets(tmp_path / "sets"), str(yaml_tasks)
+    tasks = load_tasks(["mixed"], sets, include_path=folder)
+    assert list(tasks) == ["sea_a", "piqa", "mixed::choices", "mixed"]
+    read = [{key: document[key] for key in ("goal", "sol1", "label")} for document in tasks["piqa"].eval_docs]
+    written = (sets / "piqa" / "validation.jsonl").read_text().splitlines()
+    assert read == [{key: json.loads(line)[key] for key in ("goal", "sol1", "label")} for line in written]
+    assert tasks["piqa"].get_config("num_fewshot") == 1  # as the group says
+    config = EvalConfig(("mixed", "piqa"), data_dir="sets", include_path=folder)
+    assert sources(config.tasks, config) == "mixed from where their definitions say; mixed, piqa from sets"
+    with pytest.raises(UserError, match=r"^task 'piqa' cannot score row 1 of .*: its 'label' is 2, but"):
+        (sets / "piqa" / "validation.jsonl").write_text(written[0].replace('"label": 0', '"label": 2'))
+        load_tasks(["mixed"], sets, include_path=folder)
+    with pytest.raises(UserError, match=r"^task 'piqa' reads .*none/piqa/validation.jsonl .*does not exist"):
+        (tmp_path / "none").mkdir()
+        load_tasks(["mixed"], tmp_path / "none", include_path=folder)
+
+
+def test_a_task_that_runs_the_models_code_is_refused_as_that(yaml_tasks):
+    with pytest.raises(UserError, match=r"^task 'humaneval' runs code that the model writes, which is not"):
+        load_tasks(["humaneval"], None, include_path=str(yaml_tasks))
 
 
 def test_every_name_of_lm_eval_is_known_without_importing_it(yaml_tasks):

@@ -15,11 +15,13 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data import DataConfig, open_data, open_tokenizer
-from eval.__main__ import check, evaluate_model, main, parse
+from eval.__main__ import main, parse
 from eval.evidence.page import write_page
 from eval.evidence.results import GIVEN_WEIGHTS, read_runs
 from eval.evidence.tables import score_table, to_json, to_markdown
 from eval.hf_tokenizer import write_tokenizer
+from eval.running.evaluation import evaluate_model
+from eval.running.job import check
 from model.errors import UserError
 from tests.eval.cards import card_of, documents, score_of, verdict_on
 
@@ -54,7 +56,7 @@ def evaluate(sets: Path, out: Path, like: str = "like", source: str = "published
     said: list[str] = []
     console = SimpleNamespace(say=said.append, bar=lambda title, **options: tqdm(disable=True))
     words = [str(sets / source), "--validation_like", str(sets / like), "--out", str(out)]
-    evaluate_model(check(parse([*words, "--eval_data", str(sets)])), console)
+    evaluate_model(*check(parse([*words, "--eval_data", str(sets)])), console)
     return said
 
 

@@ -173,7 +173,8 @@ def test_a_gzipped_file_that_is_cut_off_is_named(tmp_path):
 
 def test_results_of_finished_tasks_stay_where_a_later_one_fails(tmp_path, monkeypatch):
     from eval import jobs
-    from eval.__main__ import Job, score
+    from eval.running.evaluation import score
+    from eval.running.job import Job
     from model import GPT, GPTConfig
     from training.config.evaluation import EvalConfig
     from training.run.console import Console

@@ -229,6 +229,7 @@ def test_the_command_scores_the_last_checkpoint(run_dir, eval_data):
     file = run_dir / "eval" / "step_00000002" / "results.json"
     assert done.stderr.splitlines()[-1] == f"results in {file}"
     assert json.loads(file.read_text())["normlab"]["step"] == 2
+    assert not (file.parent / "answers").exists()
 
     done = python("-m", "eval", run_dir, "--eval_data", eval_data, "--tasks", "piqa", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr

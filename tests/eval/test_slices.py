@@ -17,7 +17,9 @@ import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data import DataConfig, ValidationSet, open_data
-from eval.__main__ import check, evaluate_model, parse
+from eval.__main__ import parse
+from eval.running.evaluation import evaluate_model
+from eval.running.job import check
 from eval.slices.losses import slice_losses
 from model import GPT, GPTConfig
 from model.errors import UserError
@@ -48,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(run: Path, *words: str) -> list[str]:
     said: list[str] = []
-    evaluate_model(check(parse([str(run), *words])), SimpleNamespace(say=said.append))
+    evaluate_model(*check(parse([str(run), *words])), SimpleNamespace(say=said.append))
     return said
 
 
@@ -130,12 +132,12 @@ def test_slices_are_those_of_a_plain_pass_in_fp64(run: Path) -> None:
 
 
 def test_slices_and_tasks_can_be_asked_together(run: Path) -> None:
-    assert check(parse([str(run), "--slices", "--tasks", "wikitext,piqa"])).config.tasks == (
+    assert check(parse([str(run), "--slices", "--tasks", "wikitext,piqa"]))[0].config.tasks == (
         "wikitext",
         "piqa",
     )
-    assert check(parse([str(run), "--slices"])).config.tasks == ()
-    assert check(parse([str(run)])).config.tasks == ("piqa",)
+    assert check(parse([str(run), "--slices"]))[0].config.tasks == ()
+    assert check(parse([str(run)]))[0].config.tasks == ("piqa",)
 
 
 def test_slices_of_other_data_than_the_runs_are_refused(run: Path, tmp_path: Path) -> None:

@@ -110,9 +110,11 @@ def test_the_stand_in_for_wandb_has_what_tracking_uses(kit: Path, tmp_path: Path
     (wheel,) = (kit / "kit" / "wheels").iterdir()
     code = (
         "from pathlib import Path\nimport wandb\nfrom training.run.tracking import Tracker, TrackingConfig\n"
+        "from training.state import TrainState\n"
         "assert '0.31.0-py3-none-any.whl' in wandb.__file__\n"
         f"tracker = Tracker(TrackingConfig(), Path({str(tmp_path)!r}), None, {{}}, print)\n"
         "tracker.log('train', 1, {'loss': 2.0})\ntracker.alert('a', 'b')\n"
+        "tracker.log_checkpoint(Path('.'), TrainState(), {})\n"
         "tracker.finish({'status': 'finished'})\n"
     )
     for mode in ("disabled", "offline", "online"):

@@ -245,7 +245,8 @@ def test_what_wandb_was_told_is_recorded_and_stays(tmp_path: Path, monkeypatch: 
     recorded = json.loads((tmp_path / "run" / "summary.json").read_text())["wandb"]
     assert recorded == {
         "project": "theirs", "name": "run", "job_type": "train", "tags": ["vanilla", "1x8", "fp32"],
+        "id": recorded["id"], "mode": "disabled",
     }  # fmt: skip
     monkeypatch.delenv("WANDB_PROJECT")
-    begun(tmp_path, TrainState())
+    begun(tmp_path, TrainState(wandb_id=recorded["id"]))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["wandb"] == recorded

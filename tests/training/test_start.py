@@ -15,8 +15,8 @@ from model import GPT, GPTConfig, to_hf
 from model.errors import UserError
 from tests.tiny import TINY
 from training.config.commands import TRAIN, read_command
-from training.engine.start import check_start, fingerprint
-from training.engine.weights import load_weights
+from training.engine.start import check_start
+from training.engine.weights import fingerprint, load_weights
 from training.explain import explanation
 
 ROOT = Path(__file__).parents[2]

@@ -240,5 +240,5 @@ def test_what_wandb_refuses_does_not_end_the_run(tmp_path: Path, monkeypatch: py
     tracker.log("train", 2, {"loss": 3.25})
     tracker.finish({})
     (sentence,) = said
-    assert sentence.startswith("W&B is lost (") and "metrics.jsonl goes on without it" in sentence
+    assert sentence.startswith("W&B is lost (") and "the run folder has it all" in sentence
     assert "\n" not in sentence

@@ -4,8 +4,6 @@ import glob
 import json
 import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +16,9 @@ from data import open_data
 from model import PRESETS
 from tests.distributed import run_on_ranks
 from tests.training.test_reporter import DS, after_step, begun, recipe
-from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of
+from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of, sync
 from tests.training.wandb_server import wandb_server
-from training.run.tracking import Tracker, TrackingConfig
+from training.run.tracking import CONFIG_FACTS, Tracker, TrackingConfig
 from training.state import TrainState
 
 __all__ = ["no_account"]
@@ -133,17 +131,6 @@ def test_two_starts_are_parts_of_one_run_whose_steps_go_on(two_starts: Path) -> 
     assert of_kind(second, "exit")[0]["exit_code"] == 1 and summary["status"] == "diverged"
 
 
-def sync(command: str, server: str) -> str:
-    """Type the command that the run gave, and what it says."""
-    environment = os.environ | {"WANDB_BASE_URL": server, "WANDB_API_KEY": "0123456789" * 4}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        command, shell=True, env=environment | {"PATH": path}, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
 def test_one_command_sends_all_parts_as_one_run(two_starts: Path, no_account: None) -> None:
     command = f"wandb sync {(two_starts / 'command').read_text()}"
     with wandb_server() as (address, runs):
@@ -151,8 +138,9 @@ def test_one_command_sends_all_parts_as_one_run(two_starts: Path, no_account: No
         ((run_id, run),) = runs.items()
         assert run_id == command.rpartition("-")[2].rstrip("*\n") and run.begun["jobType"] == "train"
         sent = [json.loads(row) for row in run.rows]
-        # Step 3 was made twice; nothing of the first part is overwritten by the second.
-        assert [row["_step"] for row in sent] == [1, 2, 3, 3, 4]
+        # Step 3 was made twice; W&B moves its own step on, so that nothing of the first part is overwritten.
+        assert [row["step"] for row in sent] == [1, 2, 3, 3, 4]
+        assert [row["_step"] for row in sent] == [1, 2, 3, 4, 5]
         assert [row["train/loss"] for row in sent] == [LOSSES[step] for step in (1, 2, 3, 3, 4)]
         assert json.loads(run.summary)["train/loss"] == {"min": 3.0, "last": 3.125}
         assert "No runs to sync" in sync(command, address)  # what was sent is not sent again
@@ -192,6 +180,7 @@ def test_the_config_has_no_states(two_starts: Path) -> None:
     first, second = map(records, offline_folders(two_starts))
     assert summary_config(first) == summary_config(second)  # what a run has come to differs between starts
     assert {"variant", "parameters", "world_size", "source_fingerprint"} < summary_config(first).keys()
+    assert summary_config(first).keys() <= set(CONFIG_FACTS)
     assert not summary_config(second).keys() & summary_of(second).keys()
     assert of_kind(first, "run")[0]["tags"] == ["vanilla", "1x8", "fp32"]
 
@@ -212,4 +201,4 @@ def test_an_alert_that_fails_does_not_end_the_run(tracker: Callable[..., Tracker
     of_run.log("train", 5, {"loss": 1.0})
     of_run.finish({})
     run.finish()
-    assert said[1:] == ["W&B is lost (ZeroDivisionError: division by zero): metrics.jsonl goes on without it"]
+    assert said[1:] == ["W&B is lost (ZeroDivisionError: division by zero): the run folder has it all"]

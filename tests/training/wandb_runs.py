@@ -63,3 +63,14 @@ def summary_of(found: list[dict[str, Any]]) -> dict[str, Any]:
     for record in of_kind(found, "summary"):
         summary |= record["update"]
     return summary
+
+
+def sync(command: str, server: str) -> str:
+    """Type the command that the run gave, and what it says."""
+    environment = os.environ | {"WANDB_BASE_URL": server, "WANDB_API_KEY": "0123456789" * 4}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command, shell=True, env=environment | {"PATH": path}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr

@@ -14,11 +14,13 @@ PROJECT = {"id": "p", "name": "normlab", "entity": {"id": "e", "name": "us"}}
 
 @dataclass
 class Run:
-    """What the server has of a run: its rows and its summary, as JSON, and with what it was begun."""
+    """What the server has of a run; rows, summary and config as JSON."""
 
     rows: list[str] = field(default_factory=list)
     summary: str = "{}"
     begun: dict[str, Any] = field(default_factory=dict)
+    config: str = "{}"
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
 
 
 @contextmanager
@@ -68,10 +70,11 @@ def reply(runs: dict[str, Run], path: str, sent: dict[str, Any]) -> dict[str, An
     if "upsertBucket" in query:
         run_id = given["name"]
         is_new = run_id not in runs
-        runs.setdefault(run_id, Run(begun=given))
+        run = runs.setdefault(run_id, Run(begun=given))
+        run.config = given.get("config") or run.config
         bucket = {
             "id": run_id, "name": run_id, "displayName": run_id, "config": "{}", "project": PROJECT,
-            "historyLineCount": len(runs[run_id].rows),
+            "historyLineCount": len(run.rows),
         }  # fmt: skip
         return {"data": {"upsertBucket": {"bucket": bucket, "inserted": is_new}}}
     if "RunResumeStatus" in query:
@@ -81,15 +84,28 @@ def reply(runs: dict[str, Run], path: str, sent: dict[str, Any]) -> dict[str, An
         return {"data": {"serverInfo": {"features": []}}}
     if "viewer" in query:
         return {"data": {"viewer": {"id": "u", "entity": "us", "flags": "{}", "teams": {"edges": []}}}}
+    if "createArtifact(" in query:  # one that the server has already, so that it asks for no files
+        run = runs[given["input"]["runName"]]
+        run.artifacts.append(given["input"])
+        artifact = {"id": str(len(run.artifacts)), "state": "COMMITTED", "artifactSequence": {"id": "s"}}
+        return {"data": {"createArtifact": {"artifact": artifact}}}
+    if "upsertView" in query:
+        project = {"id": "p", "name": given["projectName"], "entityName": given["entityName"]}
+        view = {key: given[key] for key in ("name", "displayName", "description", "type", "spec")}
+        return {"data": {"upsertView": {"view": view | {"id": "view", "project": project}, "inserted": True}}}
+    if "models(" in query:  # the projects
+        page = {"hasNextPage": False, "endCursor": None}
+        return {"data": {"models": {"edges": [], "pageInfo": page}}}
     if "createRunFiles" in query:
         return {"data": {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": []}}}
-    return {"data": {}}
+    return {"data": {"project": None}}  # it knows of no artifact by name
 
 
 def resume_status(run_id: str, run: Run) -> dict[str, Any]:
     """From where a client goes on with a run."""
     return {
-        "id": run_id, "name": run_id, "displayName": run_id, "config": "{}", "wandbConfig": "{}", "tags": [],
+        "id": run_id, "name": run_id, "displayName": run_id, "config": run.config,
+        "wandbConfig": '{"t": 1}', "tags": run.begun.get("tags") or [],
         "summaryMetrics": run.summary, "historyLineCount": len(run.rows), "eventsLineCount": 0,
         "logLineCount": 0, "historyTail": json.dumps(run.rows[-1:]), "eventsTail": "[]",
     }  # fmt: skip

@@ -21,6 +21,7 @@ from .candidate import Overrides, with_overrides
 from .command_line import CommandLine, Option, Shorthand, existing_file
 from .deepspeed import DeepSpeedConfig, read_deepspeed_config
 from .recipe import FREE_TO_CHANGE, SECTIONS, Recipe
+from .tracking import run_id_of_sweep
 
 VOCAB_MULTIPLE = 64
 """The embedding has the tokenizer's vocabulary rounded up to a multiple of this: GPT-2's 50257 to 50304."""
@@ -162,7 +163,10 @@ def read_command(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder, O
     request, recipe, deepspeed, overrides = resolve_command(argv)
     check_local_rank(request.options.get("local_rank"))
     check_timeout()
-    path = request.options.get("run_dir") or Path("runs", run_name(request.recipe_file, recipe))
+    name = run_name(request.recipe_file, recipe)
+    if of_sweep := run_id_of_sweep():  # whose runs differ in anything
+        name = f"{name}_{of_sweep}"
+    path = request.options.get("run_dir") or Path("runs", name)
     run = RunFolder(Path(path), rank_from_environment())
     run.check_same_run(vars(recipe), deepspeed.raw, FREE_TO_CHANGE)
     before = run.summary.get("wandb", {}) if run.has_begun() else {}

@@ -85,7 +85,7 @@ def unknown_task(name: str, defined: Iterable[str]) -> UserError:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What an evaluation job scores.
+    """What an evaluation job scores, and when.
 
     Attributes:
         tasks: names of the tasks, the protocol's six unless given; any task, group or pattern of lm-eval's
@@ -96,6 +96,8 @@ class EvalConfig:
         include_path: folder of YAML tasks of your own, beside lm-eval's; null has none
         num_fewshot: solved examples before each item, for tasks whose definition does not fix them at 0;
             null leaves each task its own number
+        after_training: whether the run's last checkpoint is scored when training ends, by the same processes;
+            `python -m eval` scores any run later
     """
 
     tasks: tuple[str, ...] = PROTOCOL_TASKS
@@ -104,6 +106,7 @@ class EvalConfig:
     sample_text: tuple[str, ...] = ()
     include_path: str | None = None
     num_fewshot: int | None = None
+    after_training: bool = True
 
     def __post_init__(self) -> None:
         check_names(self.tasks, self.include_path)

@@ -40,6 +40,8 @@ class TrainConfig:
         max_skipped_steps: so many steps in a row with gradients that are not finite end the run as diverged
         preflight: whether the design is checked before the run begins; --skip_preflight sets it to false
         compile: whether torch.compile compiles the blocks; it changes numbers by rounding only
+        diagnostics: whether each layer is measured at steps 1, 2, 4, 8 and so on and at the last, into
+            diagnostics.parquet; training is the same bit for bit
         profile_steps: steps to profile, counted from this start; --profile sets it to 3, 4 and 5
         candidate_overrides: what is done with the CONFIG_OVERRIDES of a candidate's file: apply (the command
             line is stronger, recipe and JSON are weaker), ignore, or refuse to train it
@@ -54,6 +56,7 @@ class TrainConfig:
     max_skipped_steps: int = 10
     preflight: bool = True
     compile: bool = True
+    diagnostics: bool = True
     profile_steps: tuple[int, ...] = ()
     candidate_overrides: Literal["apply", "ignore", "refuse"] = "apply"
 
@@ -123,6 +126,7 @@ FREE_TO_CHANGE = {
     "train.keep_checkpoints",
     "train.max_skipped_steps",
     "train.preflight",
+    "train.diagnostics",
     "train.profile_steps",
     "train.candidate_overrides",  # what they set is not free
     # A run knows its data by what its files hold, and stays with its commit unless another is asked for.

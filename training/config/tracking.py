@@ -15,6 +15,11 @@ def wandb_mode() -> str:
     return os.environ.get("WANDB_MODE") or "online"
 
 
+def run_id_of_sweep() -> str | None:
+    """The id of the W&B run that a sweep's agent started this process for; None outside a sweep."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
 VARIABLES = {
     "project": "WANDB_PROJECT",
     "group": "WANDB_RUN_GROUP",
@@ -69,7 +74,8 @@ class TrackingConfig:
             defaults: the run's name, tags and the like, where nobody says any.
             before: what this gave when the run began; empty for a new one.
         """
-        found: dict[str, Any] = {"project": "normlab", "job_type": "train", **defaults, **before}
+        known = {key: value for key, value in before.items() if key in VARIABLES}
+        found: dict[str, Any] = {"project": "normlab", "job_type": "train", **defaults, **known}
         for key, variable in VARIABLES.items():
             given = os.environ.get(variable)
             if given and key == "tags":

@@ -1,7 +1,9 @@
 """The DeepSpeed engine around a model, and the parameter groups its optimizer gets."""
 
 import copy
+import gc
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ SECTION_CLASSES: dict[str, type[BaseModel]] = {
     "compile": deepspeed.runtime.config.CompileConfig,
 }
 """DeepSpeed's classes for sections of the JSON."""
+_engines: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -130,7 +133,26 @@ def build_engine(model: nn.Module, config: "DeepSpeedConfig") -> Any:
         _clip_and_skip_as_zero_does(engine)
     if isinstance(engine.optimizer, deepspeed.runtime.fp16.unfused_optimizer.FP16_UnfusedOptimizer):
         _undo_the_first_step(engine.optimizer)
+    _engines.add(engine)
     return engine
+
+
+def free_engines() -> None:
+    """Give back the memory of this process's engines, of which none may be used any more.
+
+    DeepSpeed keeps parameters by their names, and ZeRO-3's hooks keep the engine.
+    """
+    for engine in list(_engines):
+        optimizer = engine.optimizer
+        engine.destroy()
+        for owner in (getattr(optimizer, "optimizer", None), optimizer, engine):
+            if owner is not None:
+                vars(owner).clear()
+    _engines.clear()
+    deepspeed.utils.debug.debug_clear_module_and_param_names()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:

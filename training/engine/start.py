@@ -1,11 +1,9 @@
 """The weights that a run begins with: drawn from `train.init_seed`, or those of `train.init_from`."""
 
 import filecmp
-import hashlib
 import json
 import shlex
 import tempfile
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from ..run.reader import (
     run_and_step,
 )
 from .ranks import Ranks
-from .weights import config_of, load_weights
+from .weights import config_of, fingerprint, load_weights
 
 FREE = ("dropout", "z_loss")
 """What the model's weights do not depend on."""
@@ -81,15 +79,6 @@ def initial_model(recipe: Recipe, folder: RunFolder, ranks: Ranks, resumes: bool
     gpt = GPT(recipe.model).treat(treatment)
     gpt.load_state_dict(weights)
     return gpt
-
-
-def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
-    """A hash of a model's weights by name and shape: the same for a run, its export and a copy of either."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _check_tokenizer(source: str, ours: str) -> None:

@@ -1,8 +1,9 @@
 """Trained weights in a GPT of their own: a run's, out of what DeepSpeed wrote, or a Hugging Face folder's."""
 
 import glob
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,6 +77,15 @@ def _config_of_run(run_dir: Path) -> GPTConfig:
     for plug in PLUG_POINTS:  # the code that was trained, whatever became of the file
         shape[plug] = kept_design(run_dir / "designs", plug, shape[plug])
     return GPTConfig(**shape)
+
+
+def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """A hash of a model's weights by name and shape: the same for a run, its export and a copy of either."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def fp32_weights(checkpoint: Path) -> Weights:

@@ -36,21 +36,27 @@ class Console:
     """
 
     def __init__(self, log_file: Path, silent: bool = False) -> None:
-        self.log_file = log_file
         self.silent = silent
         self.names_crash = True
-        log_file.parent.mkdir(parents=True, exist_ok=True)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(line_buffering=True)  # what a killed run printed last is in its log
         terminal = io.BufferedWriter(_Terminal(os.dup(2), "w"))
         self.terminal: TextIO = io.TextIOWrapper(terminal, line_buffering=True)
+        self.log_to(log_file)
+        sys.excepthook = self._crashed
+
+    def log_to(self, log_file: Path) -> None:
+        """From here on what is not said on the terminal goes to the end of this file."""
+        self.log_file = log_file
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        sys.excepthook = self._crashed
 
     def say(self, text: str) -> None:
         """Print a line, above a bar if one is running."""

@@ -85,6 +85,11 @@ class StepProfiler:
         if self._step == self._last:
             self.finish()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the present step is profiled."""
+        return self._profile is not None
+
     def finish(self) -> None:
         """Write the files now, if steps were profiled that are not in a file yet: a run may end early."""
         if self._profile is None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from model.errors import UserError
 from model.values import as_type
 
@@ -179,7 +181,7 @@ def evaluation_folder(run_dir: Path, step: int) -> Path:
     """Where the evaluations of a run's model at `step` lie.
 
     `validation.parquet` holds the losses by document, `slices.parquet` those in slices; `results.json` and
-    `per_item.parquet` hold the scores on tasks.
+    `per_item.parquet` hold the scores on tasks, `diagnosis.parquet` what each layer does.
     """
     return run_dir / "eval" / checkpoint_name(step)
 
@@ -207,6 +209,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_being_trained(run_dir: Path) -> bool:
+    """Whether a process trains here now: its rank 0 holds a lock that ends with it, however it ends."""
+    lock = FileLock(run_dir / "logs" / "rank0.lock")
+    if not Path(lock.lock_file).is_file():
+        return False
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
 def check_run_folder(run_dir: Path, file_name: str) -> None:
     """Raise UserError unless there is a run folder that holds this file."""
     if not run_dir.is_dir():
@@ -225,7 +239,10 @@ def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]] | None:
 
 
 def _has_size(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
+    try:  # training may remove it at any time
+        return file.stat().st_size == size
+    except OSError:
+        return False
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from model import GPT, flops_per_token
 
 from ..config.deepspeed import DeepSpeedConfig
 from ..config.recipe import Recipe
+from ..diagnostics.recorder import Diagnostics, fixed_batch
 from ..engine.build import log_communication
 from ..engine.ranks import Ranks
 from ..samples import Sample, write_samples
@@ -25,12 +26,8 @@ from .console import Console
 from .folder import RunFolder, recipe_as_dict
 from .profiling import StartUp, StepProfiler
 from .reader import checkpoint_name
-from .throughput import Throughput
+from .throughput import DataWait, Throughput
 from .tracking import CONFIG_FACTS, Tracker
-
-DATA_WAIT_LIMIT = 0.05
-"""The share of a step's time that it may wait for data before the run says what to do."""
-DATA_WAIT_STEPS = 20
 
 
 class Reporter:
@@ -67,8 +64,10 @@ class Reporter:
             recipe.train.profile_steps, folder.path / "profile", ranks.rank, console.say
         )
         self._tracker: Tracker | None = None
-        self._waits: deque[tuple[float, float]] = deque(maxlen=DATA_WAIT_STEPS)
-        self._has_said_data_wait = False
+        self._data_wait = DataWait(recipe.data.workers)
+        self._diagnostics = Diagnostics(
+            recipe.train.steps if recipe.train.diagnostics else 0, folder.path, ranks, gpt, console.say
+        )
         self.profiled_step = self._profiler.step
 
     def begin(
@@ -117,15 +116,22 @@ class Reporter:
                 recipe.tracking, folder.path, state.wandb_id, config, console.say, before, tags
             )
             state.wandb_id = self._tracker.id
-            folder.update_summary(wandb=self._tracker.settings)
+            folder.update_summary(wandb=self._tracker.noted)
         tokens = recipe.train.steps * folder.summary["tokens_per_step"]
         self._bar = console.bar(recipe.variant, total=tokens, initial=state.tokens, unit="tok")
         self._throughput = Throughput(self._flops_per_token, self._ranks.device, self._ranks.world_size)
         self.phase = self._throughput.phase
+        eot = corpus.tokenizer.eot if recipe.data.document_mask else None
+        batch = fixed_batch(validation, recipe.model.block_size)
+        self._diagnostics.begin(state.step, batch, eot, self.phase)
         start_up.mark("engine")
         self._start_up: StartUp | None = start_up
         self._bad_reasons_said = state.bad_documents.keys()
         self._wall_time_before, self._began = state.wall_time_s, time.perf_counter()
+
+    def diagnosed_step(self, engine: Any, step: int) -> AbstractContextManager[None]:
+        """Measures what the step inside does, unless it is profiled; see `Diagnostics.around`."""
+        return nullcontext() if self._profiler.is_running else self._diagnostics.around(engine, step)
 
     def step(self, state: TrainState, result: StepResult, lr: float) -> None:
         """A step is over, and `state` counts it."""
@@ -154,8 +160,9 @@ class Reporter:
         self._bar.update(result.tokens)
         if not result.applied:
             say(f"step {state.step} is skipped: its gradients are not finite (loss {result.loss:.4g})")
-        if advice := self._advice_on_data_wait(result):
+        if advice := self._data_wait.advice(result.data_wait, result.seconds):
             say(advice)
+        self._diagnostics.write(self._tracker, state.step, self._used(state))
 
     def validation(
         self,
@@ -194,6 +201,8 @@ class Reporter:
             last_checkpoint=str(last.relative_to(folder.path)),
             best_checkpoint=str(best.relative_to(folder.path)) if best.exists() else None,
         )
+        if self._tracker:
+            self._tracker.log_checkpoint(last, state, folder.summary)
 
     def end(self, state: TrainState, diverged: bool, data_error: str | None) -> int:
         """The loop is over, on all ranks.
@@ -280,17 +289,4 @@ class Reporter:
             f"validation: {summary['val_tokens']:,} tokens of {summary['val_bytes']:,} bytes, on which "
             f"guessing every token alike scores {floors['uniform']:.2f} nats per token and a unigram model "
             f"{floors['unigram']:.2f}"
-        )
-
-    def _advice_on_data_wait(self, result: StepResult) -> str | None:
-        """What to do, once, when `DATA_WAIT_STEPS` steps waited more than `DATA_WAIT_LIMIT` of their time."""
-        self._waits.append((result.data_wait, result.seconds))
-        share = sum(wait for wait, _ in self._waits) / sum(seconds for _, seconds in self._waits)
-        if self._has_said_data_wait or len(self._waits) < DATA_WAIT_STEPS or share <= DATA_WAIT_LIMIT:
-            return None
-        self._has_said_data_wait = True
-        return (
-            f"the last {DATA_WAIT_STEPS} steps waited for data {share:.0%} of their time: raise data.workers "
-            f"(now {self.recipe.data.workers}), set data.cache_dir, or make token shards with "
-            "scripts/tokenize_data.py"
         )

@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -11,7 +12,10 @@ import torch
 
 from ..engine.hardware import peak_flops
 
-Phase = Literal["data", "forward", "backward", "optimizer", "validation", "checkpoint"]
+Phase = Literal["data", "forward", "backward", "optimizer", "validation", "checkpoint", "diagnostics"]
+DATA_WAIT_LIMIT = 0.05
+"""The share of a step's time that it may wait for data before the run says what to do."""
+DATA_WAIT_STEPS = 20
 
 
 class Throughput:
@@ -62,8 +66,9 @@ class Throughput:
     def summary(self) -> dict[str, Any]:
         """What summary.json says of the run's speed.
 
-        Tokens per second and the steps' seconds leave out validation, checkpoints and the first step, which
-        compiles. MFU is there where the GPU's peak is known. Shares are of the time since the start.
+        Tokens per second and the steps' seconds leave out validation, checkpoints, diagnostics and the first
+        step, which compiles. MFU is there where the GPU's peak is known. Shares are of the time since the
+        start.
         """
         self._collect()
         whole = time.perf_counter() - self._started
@@ -113,6 +118,32 @@ class Throughput:
         for name, spent in seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
         return {name: round(spent, 5) for name, spent in seconds.items()}
+
+
+class DataWait:
+    """Says once what to do where steps wait for data.
+
+    Args:
+        workers: how many read the data now.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._waits: deque[tuple[float, float]] = deque(maxlen=DATA_WAIT_STEPS)
+        self._said = False
+
+    def advice(self, wait: float, seconds: float) -> str | None:
+        """After a step that took so long and waited so long: what to do, once, when `DATA_WAIT_STEPS` steps
+        waited more than `DATA_WAIT_LIMIT` of their time."""
+        self._waits.append((wait, seconds))
+        share = sum(wait for wait, _ in self._waits) / sum(seconds for _, seconds in self._waits)
+        if self._said or len(self._waits) < DATA_WAIT_STEPS or share <= DATA_WAIT_LIMIT:
+            return None
+        self._said = True
+        return (
+            f"the last {DATA_WAIT_STEPS} steps waited for data {share:.0%} of their time: raise data.workers "
+            f"(now {self._workers}), set data.cache_dir, or make token shards with scripts/tokenize_data.py"
+        )
 
 
 def peak_memory(cuda: bool) -> int:

@@ -32,6 +32,12 @@ def mend_parts(folder: Path, run_id: str) -> None:
                 file.truncate(end)
 
 
+def unsent_parts(folder: Path, run_id: str) -> list[Path]:
+    """The offline files of the run that `wandb sync` has not sent; it leaves a mark beside those it has."""
+    files = sorted(folder.glob(f"offline-run-*-{run_id}*/run-{run_id}.wandb"))
+    return [file for file in files if not file.with_name(f"{file.name}.synced").exists()]
+
+
 def whole_records(content: bytes) -> Iterator[tuple[bytes, int]]:
     """Each record of a W&B file that is whole, and where it ends."""
     at, record = FILE_HEADER, b""
