@@ -11,12 +11,12 @@ from data import keep_commits, open_data, settled, with_commits_of
 from model.errors import UserError
 from model.files import write_json
 from training.run.folder import RunFolder, recipe_as_dict
-from training.run.reader import find_checkpoint, read_json, read_summary
+from training.run.reader import read_json, read_summary
 from training.run.search import WantedRun, find_run
 
-from ..result_files import stored_results
 from ..tasks import check_tasks
 from .commands import Ended, Interrupted, Start
+from .evaluation import evaluate_run
 from .folders import held_folder
 from .ledger import Ledger
 from .request import JudgeRequest, Trial, describe_design
@@ -133,7 +133,8 @@ class Judgment:
         self.check()
         folders = [self.train(trial, n) for n, trial in enumerate(self.request.trials, start=1)]
         self.content["runs"] = [str(folder) for folder in folders]
-        problems = [problem for folder in folders if (problem := self.evaluate(folder))]
+        evaluated = [evaluate_run(folder, config, self.start, self.say) for folder in folders]
+        problems = [problem for problem in evaluated if problem]
         from .verdict import compare_runs  # pandas and scipy cost seconds
 
         pairs = [
@@ -225,27 +226,6 @@ class Judgment:
         if status == "interrupted" and "error" not in summary and ended.status in (0, 75):
             raise Interrupted  # by another than us: it is saved
         raise _ending(ended, what)
-
-    def evaluate(self, folder: Path) -> str | None:
-        """Score a finished run on the recipe's tasks; a sentence where that failed: its loss still counts."""
-        config = self.request.trials[0].recipe.eval
-        if not config.tasks:
-            return None
-        try:
-            _, step = find_checkpoint(folder)
-        except UserError as error:  # removed since
-            return f"{folder} was not evaluated: {error}"
-        stored = stored_results(folder, step, config)
-        if set(config.tasks) <= stored["results"].keys():
-            return None
-        self.say(f"evaluating {folder}")
-        words = [str(folder), "--tasks", ",".join(config.tasks)]
-        words += ["--limit", str(config.limit)] if config.limit is not None else []
-        words += ["--eval_data", config.data_dir] if config.data_dir is not None else []
-        words += ["--include_path", config.include_path] if config.include_path is not None else []
-        words += ["--num_fewshot", str(config.num_fewshot)] if config.num_fewshot is not None else []
-        ended = self.start("eval", words)
-        return f"{folder} was not evaluated: {ended.reason()}" if ended.status else None
 
 
 def _ending(ended: Ended, what: str) -> Ending:

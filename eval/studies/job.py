@@ -7,6 +7,7 @@ from training.run.search import find_run
 
 from ..judging.commands import Start
 from ..judging.ledger import Ledger
+from ..tasks import check_tasks
 from .budget import with_equal_budgets
 from .command import StudyRequest
 from .findings.files import write_results
@@ -64,6 +65,10 @@ def run_study(request: StudyRequest, start: Start, say: Callable[[str], object])
     plan, folder = request.plan, request.folder
     ledger = Ledger(folder.runs)
     ledger.entries()  # one that cannot be read is refused before anything is trained
+    if plan.study.evaluate:
+        for size in plan.sizes:
+            config = plan.trials[size, plan.baseline, plan.shared[size]].recipe.eval
+            check_tasks(config.tasks, config.data_dir, config.include_path, config.num_fewshot)
     data = Data(folder.runs, say)
     fingerprints = {
         size: data.of(plan.trials[size, plan.baseline, plan.shared[size]].recipe.data)[1]

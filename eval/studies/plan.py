@@ -27,8 +27,8 @@ PEAKS = ("lr", "muon_lr", "adam_lr")
 """Of the optimizer's params in the DeepSpeed JSON: what a multiple of the shared rate multiplies."""
 Fingerprints = Mapping[str, Mapping[str, str]]
 """By size: `data_fingerprint` and `val_fingerprint` of its runs."""
-FOR_ALL: Keys = {}
-"""Of every run of a study, beside its file."""
+FOR_ALL: Keys = {"eval.after_training": "false"}
+"""Of every run of a study, beside its file: what is evaluated is so once all runs have ended."""
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from data import DataConfig, keep_commits, open_data, settled, with_commits_of
-from model.errors import UserError
 from training.run.folder import RunFolder
-from training.run.reader import find_checkpoint, read_json, read_summary
+from training.run.reader import read_json, read_summary
 from training.run.search import ENDED, WantedRun, find_run
 
 from ..judging.commands import Ended, Interrupted, Start
+from ..judging.evaluation import evaluate_run
 from ..judging.folders import held_folder
 from ..judging.request import Trial, describe_design
-from ..result_files import stored_results
 from .outcomes import Outcomes, StudyFolder, read_outcome
 from .plan import Cell, Fingerprints, Plan
 from .queue import Decided, next_cells
@@ -197,26 +196,9 @@ class Worker:
         for cell, outcome in outcomes.items():
             if outcome.is_finished and outcome.folder and cell.seed in self.plan.study.seeds_at_most:
                 with self.folder.claimed(cell) as is_mine:
-                    if is_mine:
-                        self._evaluate(self.plan.trial(cell), outcome.folder)
-
-    def _evaluate(self, trial: Trial, folder: Path) -> None:
-        """Score a judged run on the recipe's tasks, where it has no results yet; without them its loss still
-        counts."""
-        config = trial.recipe.eval
-        try:
-            _, step = find_checkpoint(folder)
-        except UserError as error:
-            self.say(f"{folder} is not evaluated: {error}")
-            return
-        if not config.tasks or set(config.tasks) <= stored_results(folder, step, config)["results"].keys():
-            return
-        words = [str(folder), "--tasks", ",".join(config.tasks)]
-        words += ["--limit", str(config.limit)] if config.limit is not None else []
-        words += ["--eval_data", config.data_dir] if config.data_dir is not None else []
-        ended = self.start("eval", words)
-        if ended.status:
-            self.say(f"{folder} is not evaluated: {ended.reason()}")
+                    config = self.plan.trial(cell).recipe.eval
+                    if is_mine and (problem := evaluate_run(outcome.folder, config, self.start, self.say)):
+                        self.say(problem)
 
 
 def read_outcomes(plan: Plan, folder: StudyFolder, data: Fingerprints) -> Outcomes:
