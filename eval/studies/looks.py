@@ -110,7 +110,7 @@ def _difference(verdict: Verdict) -> dict[str, Any] | None:
         "mean": verdict.effect.estimate,
         "low": _finite(verdict.low),
         "high": _finite(verdict.high),
-        "p_value": verdict.effect.p_value,
+        "p_value": verdict.p_value,
         "could_have_shown": _finite(verdict.could_show),
         "unit": "nats/token",
         "interval_over": f"{verdict.effect.seeds} paired seeds and {verdict.effect.documents} documents",

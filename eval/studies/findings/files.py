@@ -109,6 +109,7 @@ def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
         "baseline_rate": verdict.baseline_rate,
         "word": verdict.word,
         **_effect_as_json(verdict.effect),
+        "p_value": verdict.p_value,
         "low": verdict.low,
         "high": verdict.high,
         "could_show": verdict.could_show,

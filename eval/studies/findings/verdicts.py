@@ -36,6 +36,7 @@ class Verdict:
         failed: why each run failed that did, by its seed; `baseline_failed` of the baseline's.
         effect: the difference over the seeds with which both ended; None where there is none.
         low: of the interval, corrected for all designs that are compared; `high` its upper end.
+        p_value: two-sided, corrected likewise; None where looks were taken after each seed.
         could_show: the smallest true difference that four of five such studies show; infinite with one seed.
     """
 
@@ -52,6 +53,7 @@ class Verdict:
     effect: Effect | None
     low: float
     high: float
+    p_value: float | None
     could_show: float
 
     @property
@@ -171,6 +173,7 @@ def _judge(
                 effect,
                 low,
                 high,
+                None if effect is None or rules.sequential else effect.p_value,
                 could_show,
             )
         )
