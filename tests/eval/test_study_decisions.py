@@ -14,6 +14,9 @@ from eval.studies.plan import Cell, Plan
 from eval.studies.queue import best_rate, gate, next_cells
 
 from .studied import THREE_RATES, THREE_SIZES, Loss, make_files, plan_of, simulate
+from .study_simulation import OPTIMA
+from .study_simulation import losses as losses_at
+from .study_simulation import words as words_of
 
 SEED_SD = 0.002
 BASE = {"small": 3.6, "medium": 3.3, "large": 3.1, "recipe": 3.3}
@@ -78,21 +81,13 @@ def test_a_best_rate_is_chosen_on_selection_seeds_and_judged_on_others(folder: P
 def test_an_optimum_at_twice_the_rate_that_is_equal_there_is_not_better(folder: Path) -> None:
     """Whichever of the two has its optimum at the shared rate."""
     plan = plan_of(folder, seeds=[1, 2, 3, 4, 5], **THREE_RATES)
-    at_shared, at_best, both = [], [], []
-    for draw in range(40):
-        for best_of_design, best_of_baseline in ((2.0, 1.0), (1.0, 2.0)):
-            optimum = {"rmsnorm": best_of_design, "vanilla": best_of_baseline}
-            found = words(plan, losses(draw, lambda cell, at=optimum: _off(cell, at[cell.design])))
-            at_shared.append(found["rmsnorm", "shared rate"])
-            at_best.append(found["rmsnorm", "best rate"])
-    assert set(at_shared[::2]) == {"worse"} and set(at_shared[1::2]) == {"better"}
+    found = [
+        [words_of(plan, losses_at(draw, OPTIMA[name])) for draw in range(40)]
+        for name in ("design's at 2x", "baseline's at 2x")
+    ]
+    assert [{shared for shared, _ in one} for one in found] == [{"worse"}, {"better"}]
+    at_best = [best for one in found for _, best in one]
     assert at_best.count("better") <= 0.05 * len(at_best) + 2
-    both = [one == other == "better" for one, other in zip(at_shared, at_best, strict=True)]
-    assert sum(both) <= 3
-
-
-def _off(cell: Cell, optimum: float) -> float:
-    return 0.02 * math.log2(float(cell.rate.removesuffix("x")) / optimum) ** 2
 
 
 def test_a_gain_that_changes_sign_with_size_stops_at_the_second_gate(folder: Path) -> None:

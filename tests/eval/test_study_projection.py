@@ -8,15 +8,11 @@ import pytest
 from eval.statistics.effect import Component, Effect
 from eval.studies.findings.projection import BaselineSize, Estimate, project, speed_up
 
-FLOPS = (1e15, 6e15, 3e16)
+from .study_simulation import LADDER, drawn_speed_up, law
 
 
 def effect(difference: float, error: float, df: float = 8) -> Effect:
     return Effect(difference, (Component(error**2, df),), seeds=5, documents=1)
-
-
-def law(flops: float) -> float:
-    return 1.8 + 1.9 * (flops / 1e15) ** -0.12
 
 
 def test_a_projection_is_the_weighted_line_through_two_exact_sizes() -> None:
@@ -31,7 +27,7 @@ def test_a_projections_interval_holds_the_truth() -> None:
     held, draws = 0, 400
     for _ in range(draws):
         points = []
-        for flops in FLOPS:
+        for flops in LADDER:
             error = 0.001 * math.sqrt(generator.chisquare(8) / 8)
             truth = -0.02 + 0.004 * math.log10(flops / 1e15)
             points.append((flops, effect(truth + 0.001 * generator.standard_normal(), error)))
@@ -42,39 +38,26 @@ def test_a_projections_interval_holds_the_truth() -> None:
 
 
 def test_sizes_off_the_line_widen_the_projection() -> None:
-    near = [(flops, effect(-0.01, 0.001)) for flops in FLOPS]
-    off = [(flops, effect(x, 0.001)) for flops, x in zip(FLOPS, (-0.01, 0.02, -0.01), strict=True)]
+    near = [(flops, effect(-0.01, 0.001)) for flops in LADDER]
+    off = [(flops, effect(x, 0.001)) for flops, x in zip(LADDER, (-0.01, 0.02, -0.01), strict=True)]
     one, other = project(near, 3e17), project(off, 3e17)
     assert one and other and (other.high - other.low) > 5 * (one.high - one.low)
 
 
 @pytest.mark.parametrize(("known", "step_ratio"), [(1.05, 1.0), (1.05, 0.8), (0.9, 1.0)])
 def test_a_known_speed_up_is_found_within_its_interval(known: float, step_ratio: float) -> None:
-    """The design has the loss that the baseline has with known / step_ratio times the compute, and steps that
-    take 1 / step_ratio times as long."""
-    generator = np.random.default_rng(11)
-    compute = known / step_ratio
-    held, values, draws = 0, [], 50
-    for _ in range(draws):
-        ladder = [
-            BaselineSize(flops, tuple(law(flops) + 0.001 * generator.standard_normal(5))) for flops in FLOPS
-        ]
-        error = 0.0006 * math.sqrt(generator.chisquare(8) / 8)
-        gain = law(FLOPS[2] * compute) - law(FLOPS[2]) + 0.0006 * generator.standard_normal()
-        times = [(0.5, 0.5 / step_ratio * (1 + 0.002 * generator.standard_normal())) for _ in range(5)]
-        found = speed_up(ladder, FLOPS[2], effect(gain, error), times)
-        assert found and found.low < found.value < found.high
-        held += found.low <= known <= found.high
-        values.append(found.value)
-    assert held >= 0.92 * draws
-    assert np.mean(values) == pytest.approx(known, rel=0.01)
+    rng, draws = np.random.default_rng(11), 50
+    found = [drawn_speed_up(rng, known, step_ratio, seeds=5, seed_sd=0.001) for _ in range(draws)]
+    assert all(one.low < one.value < one.high for one in found)
+    assert sum(one.low <= known <= one.high for one in found) >= 0.92 * draws
+    assert np.mean([one.value for one in found]) == pytest.approx(known, rel=0.01)
 
 
 def test_two_sizes_give_a_speed_up_that_is_not_overstated() -> None:
-    ladder = [BaselineSize(flops, (law(flops),) * 2) for flops in FLOPS[:2]]
-    found = speed_up(ladder, FLOPS[1], effect(law(FLOPS[1] * 1.5) - law(FLOPS[1]), 1e-6), [(1.0, 1.0)])
+    ladder = [BaselineSize(flops, (law(flops),) * 2) for flops in LADDER[:2]]
+    found = speed_up(ladder, LADDER[1], effect(law(LADDER[1] * 1.5) - law(LADDER[1]), 1e-6), [(1.0, 1.0)])
     assert found and 1.2 < found.value <= 1.5
-    assert speed_up(ladder[:1], FLOPS[0], effect(-0.01, 0.001), [(1.0, 1.0)]) is None
+    assert speed_up(ladder[:1], LADDER[0], effect(-0.01, 0.001), [(1.0, 1.0)]) is None
 
 
 def test_what_came_is_held_against_both_uncertainties() -> None:
