@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.studies.findings.results import Results
 from eval.studies.findings.sequential import decider, looks_so_far
 from eval.studies.findings.verdicts import judge_size, overall
 from eval.studies.outcomes import Outcome
@@ -217,3 +218,22 @@ def test_a_study_is_better_only_where_both_rates_say_so(folder: Path) -> None:
     found = judge_size(plan, outcomes, "recipe", {"recipe": 1})
     assert overall(found).endswith("at the shared rate, better at each one's best rate")
     assert overall(found[:1]) == found[0].word.partition(" (")[0]
+
+
+def test_a_composite_says_what_each_part_adds_alone_and_to_the_others(folder: Path) -> None:
+    parts = {
+        "rms": {"model.norm": "rmsnorm"},
+        "rope": {"model.positions": "rotary"},
+        "relu": {"model.mlp": "relu_squared"},
+    }
+    plan = plan_of(folder, variants=None, composite=parts)
+    # rms gains beside nothing and nothing beside the others; relu gains everywhere; rope never.
+    gains = {"+rms": -0.03, "+relu": -0.05, "whole": -0.05, "whole-rms": -0.05, "whole-rope": -0.05}
+    outcomes = simulate(plan, losses(2, lambda cell: gains.get(cell.design, 0.0)))
+    found = {part.name: part for part in Results(plan, outcomes, {"recipe": 7}).parts()}
+    estimates = {
+        name: [effect.estimate if effect else math.nan for effect in (part.alone, part.to_the_others)]
+        for name, part in found.items()
+    }
+    expected = {"rms": [-0.03, 0.0], "rope": [0.0, 0.0], "relu": [-0.05, -0.05]}
+    assert {name: pytest.approx(values, abs=0.006) for name, values in expected.items()} == estimates
