@@ -11,9 +11,7 @@ from ..result_files import stored_results
 from .commands import Start
 
 
-def evaluate_run(
-    folder: Path, config: EvalConfig, start: Start, say: Callable[[str], object]
-) -> str | None:
+def evaluate_run(folder: Path, config: EvalConfig, start: Start, say: Callable[[str], object]) -> str | None:
     """Score a run where it has no results yet; a sentence where that failed: its loss still counts.
 
     Args:
