@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from ..statistics.failures import limits, rate_interval
@@ -9,6 +10,8 @@ from .results import RunRecord
 
 FAILED = "diverged"
 """How a run ends that its design broke; one that `failed` was broken by something else."""
+LEARNT = 0.05
+"""Nats per token that a run of the baseline beats the unigram model by, where the setting learns at all."""
 SPIKE = 0.5
 """Nats per token that the training loss at the end lies above its best, of a run that has not recovered."""
 WINDOWS = 20
@@ -19,7 +22,7 @@ def find_blow_ups(table: pd.DataFrame) -> pd.Series:
     """Of each run of `tabulate_runs` how it blew up in words, empty for one that did not.
 
     Only finished runs are looked at: one that diverged says so itself. A final loss above the unigram model's
-    is a blow-up where the baseline's runs beat that model; where they do not, nothing has learnt yet.
+    is a blow-up where the baseline's runs beat that model clearly; where they do not, nothing has learnt.
     """
     reasons = pd.Series("", table.index)
     trained = table[table["counted"] & ~table["given"]]
@@ -27,7 +30,7 @@ def find_blow_ups(table: pd.DataFrame) -> pd.Series:
     highest = limits([group["val_loss"].tolist() for group in groups])
     baseline = trained[trained["baseline"]]
     floors = [_floor(record) for record in baseline["record"]]
-    learns = bool((baseline["val_loss"] < floors).any())
+    learns = bool((baseline["val_loss"] < np.array(floors) - LEARNT).any())
     for group, limit in zip(groups, highest, strict=True):
         for index, loss, record in zip(group.index, group["val_loss"], group["record"], strict=True):
             if loss > limit:
