@@ -238,7 +238,7 @@ def test_gpt2_medium_takes_two_steps_on_two_cpu_ranks(job: Path) -> None:
     ]
     options = ["--data.source", str(job / "corpus"), "--data.subset", "null", "--data.lanes", "2",
                "--data.validation_tokens", "2000", "--train.steps", "2", "--schedule.warmup", "1",
-               "--eval.after_training", "false",
+               "--eval.after_training", "false", "--train.diagnostics", "false",
                "--ds.train_batch_size", "2", "--ds.train_micro_batch_size_per_gpu", "1"]  # fmt: skip
     result = run([*files, *options, "--run_dir", str(run_dir)], ranks=2, timeout=1500)
     assert result.returncode == 0, result.stderr

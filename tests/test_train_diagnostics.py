@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -139,6 +140,22 @@ def test_diagnostics_that_fail_end_with_a_sentence_and_the_run_goes_on(job: Path
     assert result.stderr.count("diagnostics from") == 1
     assert table(job / "poor")["step"].unique().tolist() == [1]
     assert numbers(job / "poor") == numbers(diagnosed)
+
+
+def on_a_full_machine(words: list[str]) -> int:
+    """train.py where next to no memory is free."""
+    from training.diagnostics import recorder
+
+    recorder.psutil.virtual_memory = lambda: SimpleNamespace(available=2**10)  # type: ignore[assignment]
+    return train_main(words)
+
+
+def test_a_full_machine_has_no_diagnostics_and_keeps_the_run(job: Path, diagnosed: Path) -> None:
+    result = run(arguments(job, job / "full", *WITH, ds_config="zero0.json"), ranks=2, main=on_a_full_machine)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"no diagnostics from step 1 on \(MemoryError: they need 0\.\d GiB", result.stderr)
+    assert not (job / "full" / "diagnostics.parquet").exists()
+    assert numbers(job / "full") == numbers(diagnosed)
 
 
 def test_a_design_that_cannot_be_copied_trains_without_diagnostics(job: Path) -> None:

@@ -5,10 +5,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from data import ValidationSet
-from model import GPT
+from model import GPT, GPTConfig
 
 from ..engine.ranks import Ranks
 from .formulas import norm
@@ -20,6 +21,16 @@ from .weights import norm_rows, ratios, rows_of
 
 SEQUENCES = 2
 """How many sequences the batch has, from the beginning of the validation set."""
+
+
+def activations(config: GPTConfig, tokens: int) -> int:
+    """About how many numbers a backward pass over so many tokens keeps.
+
+    17 per feature of a layer, attention's matrices apart (Korthikanti et al. 2022, arXiv:2205.05198), and the
+    logits three times.
+    """
+    return tokens * (17 * config.n_layer * config.n_embd + 3 * config.vocab_size)
+
 
 Phase = Callable[[Any], AbstractContextManager[None]]
 
@@ -163,10 +174,18 @@ class Diagnostics:
 
     def _reserve(self, engine: Any) -> None:
         """Raises torch.OutOfMemoryError where the weights, or rank 0's copy and its gradients, have no place:
-        before the ranks begin to wait for each other."""
+        before the ranks begin to wait for each other. On a CPU MemoryError, since there the system would give
+        the memory and end the run later."""
         largest = max(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
         numbers = 3 * largest + (2 * self._copy.size if self._copy else 0)
-        torch.empty(numbers, dtype=torch.float32, device=self._ranks.device)
+        if self._ranks.device.type != "cpu":
+            torch.empty(numbers, dtype=torch.float32, device=self._ranks.device)
+            return
+        if self._copy:
+            numbers += self._copy.size + activations(self._copy.gpt.config, self._batch.numel())
+        needed, available = 4 * numbers, psutil.virtual_memory().available
+        if needed > available:
+            raise MemoryError(f"they need {needed / 2**30:.1f} GiB, and {available / 2**30:.1f} are free")
 
     def _generators(self) -> list[torch.device]:
         return [self._ranks.device] if self._ranks.device.type == "cuda" else []
