@@ -1,9 +1,11 @@
 """Intervals that hold however often one looks: seeds are added until the answer is clear."""
 
 import math
-from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 EFFECT_VARIANCE = 10.0
@@ -11,7 +13,7 @@ EFFECT_VARIANCE = 10.0
 having is some seed deviations large. Any value is valid; another one only needs more seeds."""
 
 
-def half_width(differences: Sequence[float], document_variance: float, alpha: float) -> float:
+def half_width(differences: ArrayLike, document_variance: float, alpha: float) -> Any:
     """Half of the interval around the mean difference after these seeds; infinite while they are too few.
 
     All intervals of a study together, one after each seed, hold the truth with 1 - `alpha`. Half of alpha
@@ -20,19 +22,28 @@ def half_width(differences: Sequence[float], document_variance: float, alpha: fl
     gain is the same at each look.
 
     Args:
-        differences: of the paired seeds so far, candidate minus baseline.
+        differences: (..., seeds) of the paired seeds so far, candidate minus baseline.
         document_variance: of the mean difference, for other text; 0 where documents were not kept.
         alpha: the error of the whole sequence, divided by the number of designs where there are several.
+
+    Returns an array of (...,), for one design a number.
     """
-    n = len(differences)
-    spread = float(np.std(differences, ddof=1)) if n > 1 else 0.0
+    values = np.asarray(differences, dtype=float)
+    n = values.shape[-1]
     limit = _largest_t(n, alpha / 2)
-    if spread == 0 or math.isinf(limit):
-        return math.inf
-    seeds = limit * spread / math.sqrt(n)
-    return seeds + float(stats.norm.isf(alpha / 4)) * math.sqrt(document_variance)
+    if math.isinf(limit):
+        return np.full(values.shape[:-1], math.inf)[()]
+    spread = values.std(axis=-1, ddof=1)
+    half = limit * spread / math.sqrt(n) + _normal(alpha / 4) * math.sqrt(document_variance)
+    return np.where(spread > 0, half, math.inf)[()]
 
 
+@cache
+def _normal(tail: float) -> float:
+    return float(stats.norm.isf(tail))
+
+
+@cache
 def _largest_t(n: int, alpha: float) -> float:
     """The |t| of n differences at which the martingale reaches 1 / alpha."""
     if n < 2:
