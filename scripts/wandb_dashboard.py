@@ -72,7 +72,8 @@ def main(argv: list[str]) -> int:
     try:
         records = read_runs(options.run_dirs)
         # Imported here: what is wrong with the folders is said before pandas and W&B are there.
-        from eval.evidence.comparison import DEFAULT_BASELINE, build_scorecard
+        from eval.evidence.comparison import build_scorecard
+        from eval.evidence.grouping import DEFAULT_BASELINE
 
         card = build_scorecard(records, options.baseline) if records else None
         settings = TrackingConfig(project=options.project).settings({}, first_noted(records))
@@ -134,7 +135,7 @@ def default_entity() -> str:
     """The user whose key is set, or their team."""
     import wandb
 
-    return wandb.Api().default_entity
+    return wandb.Api().default_entity or ""
 
 
 def baseline_id(card: "Scorecard | None") -> str | None:

@@ -248,7 +248,10 @@ def fail_on_ranks(rank: int, scratch: Path, kind: type[Exception], sentence: str
     class Broken(Model):
         def answer(self, batch):
             if rank == 1:
+                while not (scratch / "begun").exists():
+                    time.sleep(0.01)
                 raise kind("no room")
+            (scratch / "begun").touch()
             while not (scratch / "stopped").exists():
                 time.sleep(0.01)
             return super().answer(batch)
