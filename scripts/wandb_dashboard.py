@@ -154,7 +154,10 @@ def line_plots(baseline: str) -> dict[str, list["LinePlot"]]:
     from eval.tracked.differences import difference_name
 
     title = f"validation loss less that of {baseline}, nats per token"
-    lines = {**LINES, f"Difference to {baseline}": {title: (difference_name(baseline),)}}
+    lines: dict[str, dict[str, tuple[str, ...]]] = {
+        **LINES,
+        f"Difference to {baseline}": {title: (difference_name(baseline),)},
+    }
     plots: dict[str, list[LinePlot]] = {}
     for section, panels in lines.items():
         plots[section] = [LinePlot(title=title, x="tokens", y=list(y)) for title, y in panels.items()]
