@@ -57,7 +57,8 @@ def difference_table(card: Scorecard) -> pd.DataFrame:
     compared = _metric_scores(card, card.yardstick)
     table["over"] = compared.apply(describe_sample, axis=1)
     shown = compared["smallest_shown"].where(compared["seeds"] > 1)
-    table["could have shown"] = shown.map("{:.4f}".format, na_action="ignore")
+    if shown.notna().any():
+        table["could have shown"] = shown.map("{:.4f}".format, na_action="ignore")
     return table[compared["difference"].notna()].astype(object).fillna("-")
 
 
