@@ -5,13 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 
-from ..statistics.failures import limits, rate_interval
+from ..statistics.failures import LEAST_EXCESS, limits, rate_interval
 from .results import RunRecord
 
 FAILED = "diverged"
 """How a run ends that its design broke; one that `failed` was broken by something else."""
-LEARNT = 0.05
-"""Nats per token that a run of the baseline beats the unigram model by, where the setting learns at all."""
 SPIKE = 0.5
 """Nats per token that the training loss at the end lies above its best, of a run that has not recovered."""
 WINDOWS = 20
@@ -30,7 +28,7 @@ def find_blow_ups(table: pd.DataFrame) -> pd.Series:
     highest = limits([group["val_loss"].tolist() for group in groups])
     baseline = trained[trained["baseline"]]
     floors = [_floor(record) for record in baseline["record"]]
-    learns = bool((baseline["val_loss"] < np.array(floors) - LEARNT).any())
+    learns = bool((baseline["val_loss"] < np.array(floors) - LEAST_EXCESS).any())
     for group, limit in zip(groups, highest, strict=True):
         for index, loss, record in zip(group.index, group["val_loss"], group["record"], strict=True):
             if loss > limit:

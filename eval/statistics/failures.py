@@ -9,7 +9,8 @@ from scipy import stats
 DEVIATIONS = 10.0
 """Robust standard deviations of an arm's losses above its median from which a run counts as blown up."""
 LEAST_EXCESS = 0.05
-"""Nats per token above the median that no blow-up is below: seeds that agree closely make a narrow limit."""
+"""Nats per token above the median that no blow-up is below: seeds that agree closely make a narrow limit. As
+much the baseline beats the unigram model by, where a setting learns at all."""
 
 
 def limits(arms: Sequence[Sequence[float]]) -> list[float]:

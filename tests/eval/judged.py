@@ -49,14 +49,16 @@ LOSSES = {
 }  # fmt: skip
 
 
-def make_judged(folder: Path) -> Path:
+def make_judged(
+    folder: Path, recipe: str = RECIPE, engine: dict[str, Any] = ENGINE, candidate: str = NORM
+) -> Path:
     """A folder with a corpus, a recipe, an engine and a candidate."""
     (folder / "corpus").mkdir()
     texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     pq.write_table(pa.table({"text": texts}), folder / "corpus" / "topics.parquet", row_group_size=4)
-    (folder / "recipe.yaml").write_text(RECIPE.format(source=folder / "corpus"))
-    (folder / "engine.json").write_text(json.dumps(ENGINE))
-    (folder / "mine.py").write_text(NORM)
+    (folder / "recipe.yaml").write_text(recipe.format(source=folder / "corpus"))
+    (folder / "engine.json").write_text(json.dumps(engine))
+    (folder / "mine.py").write_text(candidate)
     return folder
 
 

@@ -1,7 +1,6 @@
 """Studies on a tiny recipe: outcomes simulated, or runs made up by a trainer that takes no time."""
 
 import json
-import pydoc_data.topics
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data import Corpus, DataConfig, ValidationSet, open_data
 from eval.judging.commands import Command, Ended
@@ -26,6 +23,8 @@ from model import design_fingerprint
 from training.config.commands import resolve_command
 from training.config.recipe import Recipe
 from training.run.folder import RunFolder
+
+from .judged import make_judged
 
 RECIPE = """
 model: {{variant: vanilla, n_layer: 2, n_head: 2, n_embd: 32, block_size: 32}}
@@ -63,13 +62,7 @@ THREE_SIZES = {
 
 def make_files(folder: Path) -> Path:
     """A folder with a corpus, a recipe, an engine and a candidate with rates of its own."""
-    (folder / "corpus").mkdir()
-    texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
-    pq.write_table(pa.table({"text": texts}), folder / "corpus" / "topics.parquet", row_group_size=4)
-    (folder / "recipe.yaml").write_text(RECIPE.format(source=folder / "corpus"))
-    (folder / "engine.json").write_text(json.dumps(ENGINE))
-    (folder / "mine.py").write_text(NORM)
-    return folder
+    return make_judged(folder, RECIPE, ENGINE, NORM)
 
 
 def write_study(folder: Path, name: str = "study", **keys: Any) -> Path:
