@@ -35,7 +35,8 @@ class Design:
 
 def designs_of(study: Study) -> Iterator[Design]:
     """The baseline, the variants, the baseline repeated; of a composite each part, all, and all but each."""
-    names: list[str] = []
+    again = f"{Path(study.baseline).stem if study.baseline.endswith('.py') else study.baseline}{AGAIN}"
+    names: list[str] = [again] if study.repeat_baseline else []
     for variant in (study.baseline, *study.variants):
         name = Path(variant).stem if variant.endswith(".py") else variant
         if name in names:
@@ -48,7 +49,7 @@ def designs_of(study: Study) -> Iterator[Design]:
             raise UserError(f"{study.path}: {first} and {second} of the composite both set {min(both)}")
     below = {"model.variant": study.baseline}
     if study.repeat_baseline:
-        yield Design(f"{names[0]}{AGAIN}", below, REPEATED_SEEDS)
+        yield Design(again, below, REPEATED_SEEDS)
     for name, keys in parts.items():
         yield Design(f"+{name}", below | dict(keys))
     if len(parts) > 1:
