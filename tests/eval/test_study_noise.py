@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from eval.studies.findings.results import Results
+from eval.studies.plan import Cell
 from eval.studies.queue import next_cells
 from model.errors import UserError
 
@@ -83,12 +84,13 @@ def test_a_size_whose_rates_are_still_tried_is_no_part_of_the_ladder(folder: Pat
     plan = plan_of(folder, sizes=THREE_SIZES, **THREE_RATES)
     gain = {"0.5x": 0.1, "1x": 0.05, "2x": 0.0}
     outcomes = simulate(plan, losses(3, lambda cell: gain[cell.rate] - 0.02 * (cell.design == "rmsnorm")))
-    whole = Results(plan, outcomes, dict.fromkeys(plan.sizes, 1)).row("small", "rmsnorm").speed_up
     some = {
         cell: outcome
         for cell, outcome in outcomes.items()
         if cell.size == "small" or (cell.size == "medium" and cell.rate == "1x")
     }
-    assert (
-        whole and Results(plan, some, dict.fromkeys(plan.sizes, 1)).row("small", "rmsnorm").speed_up is None
-    )
+    whole, part = (Results(plan, one, dict.fromkeys(plan.sizes, 1)) for one in (outcomes, some))
+    assert len(whole.ladder(whole.row("small", "rmsnorm"))) == 3
+    (rung,) = part.ladder(part.row("small", "rmsnorm"))
+    its = [outcomes[Cell("small", "vanilla", "2x", seed)].loss for seed in (1, 2, 3)]
+    assert rung.losses == tuple(its) and rung.flops == part.flops("small")

@@ -194,13 +194,7 @@ class Results:
         verdict = row.last
         if verdict is None or verdict.effect is None or row.cost is None or verdict.failed:
             return None
-        ladder = [
-            BaselineSize(self.flops(size), tuple(outcome.loss for outcome in found))
-            for size in self.plan.sizes
-            # A size whose rates are still being tried would bring its loss at another than its best.
-            if has_ended(self.plan, self.outcomes, size, self.plan.baseline, self._seeds(size))
-            and (found := self.baseline(size, row if size == row.size else None))
-        ]
+        ladder = self.ladder(row)
         if len(ladder) < 2:
             return None
         return speed_up(
@@ -210,6 +204,17 @@ class Results:
             row.cost.step_times,
             self.plan.study.rules.confidence,
         )
+
+    def ladder(self, row: Row) -> list[BaselineSize]:
+        """The baseline over the sizes at which all its runs have ended, at its best rate of each, or at that
+        of a row's last verdict. A size whose rates are still tried would bring its loss at another rate."""
+        plan, outcomes = self.plan, self.outcomes
+        return [
+            BaselineSize(self.flops(size), tuple(outcome.loss for outcome in found))
+            for size in plan.sizes
+            if has_ended(plan, outcomes, size, plan.baseline, self._seeds(size))
+            and (found := self.baseline(size, row if size == row.size else None))
+        ]
 
     def flops(self, size: str) -> float:
         """Of a run of the baseline at a size."""
