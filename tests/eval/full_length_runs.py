@@ -3,9 +3,9 @@
     python -m tests.eval.full_length_runs OUT_DIR
 
 They are what train.py and the evaluation jobs leave after the reference experiment's 12,031 steps, without
-weights: losses fall by a power law from 10.8 to about 3.05 nats per token, runs of one seed share the noise of
-their batches, and designs differ by up to 0.03 nats. One run has a spike that it recovers from, another
-diverges. Nothing is drawn but from seeds, so that each writing gives the same files.
+weights: losses fall by a power law from 10.8 to about 3.05 nats per token, runs of one seed share the noise
+of their batches, and designs differ by up to 0.03 nats. One run has a spike that it recovers from, another
+diverges. Everything is drawn from fixed seeds, so that each writing gives the same files.
 """
 
 import json
@@ -25,15 +25,8 @@ from training.config.recipe_file import to_yaml
 from training.run.folder import recipe_as_dict
 from training.schedule import ScheduleConfig, learning_rate
 
-from .full_length_evidence import (
-    BYTES_PER_TOKEN,
-    Validation,
-    write_diagnosis,
-    write_diagnostics,
-    write_document_losses,
-    write_slices,
-    write_task_scores,
-)
+from .full_length_evidence import BYTES_PER_TOKEN, Validation, write_document_losses, write_task_scores
+from .full_length_layers import write_diagnosis, write_diagnostics, write_slices
 
 STEPS = 12_031
 TOKENS_PER_STEP = 576 * 1024
@@ -109,7 +102,7 @@ def losses_of(design: MadeUpDesign, seed: int) -> np.ndarray:
 
 
 def expected_difference(design: MadeUpDesign, seed: int, steps: np.ndarray) -> np.ndarray:
-    """From vanilla's curve: the seed's own, and the design's, which grows over the first few thousand steps."""
+    """From vanilla's curve: the seed's own, and the design's, which grows over some thousand steps."""
     of_seed = 0.004 * rng_of(3, seed).standard_normal()
     of_run = 0.0015 * rng_of(4, DESIGNS.index(design), seed).standard_normal()
     return of_seed + of_run + design.difference * (1 - np.exp(-steps / 2000))
@@ -148,7 +141,7 @@ def write_run(out: Path, design: MadeUpDesign, seed: int, validation: Validation
             "step": STEPS,
             "tokens": STEPS * TOKENS_PER_STEP,
         }
-        write_task_scores(final, stamp, number, rng_of(8), rng_of(9, number, seed))
+        write_task_scores(final, stamp, -2 * design.difference, rng_of(8), rng_of(9, number, seed))
         write_slices(final, validation, rng_of(10, number, seed))
         write_diagnosis(final, means[STEPS], number, rng_of(11, number, seed))
     summary = recipe.facts(engine) | summarise(design, means, seconds, last)
@@ -219,7 +212,7 @@ def bits_per_byte(nats_per_token: float) -> float:
 
 
 def write_configs(folder: Path, variant: str, seed: int) -> tuple[Recipe, DeepSpeedConfig]:
-    """Write recipe.yaml, ds_config.json and environment.json; gives recipe and engine as train.py has them."""
+    """Write recipe.yaml, ds_config.json and environment.json; gives recipe and engine."""
     words = [
         "--config", "recipes/gpt2_medium_fineweb.yaml", "--deepspeed_config", "ds_configs/zero1_bf16.json",
         "--model.variant", variant, "--train.init_seed", str(seed), "--data.seed", str(seed),
@@ -251,6 +244,7 @@ def summarise(
 ) -> dict[str, Any]:
     """What summary.json says beside the recipe's facts."""
     val_loss, finished = means[max(means)], last == STEPS
+    median = float(np.median(seconds))
     wall_time = float(seconds.sum() + 95 * len(means) + 1.31 * math.log2(last))
     best = min(means, key=lambda step: means[step])
     shares = {"forward": 0.29, "backward": 0.58, "optimizer": 0.04, "validation": 0.06, "other": 0.03}
@@ -273,9 +267,9 @@ def summarise(
         "gpu_hours": WORLD_SIZE * wall_time / 3600,
         "throughput": {
             "peak_memory_gib": design.peak_memory_gib,
-            "tokens_per_s": round(TOKENS_PER_STEP / float(np.median(seconds)), 1),
+            "tokens_per_s": round(TOKENS_PER_STEP / median, 1),
             "step_s": {f"p{p}": round(float(np.percentile(seconds, p)), 4) for p in (50, 90, 99)},
-            "mfu": TOKENS_PER_STEP * design.flops_per_token / float(np.median(seconds)) / WORLD_SIZE / PEAK_FLOPS,
+            "mfu": TOKENS_PER_STEP * design.flops_per_token / median / WORLD_SIZE / PEAK_FLOPS,
             "time_share": shares,
         },
     }  # fmt: skip
