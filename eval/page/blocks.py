@@ -16,8 +16,8 @@ class Chart:
         figure: the traces. Colours, fonts, margins and the size come from the page, which knows its theme and
             width. A trace names its colour as `var(--c1)`, a name of the page's style sheet.
         about: a sentence that says what is to be seen, for readers who cannot see it.
-        axes: other quantities for the horizontal axis, by their title, such as "hours". Each holds an array of
-            x for each trace, in the figure's order. The first is what the figure is drawn with.
+        axes: other quantities for the horizontal axis, by their title, such as "hours". Each holds an array
+            of x for each trace, in the figure's order. The first is what the figure is drawn with.
         logs: which axes can be switched to a logarithmic scale: "x", "y" or both, as a text.
         height: CSS pixels.
     """
