@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,7 @@ def time_chart(card: Scorecard) -> Chart | None:
             continue
         mean = pd.concat(curves).groupby("tokens", as_index=False).mean()
         last = pd.concat([curve.tail(1) for curve in curves])
-        style: dict[str, Any] = {"name": name, "legendgroup": name}
+        style: dict[str, Any] = {"name": escape(name, quote=False), "legendgroup": name}
         line = {"color": colours[name], "width": 2}
         figure.add_scatter(x=mean["hours"], y=mean["loss"], mode="lines", line=line, **style)
         marker = {"color": colours[name], "size": 8}
