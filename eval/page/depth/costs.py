@@ -1,0 +1,87 @@
+"""What the loss costs without each layer: a panel for the whole layer and one for each of its branches."""
+
+import pandas as pd
+from plotly import graph_objects as go
+
+from ..blocks import Chart, Table
+from .panels import panel_figure
+
+LOWEST = 1e-3
+"""Nats per token: what costs less is drawn there."""
+COUNTS = 1e-2
+"""Nats per token above which a layer counts, as `effective_depth` has it."""
+PANEL_PX = 200
+TITLE = "What the loss costs without a layer, or without one of its branches"
+
+
+def cost_blocks(of_runs: dict[str, pd.DataFrame], colours: dict[str, str]) -> list[Chart | Table]:
+    """The chart and table of `layer_drop`; none where nothing was left out.
+
+    Args:
+        of_runs: diagnosis.parquet by the run's title.
+        colours: by the run's title.
+    """
+    costs = {title: rows[rows["name"] == "layer_drop"] for title, rows in of_runs.items()}
+    costs = {title: rows.sort_values("layer") for title, rows in costs.items() if len(rows)}
+    if not costs:
+        return []
+    parts = list(dict.fromkeys(part for rows in costs.values() for part in rows["part"]))
+    panels = {
+        _name(part): [
+            _line(title, of_part, colours[title], shows_name=number == 0)
+            for title, rows in costs.items()
+            if len(of_part := rows[rows["part"] == part])
+        ]
+        for number, part in enumerate(parts)
+    }
+    figure, height = panel_figure(panels, "layer", "nats per token", PANEL_PX)
+    figure.update_yaxes(type="log", dtick=1)
+    for axis in figure.select_yaxes():
+        figure.add_shape(
+            type="line", line={"dash": "dot", "width": 1, "color": "var(--soft)"}, y0=COUNTS, y1=COUNTS,
+            x0=0, x1=1, yref=axis.plotly_name.replace("axis", ""),
+            xref=axis.plotly_name.replace("yaxis", "x") + " domain",
+        )  # fmt: skip
+    whole = pd.concat(rows[rows["part"] == ""] for rows in costs.values())["value"]
+    about = (
+        f"Rise of the loss in nats per token without each layer of {', '.join(costs)}: "
+        f"from {whole.min():.3g} to {whole.max():.3g}."
+    )
+    return [
+        Chart("depth-costs", f"{TITLE} (nats per token, logarithmic)", figure, about, height=height),
+        _table(costs),
+    ]
+
+
+def _line(title: str, rows: pd.DataFrame, colour: str, shows_name: bool) -> go.Scatter:
+    return go.Scatter(
+        x=[int(layer) for layer in rows["layer"]],
+        y=[float(f"{max(value, LOWEST):.4g}") for value in rows["value"]],
+        customdata=[float(f"{value:.4g}") for value in rows["value"]],
+        name=title,
+        legendgroup=title,
+        showlegend=shows_name,
+        mode="lines+markers",
+        line={"color": colour, "width": 1.5},
+        marker={"color": colour, "size": 6},
+        hovertemplate="layer %{x}: %{customdata:+.4~r}",
+    )
+
+
+def _table(costs: dict[str, pd.DataFrame]) -> Table:
+    """A row for each run and part, a column for each layer."""
+    tables = {
+        title: rows.pivot(index="part", columns="layer", values="value") for title, rows in costs.items()
+    }
+    table = pd.concat(tables, names=["run"])
+    table = table.reindex(columns=sorted(table.columns)).map("{:+.4f}".format, na_action="ignore").fillna("-")
+    table.columns = [f"layer {int(layer)}" for layer in table.columns]
+    table.insert(0, "run", [f"{title}, {_name(part)}" for title, part in table.index])
+    return Table(
+        table.reset_index(drop=True),
+        note=f"Less than {LOWEST:g} is drawn at {LOWEST:g}. Above the dotted line at {COUNTS:g} a layer counts.",
+    )
+
+
+def _name(part: str) -> str:
+    return f"without its {part}" if part else "without the layer"

@@ -1,0 +1,37 @@
+"""Panels of a figure, one for each run or part, that the page puts side by side where there is room."""
+
+from collections.abc import Mapping, Sequence
+
+from plotly import graph_objects as go
+from plotly.basedatatypes import BaseTraceType
+
+LONGEST = 44
+"""Characters of a panel's title: on a phone more would be cut."""
+BETWEEN_PX = 74
+"""From one panel to the next below it: the numbers and title of its axis, and the next one's title."""
+TOP_PX, BOTTOM_PX, BAR_PX = 26, 50, 58
+"""Room for the first title, for the last axis, and for a colour bar or a legend."""
+
+
+def panel_figure(
+    panels: Mapping[str, Sequence[BaseTraceType]], x_title: str, y_title: str, panel_px: int
+) -> tuple[go.Figure, int]:
+    """Panels by their titles, one below the other in a `layout.grid`, and the figure's height in px."""
+    figure = go.Figure()
+    for number, (title, traces) in enumerate(panels.items(), start=1):
+        axis = "" if number == 1 else str(number)
+        for trace in traces:
+            figure.add_trace(trace.update(xaxis=f"x{axis}", yaxis=f"y{axis}"))
+        titles = {f"xaxis{axis}": {"title": x_title}, f"yaxis{axis}": {"title": y_title}}
+        figure.update_layout(titles)
+        figure.add_annotation(
+            text=title if len(title) <= LONGEST else title[: LONGEST - 1] + "…",
+            xref=f"x{axis} domain", yref=f"y{axis} domain", x=0, y=1, xanchor="left", yanchor="bottom",
+            showarrow=False,
+        )  # fmt: skip
+    gap = BETWEEN_PX / (panel_px + BETWEEN_PX)
+    figure.update_layout(
+        grid={"rows": len(panels), "columns": 1, "pattern": "independent", "xgap": 0.18, "ygap": gap},
+        margin={"t": TOP_PX, "b": BOTTOM_PX + BAR_PX},
+    )
+    return figure, TOP_PX + len(panels) * (panel_px + BETWEEN_PX) - BETWEEN_PX + BOTTOM_PX + BAR_PX
