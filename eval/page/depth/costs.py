@@ -35,7 +35,7 @@ def cost_blocks(of_runs: dict[str, pd.DataFrame], colours: dict[str, str]) -> li
         for number, part in enumerate(parts)
     }
     figure, height = panel_figure(panels, "layer", "nats per token", PANEL_PX)
-    figure.update_yaxes(type="log", dtick=1)
+    figure.update_yaxes(type="log", dtick=1, matches="y")
     for axis in figure.select_yaxes():
         figure.add_shape(
             type="line", line={"dash": "dot", "width": 1, "color": "var(--soft)"}, y0=COUNTS, y1=COUNTS,
@@ -79,7 +79,7 @@ def _table(costs: dict[str, pd.DataFrame]) -> Table:
     table.insert(0, "run", [f"{title}, {_name(part)}" for title, part in table.index])
     return Table(
         table.reset_index(drop=True),
-        note=f"Less than {LOWEST:g} is drawn at {LOWEST:g}. Above the dotted line at {COUNTS:g} a layer counts.",
+        note=f"Costs below {LOWEST:g} are drawn there. Above the dotted line at {COUNTS:g} a layer counts.",
     )
 
 

@@ -16,11 +16,15 @@ MOST_STEPS, MOST_LAYERS = 60, 48
 """Of one map."""
 FEW_STEPS, FEW_LAYERS = 16, 8
 """However many maps a page has, each may show so many."""
-ROW_PX, LOWEST_PX, HIGHEST_PX = 7, 120, 220
+ROW_PX, LOWEST_PX, HIGHEST_PX = 6, 120, 220
 """The height of a layer, and of a map."""
+PAIRS_PX = 230
+"""The height of a map of two layers, which is about square."""
+LABELS = 6
+"""At most so many along a side of a map."""
 SHADES = 255
 """Of a logarithmic scale, beside the lowest."""
-TICKS = 4
+TICKS = 5
 
 
 class Maps(NamedTuple):
@@ -69,30 +73,38 @@ class Scale(NamedTuple):
         return cls(low, high, by_ratio)
 
     def places(self, values: np.ndarray) -> np.ndarray:
-        """By ratio 0 to SHADES, whole numbers; otherwise the values themselves. Of any shape."""
+        """By ratio from 0 to SHADES; otherwise the values themselves. Of any shape."""
         if not self.by_ratio:
             return values
         decades = math.log10(self.high / self.low) or 1.0
-        return (SHADES * np.log10(np.clip(values, self.low, None) / self.low) / decades).round()
+        return SHADES * np.log10(np.clip(values, self.low, None) / self.low) / decades
 
     def axis(self, unit: str) -> dict[str, Any]:
         """Plotly's colour axis: around 0 where there are both signs."""
         both_signs = self.low < 0 < self.high
         reach = max(-self.low, self.high)
         low, high = (-reach, reach) if both_signs else (self.low, self.high)
-        bar: dict[str, Any] = {"title": {"text": unit, "side": "top"}, "nticks": TICKS}
-        if self.by_ratio:
-            shares = np.linspace(0, 1, TICKS if self.high > self.low else 1)
-            values = self.low * (self.high / self.low) ** shares
-            bar |= {"tickvals": list(SHADES * shares), "ticktext": [f"{value:.3g}" for value in values]}
-            bar["title"]["text"] += ", logarithmic"
-            low, high = 0, SHADES
-        elif low == high:
-            low, high = low - 0.5, high + 0.5
-        bar |= {"orientation": "h", "thickness": 12, "yref": "container", "y": 0, "yanchor": "bottom"}
-        # Both are even in lightness, and neither asks to tell red from green.
-        colours = "RdBu_r" if both_signs else "Viridis"
-        return {"colorscale": colours, "cmin": low, "cmax": high, "colorbar": bar}
+        shares = np.linspace(0, 1, TICKS if high > low else 1)
+        ticks = low * (high / low) ** shares if self.by_ratio else low + (high - low) * shares
+        ends = self.places(np.array([low, high]))
+        if ends[0] == ends[1]:
+            ends = ends + [-0.5, 0.5]
+        return {
+            # Both are even in lightness, and neither asks to tell red from green.
+            "colorscale": "RdBu_r" if both_signs else "Viridis",
+            "cmin": float(ends[0]),
+            "cmax": float(ends[1]),
+            "colorbar": {
+                "title": {"text": f"{unit}, logarithmic" if self.by_ratio else unit, "side": "top"},
+                "tickvals": [float(f"{place:.4g}") for place in self.places(ticks)],
+                "ticktext": [f"{tick:.3g}" for tick in ticks],
+                "orientation": "h",
+                "thickness": 12,
+                "yref": "container",
+                "y": 0,
+                "yanchor": "bottom",
+            },
+        }
 
 
 def heat_maps(maps: Maps, cells: int) -> Chart:
@@ -101,10 +113,13 @@ def heat_maps(maps: Maps, cells: int) -> Chart:
     scale = Scale.of(known, maps.measure.by_ratio)
     panels = {title: [_map(maps, title, cells, scale)] for title in maps.grids}
     layers = max(len(grid) for grid in maps.grids.values())
-    panel_px = min(max(ROW_PX * layers, LOWEST_PX), HIGHEST_PX)
+    panel_px = PAIRS_PX if maps.across == "layer" else min(max(ROW_PX * layers, LOWEST_PX), HIGHEST_PX)
     figure, height = panel_figure(panels, maps.across, "layer", panel_px)
-    figure.update_xaxes(type="category", nticks=6, tickangle=0, showgrid=False)
-    figure.update_yaxes(nticks=6, showgrid=False, zeroline=False)
+    figure.update_xaxes(type="category", nticks=LABELS, tickangle=0, showgrid=False)
+    figure.update_yaxes(showgrid=False, zeroline=False)
+    for trace in figure.data:
+        axis = figure.layout[trace.yaxis.replace("y", "yaxis")]
+        axis.tickvals = trace.y[:: math.ceil(len(trace.y) / LABELS)]
     figure.update_layout(coloraxis=scale.axis(maps.measure.unit))
     return Chart(
         maps.name,
@@ -119,11 +134,13 @@ def heat_maps(maps: Maps, cells: int) -> Chart:
 def _map(maps: Maps, title: str, cells: int, scale: Scale) -> go.Heatmap:
     grid = _thinned(maps.grids[title], maps.across, cells)
     values = grid.to_numpy(float)
-    rounded = [[float(f"{value:.4g}") if math.isfinite(value) else None for value in row] for row in values]
+    rounded = [
+        [float(f"{value:.4g}") if math.isfinite(value) else None for value in row] for row in values.tolist()
+    ]
     z, shown = rounded, "z"
     if scale.by_ratio:
         places = scale.places(values)
-        z = [[int(place) if math.isfinite(place) else None for place in row] for row in places]
+        z = [[round(place) if math.isfinite(place) else None for place in row] for row in places.tolist()]
         shown = "customdata"
     return go.Heatmap(
         x=[int(column) for column in grid.columns],

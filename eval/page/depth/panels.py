@@ -7,7 +7,7 @@ from plotly.basedatatypes import BaseTraceType
 
 LONGEST = 44
 """Characters of a panel's title: on a phone more would be cut."""
-BETWEEN_PX = 74
+BETWEEN_PX = 66
 """From one panel to the next below it: the numbers and title of its axis, and the next one's title."""
 TOP_PX, BOTTOM_PX, BAR_PX = 26, 50, 58
 """Room for the first title, for the last axis, and for a colour bar or a legend."""
@@ -22,8 +22,12 @@ def panel_figure(
         axis = "" if number == 1 else str(number)
         for trace in traces:
             figure.add_trace(trace.update(xaxis=f"x{axis}", yaxis=f"y{axis}"))
-        titles = {f"xaxis{axis}": {"title": x_title}, f"yaxis{axis}": {"title": y_title}}
-        figure.update_layout(titles)
+        figure.update_layout(
+            {
+                f"xaxis{axis}": {"title": {"text": x_title, "standoff": 4}},
+                f"yaxis{axis}": {"title": {"text": y_title, "standoff": 4}},
+            }
+        )
         figure.add_annotation(
             text=title if len(title) <= LONGEST else title[: LONGEST - 1] + "…",
             xref=f"x{axis} domain", yref=f"y{axis} domain", x=0, y=1, xanchor="left", yanchor="bottom",
