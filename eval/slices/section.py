@@ -10,6 +10,8 @@ from ..page.blocks import Chart, Section, Sentences, Table
 from ..page.colours import colours_of
 from .comparison import BUCKET, TITLES, bucket_title, compare_slices
 
+AXES = {"position": "position", "frequency": "occurrences of the token", "length": "tokens"}
+"""By kind, what a bucket holds in few words."""
 ABOUT = (
     "Every validation token is in one row of each table; losses are in nats per token.",
     "Brackets and lines are 95 % intervals, one bucket at a time: of twenty, one misses by chance. Filled "
@@ -28,7 +30,7 @@ def slice_sections(card: Scorecard) -> list[Section]:
         for kind, title in TITLES.items():
             of_kind = rows[rows["kind"] == kind]
             if of_kind["difference"].notna().any():
-                blocks.append(_chart(f"{section_id}-{kind}", title, of_kind, colours))
+                blocks.append(_chart(f"{section_id}-{kind}", kind, of_kind, colours))
             blocks.append(Table(_table(of_kind), f"By {title}"))
         suffix = f", tokenizer {tokenizer}" if several else ""
         title = f"Validation loss in slices, against {card.baseline} (negative is better){suffix}"
@@ -57,7 +59,7 @@ def _difference(row: pd.Series) -> str:
     return f"{text} [{row['interval_low']:+.4f}, {row['interval_high']:+.4f}]" if has_interval else text
 
 
-def _chart(name: str, title: str, rows: pd.DataFrame, colours: dict[str, str]) -> Chart:
+def _chart(name: str, kind: str, rows: pd.DataFrame, colours: dict[str, str]) -> Chart:
     """The differences of each variant, side by side above each bucket."""
     compared = rows[rows["difference"].notna()]
     figure = go.Figure()
@@ -87,14 +89,14 @@ def _chart(name: str, title: str, rows: pd.DataFrame, colours: dict[str, str]) -
     buckets = [
         bucket_title(low, high) for low, high in rows[BUCKET].drop_duplicates().itertuples(index=False)
     ]
-    figure.update_xaxes(type="category", title=title, categoryorder="array", categoryarray=buckets)
+    figure.update_xaxes(type="category", title=AXES[kind], categoryorder="array", categoryarray=buckets)
     figure.update_yaxes(title="nats per token", zeroline=True)
     figure.update_layout(scattermode="group")
     about = (
-        f"Differences in validation loss by {title} of {', '.join(compared['name'].unique())}: from "
+        f"Differences in validation loss by {TITLES[kind]} of {', '.join(compared['name'].unique())}: from "
         f"{compared['difference'].min():+.4f} to {compared['difference'].max():+.4f}."
     )
-    return Chart(name, f"Difference by {title} (nats per token)", figure, about, height=320)
+    return Chart(name, f"Difference by {TITLES[kind]} (nats per token)", figure, about, height=320)
 
 
 def _rounded(values: pd.Series) -> list[float | None]:

@@ -79,7 +79,7 @@ class Scale(NamedTuple):
         decades = math.log10(self.high / self.low) or 1.0
         return SHADES * np.log10(np.clip(values, self.low, None) / self.low) / decades
 
-    def axis(self, unit: str) -> dict[str, Any]:
+    def axis(self) -> dict[str, Any]:
         """Plotly's colour axis: around 0 where there are both signs."""
         both_signs = self.low < 0 < self.high
         reach = max(-self.low, self.high)
@@ -95,7 +95,6 @@ class Scale(NamedTuple):
             "cmin": float(ends[0]),
             "cmax": float(ends[1]),
             "colorbar": {
-                "title": {"text": f"{unit}, logarithmic" if self.by_ratio else unit, "side": "top"},
                 "tickvals": [float(f"{place:.4g}") for place in self.places(ticks)],
                 "ticktext": [f"{tick:.3g}" for tick in ticks],
                 "orientation": "h",
@@ -120,10 +119,10 @@ def heat_maps(maps: Maps, cells: int) -> Chart:
     for trace in figure.data:
         axis = figure.layout[trace.yaxis.replace("y", "yaxis")]
         axis.tickvals = trace.y[:: math.ceil(len(trace.y) / LABELS)]
-    figure.update_layout(coloraxis=scale.axis(maps.measure.unit))
+    figure.update_layout(coloraxis=scale.axis())
     return Chart(
         maps.name,
-        f"{maps.title} ({maps.measure.unit})",
+        f"{maps.title} ({maps.measure.unit}{', logarithmic' if scale.by_ratio else ''})",
         figure,
         f"{maps.title} by layer and {maps.across} of {', '.join(maps.grids)}: "
         f"from {known.min():.3g} to {known.max():.3g}.",

@@ -9,7 +9,7 @@ LONGEST = 44
 """Characters of a panel's title: on a phone more would be cut."""
 BETWEEN_PX = 66
 """From one panel to the next below it: the numbers and title of its axis, and the next one's title."""
-TOP_PX, BOTTOM_PX, BAR_PX = 26, 50, 58
+TOP_PX, BOTTOM_PX, BAR_PX = 26, 46, 44
 """Room for the first title, for the last axis, and for a colour bar or a legend."""
 
 
