@@ -21,7 +21,9 @@ def cost_blocks(of_runs: dict[str, pd.DataFrame], colours: dict[str, str]) -> li
         of_runs: diagnosis.parquet by the run's title.
         colours: by the run's title.
     """
-    costs = {title: rows[rows["name"] == "layer_drop"] for title, rows in of_runs.items()}
+    costs = {
+        title: rows[rows["name"] == "layer_drop"].dropna(subset="value") for title, rows in of_runs.items()
+    }
     costs = {title: rows.sort_values("layer") for title, rows in costs.items() if len(rows)}
     if not costs:
         return []
@@ -42,10 +44,10 @@ def cost_blocks(of_runs: dict[str, pd.DataFrame], colours: dict[str, str]) -> li
             x0=0, x1=1, yref=axis.plotly_name.replace("axis", ""),
             xref=axis.plotly_name.replace("yaxis", "x") + " domain",
         )  # fmt: skip
-    whole = pd.concat(rows[rows["part"] == ""] for rows in costs.values())["value"]
+    values = pd.concat(costs.values())["value"]
     about = (
-        f"Rise of the loss in nats per token without each layer of {', '.join(costs)}: "
-        f"from {whole.min():.3g} to {whole.max():.3g}."
+        f"Rise of the loss in nats per token of {', '.join(costs)} without each layer or one of its branches: "
+        f"from {values.min():.3g} to {values.max():.3g}."
     )
     return [
         Chart("depth-costs", f"{TITLE} (nats per token, logarithmic)", figure, about, height=height),
