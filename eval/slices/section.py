@@ -83,7 +83,8 @@ def _chart(name: str, kind: str, rows: pd.DataFrame, colours: dict[str, str]) ->
                     "size": 7,
                     "symbol": ["circle" if "seeds" in over else "circle-open" for over in of_variant["over"]],
                 },
-                hovertemplate="%{x}: %{y:+.4f}",
+                text=[_difference(row) for _, row in of_variant.iterrows()],
+                hovertemplate="%{text}",
             )
         )
     buckets = [

@@ -270,13 +270,8 @@ def test_costs_of_layers_have_a_line_for_each_run_and_a_table(make_run: MakeRun)
             assert trace.line.color == f"var(--{colour})"
     assert {shape.y0 for shape in layout.shapes} == {0.01}
     rows = table_below(chart.title, *runs)
-    assert list(rows.iloc[1]) == [
-        "vanilla, seed 1, without its attn",
-        "+0.2500",
-        "+0.0250",
-        "+0.0002",
-        "-0.0100",
-    ]
+    assert list(rows.iloc[1]) == ["vanilla, seed 1", "its attn", "+0.2500", "+0.0250", "+0.0002", "-0.0100"]
+    assert list(rows.iloc[3])[:3] == ["rmsnorm, seed 1", "the layer", "+0.5000"]
 
 
 def test_runs_without_diagnostics_have_no_such_section(make_run: MakeRun) -> None:

@@ -5,6 +5,7 @@ from plotly import graph_objects as go
 
 from ..blocks import Chart, Table
 from .panels import panel_figure
+from .tables import COLUMNS, every_nth
 
 LOWEST = 1e-3
 """Nats per token: what costs less is drawn there."""
@@ -37,6 +38,7 @@ def cost_blocks(of_runs: dict[str, pd.DataFrame], colours: dict[str, str]) -> li
         for number, part in enumerate(parts)
     }
     figure, height = panel_figure(panels, "layer", "nats per token", PANEL_PX)
+    figure.update_xaxes(unifiedhovertitle={"text": "layer %{x}"})
     figure.update_yaxes(type="log", dtick=1, matches="y")
     for axis in figure.select_yaxes():
         figure.add_shape(
@@ -46,8 +48,8 @@ def cost_blocks(of_runs: dict[str, pd.DataFrame], colours: dict[str, str]) -> li
         )  # fmt: skip
     values = pd.concat(costs.values())["value"]
     about = (
-        f"Rise of the loss in nats per token of {', '.join(costs)} without each layer or one of its branches: "
-        f"from {values.min():.3g} to {values.max():.3g}."
+        f"Rise of the loss of {', '.join(costs)} without each layer or one of its branches: "
+        f"from {values.min():.3g} to {values.max():.3g} nats per token."
     )
     return [
         Chart("depth-costs", f"{TITLE} (nats per token, logarithmic)", figure, about, height=height),
@@ -66,21 +68,23 @@ def _line(title: str, rows: pd.DataFrame, colour: str, shows_name: bool) -> go.S
         mode="lines+markers",
         line={"color": colour, "width": 1.5},
         marker={"color": colour, "size": 6},
-        hovertemplate="layer %{x}: %{customdata:+.4~r}",
+        hovertemplate="%{customdata:+.4~r}",
     )
 
 
 def _table(costs: dict[str, pd.DataFrame]) -> Table:
-    """A row for each run and part, a column for each layer."""
-    tables = {
-        title: rows.pivot(index="part", columns="layer", values="value") for title, rows in costs.items()
-    }
-    table = pd.concat(tables, names=["run"])
-    table = table.reindex(columns=sorted(table.columns)).map("{:+.4f}".format, na_action="ignore").fillna("-")
-    table.columns = [f"layer {int(layer)}" for layer in table.columns]
-    table.insert(0, "run", [f"{title}, {_name(part)}" for title, part in table.index])
+    """A row for each run and part, a column for some of the layers."""
+    layers = every_nth(sorted({int(layer) for rows in costs.values() for layer in rows["layer"]}), COLUMNS)
+    lines = []
+    for title, rows in costs.items():
+        for part, of_part in rows.groupby("part", sort=False):
+            values = of_part.set_index("layer")["value"]
+            texts = {
+                f"layer {layer}": f"{values[layer]:+.4f}" if layer in values else "-" for layer in layers
+            }
+            lines.append({"run": title, "without": f"its {part}" if part else "the layer"} | texts)
     return Table(
-        table.reset_index(drop=True),
+        pd.DataFrame(lines),
         note=f"Costs below {LOWEST:g} are drawn there. Above the dotted line at {COUNTS:g} a layer counts.",
     )
 

@@ -20,6 +20,8 @@ ROW_PX, LOWEST_PX, HIGHEST_PX = 6, 120, 220
 """The height of a layer, and of a map."""
 PAIRS_PX = 230
 """The height of a map of two layers, which is about square."""
+BAR_PX = 40
+"""The height of the colour bar with its numbers."""
 LABELS = 6
 """At most so many along a side of a map."""
 SHADES = 255
@@ -113,7 +115,7 @@ def heat_maps(maps: Maps, cells: int) -> Chart:
     panels = {title: [_map(maps, title, cells, scale)] for title in maps.grids}
     layers = max(len(grid) for grid in maps.grids.values())
     panel_px = PAIRS_PX if maps.across == "layer" else min(max(ROW_PX * layers, LOWEST_PX), HIGHEST_PX)
-    figure, height = panel_figure(panels, maps.across, "layer", panel_px)
+    figure, height = panel_figure(panels, maps.across, "layer", panel_px, BAR_PX)
     figure.update_xaxes(type="category", nticks=LABELS, tickangle=0, showgrid=False)
     figure.update_yaxes(showgrid=False, zeroline=False)
     for trace in figure.data:

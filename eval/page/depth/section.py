@@ -12,13 +12,11 @@ from ..colours import colours_of
 from .costs import cost_blocks
 from .maps import Maps, heat_maps
 from .measures import BY_STEP, OF_PAIRS, Measure
-from .tables import every_nth, pair_grid, read_pairs, read_steps, step_grid
+from .tables import COLUMNS, every_nth, pair_grid, read_pairs, read_steps, step_grid
 
 MOST_DESIGNS = 9
 CELLS = 24_000
 """Of all maps of a page together: some 250 kB."""
-COLUMNS = 9
-"""Layers in a table below a map."""
 
 
 class Shown(NamedTuple):

@@ -10,6 +10,9 @@ import pandas as pd
 from training.diagnostics.table import read_diagnostics
 from training.run.reader import step_folders
 
+COLUMNS = 9
+"""Layers in a table below a chart."""
+
 
 def read_steps(run_dir: Path) -> pd.DataFrame:
     """diagnostics.parquet of a run, empty where it has none."""
