@@ -11,7 +11,9 @@ from model.files import write_text
 from ..evidence.comparison import Scorecard, build_scorecard
 from ..evidence.results import RunRecord
 from ..evidence.tables import NOTES, floor_lines, verdict_lines
+from ..slices.section import slice_sections
 from .blocks import Chart, Section, Sentences, Table
+from .depth.section import depth_sections
 from .differences import difference_section
 from .forest import forest_section
 from .library import packed_charts, packed_library
@@ -35,6 +37,8 @@ def sections_of(card: Scorecard) -> list[Section]:
         difference_section(card),
         loss_section(card),
         schedule_section(card),
+        *slice_sections(card),
+        *depth_sections(card),
         Section("notes", "How to read this", [Sentences([*floor_lines(card), *NOTES])]),
     ]
 
