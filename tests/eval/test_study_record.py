@@ -89,5 +89,5 @@ def test_files_that_say_too_little_are_refused_in_a_sentence(folder: Path) -> No
     with pytest.raises(UserError, match=r"results.json lacks 'runs': python scripts/study.py STUDY.yaml"):
         read_study_record(study_of(folder))
     file.unlink()
-    with pytest.raises(UserError, match="has no results.json yet"):
+    with pytest.raises(UserError, match=r"has no results\.json yet"):
         read_study_record(study_of(folder))

@@ -121,9 +121,7 @@ def _size_as_json(results: Results, size: str) -> dict[str, Any]:
             }
             for design in plan.arms(size)
         },
-        "best_rates": {
-            design: best_rate(plan, results.outcomes, size, design) for design in plan.arms(size)
-        },
+        "best_rates": {design: best_rate(plan, results.outcomes, size, design) for design in plan.arms(size)},
         "notes": [*rate_notes(results, size)],
     }
 

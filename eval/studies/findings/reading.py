@@ -10,6 +10,7 @@ from model.errors import UserError
 from training.run.reader import read_json
 
 from ...statistics.effect import Effect
+from ..plan import Cell
 from ..registration import Registration, read_registration
 from ..study import Rules
 from .costs import COSTS, Cost
@@ -51,6 +52,11 @@ class StudyRun:
     def is_finished(self) -> bool:
         """Whether it has a loss."""
         return self.status == "finished" and math.isfinite(self.val_loss)
+
+    @property
+    def cell(self) -> Cell:
+        """The run in the plan."""
+        return Cell(self.size, self.design, self.rate, self.seed)
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,17 @@ class StudyRecord:
     def row(self, size: str, design: str) -> Row:
         """A design at a size."""
         return next(row for row in self.rows if (row.size, row.design) == (size, design))
+
+    def folder_of(self, run: StudyRun) -> Path | None:
+        """Of a run that has ended, or where a worker trains it now; None where nothing of it is there."""
+        if run.folder is not None:
+            return run.folder if (run.folder / "summary.json").is_file() else None
+        runs, name = self.folder.parent.parent, f"{self.name}_{run.cell.name}"
+        begun = [
+            runs / name,
+            *(one for one in runs.glob(f"{name}_*") if one.name[len(name) + 1 :].isdecimal()),
+        ]
+        return next((one for one in reversed(begun) if (one / "summary.json").is_file()), None)
 
     @property
     def largest(self) -> StudySize | None:
@@ -260,7 +277,9 @@ def _estimate(content: Mapping[str, Any] | None) -> Estimate | None:
 
 
 def _interval(content: Mapping[str, Any]) -> Estimate | None:
-    return _estimate({"value": content["difference"], **content}) if content["difference"] is not None else None
+    if content["difference"] is None:
+        return None
+    return _estimate({"value": content["difference"], "low": content["low"], "high": content["high"]})
 
 
 def _or(value: float | None, otherwise: float) -> float:
