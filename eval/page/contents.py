@@ -1,12 +1,15 @@
 """What a page holds: about runs, or about a study with the runs that it judges."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..evidence.comparison import build_scorecard
+from ..evidence.comparison import Scorecard, build_scorecard
 from ..evidence.results import RunRecord
+from ..evidence.tables import verdict_lines
 from ..studies.findings.reading import StudyRecord, StudySize
 from .blocks import Chart, Section, Sentences, Table
+from .page import sections_of
 from .sources import Reading
 from .study.cards import baseline_variant, judged_folders, sizes_with_runs
 from .study.sections import study_sections
@@ -15,10 +18,11 @@ from .study.words import write_headline
 
 @dataclass(frozen=True)
 class Contents:
-    """A page: the sentence to read if only one is read, and the sections below it."""
+    """A page: the sentence to read if only one is read, what is said below it, and the sections."""
 
     headline: str
     sections: list[Section]
+    summary: Sequence[str] = ()
 
 
 def contents_of(reading: Reading, baseline: str | None = None) -> Contents:
@@ -40,7 +44,7 @@ def contents_of(reading: Reading, baseline: str | None = None) -> Contents:
     if not reading.runs:
         return Contents("Nothing could be read.", first)
     card = build_scorecard([*reading.runs.values()], baseline)
-    return Contents(card.headline, [*first, *run_sections(card)])
+    return Contents(card.headline, [*first, *sections_of(card)], verdict_lines(card))
 
 
 def _of_its_runs(record: StudyRecord, runs: dict[Path, RunRecord]) -> list[Section]:
@@ -54,12 +58,16 @@ def _of_its_runs(record: StudyRecord, runs: dict[Path, RunRecord]) -> list[Secti
             continue
         card = build_scorecard(records, baseline, record.comparisons[size.size])
         title = f"The runs of size {size.size} at the shared rate"
-        sections = run_sections(card)
+        sections = sections_of(card)
         if number == 0:
-            found += [Section("runs-of-size", title, [Sentences([card.headline])]), *sections]
+            found += [_lead(card, title), *sections]
         else:
             found.append(_folded(sections, card.headline, title, size, number))
     return found
+
+
+def _lead(card: Scorecard, title: str) -> Section:
+    return Section("runs-of-size", title, [Sentences([card.headline, *verdict_lines(card)])])
 
 
 def _folded(sections: list[Section], headline: str, title: str, size: StudySize, number: int) -> Section:

@@ -4,12 +4,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from training.run.reader import is_being_trained
 
 from ..evidence.results import RunRecord, read_run
-from ..studies.findings.reading import StudyRecord, is_study, read_study_record
+
+if TYPE_CHECKING:
+    from ..studies.findings.reading import StudyRecord
 
 NOT_SHOWN = ("checkpoints", "logs", "wandb")
 """Folders of a run of which a page shows nothing."""
@@ -28,7 +31,7 @@ class Reading:
         problems: a sentence for each that could not be read.
     """
 
-    study: StudyRecord | None
+    study: "StudyRecord | None"
     runs: dict[Path, RunRecord]
     under_way: frozenset[Path]
     problems: tuple[str, ...]
@@ -91,9 +94,11 @@ class Sources:
         found = (record.folder_of(run) for run in record.runs) if record else ()
         return tuple(dict.fromkeys(folder for folder in found if folder is not None))
 
-    def _read_study(self) -> StudyRecord | None:
+    def _read_study(self) -> "StudyRecord | None":
         if self.study is None:
             return None
+        from ..studies.findings.reading import read_study_record  # scipy costs seconds
+
         now = stamp(self.study)
         if self._study is None or self._study[0] != now:
             self._study = now, read_study_record(self.study)
@@ -109,6 +114,11 @@ class Sources:
                 _ = record.items, record.documents, record.slices
             self._known[folder] = known = now, record
         return known[1]
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder is a study's."""
+    return (folder / "registration.json").is_file()
 
 
 def stamp(folder: Path) -> Stamp:

@@ -43,7 +43,8 @@ def set_summary(run: Path, **changes: object) -> None:
 
 @contextmanager
 def served(follower: Follower) -> Iterator[HTTPConnection]:
-    server = PageServer("127.0.0.1", 0, follower)
+    server = PageServer("127.0.0.1", 0)
+    server.follower = follower
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     connection = HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
@@ -186,6 +187,6 @@ def test_a_port_or_host_that_cannot_be_is_one_sentence(make_run: MakeRun) -> Non
     with served(follower) as connection:
         assert connection.port is not None
         with pytest.raises(UserError, match=rf"port {connection.port} is taken: give another, such as"):
-            PageServer("127.0.0.1", connection.port, follower)
+            PageServer("127.0.0.1", connection.port)
     with pytest.raises(UserError, match=r"--host is '203\.0\.113\.7', which is no address of this machine"):
-        PageServer("203.0.113.7", 0, follower)
+        PageServer("203.0.113.7", 0)

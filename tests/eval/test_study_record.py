@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.studies.findings.reading import is_study, read_study_record
+from eval.page.sources import is_study
+from eval.studies.findings.reading import read_study_record
 from eval.studies.findings.tables import foretold_sentence, verdict_cells
 from model.errors import UserError
 from training.config.recipe import Recipe

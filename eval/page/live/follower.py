@@ -1,11 +1,12 @@
 """Draws a page anew when the files that it shows have changed."""
 
 import hashlib
+import re
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ REST = 4
 """After a page that took a second to draw, this many seconds pass before the next: training has the CPU."""
 WATCHED_S = 30.0
 """Seconds after the last question of a browser within which pages are drawn anew."""
+LIBRARY = re.compile(rb'(<script type="text/plain" id="library">)[^<]*')
+"""Two thirds of a page, which never change."""
 KEPT = 20
 """Sentences on runs that ended."""
 
@@ -29,11 +32,13 @@ class Snapshot:
 
     Attributes:
         page: HTML in UTF-8.
+        sections: the same without the plotting library, which a browser that shows the page has.
         state: `version` of the page, `updated` (seconds since 1970), runs `under_way`, sentences on those
             that `ended` since the start, and `problem` where the last page could not be drawn.
     """
 
     page: bytes
+    sections: bytes
     state: dict[str, Any]
 
 
@@ -103,7 +108,7 @@ class Follower:
                 traceback.print_exc()
             problem = f"the page could not be drawn anew: {error}"
             self.say(problem)
-            self.snapshot = Snapshot(self.snapshot.page, self.snapshot.state | {"problem": problem})
+            self.snapshot = replace(self.snapshot, state=self.snapshot.state | {"problem": problem})
         return True
 
     def _draw(self, reading: Reading) -> Snapshot:
@@ -112,6 +117,7 @@ class Follower:
             self.write(reading)
         return Snapshot(
             page,
+            LIBRARY.sub(rb"\1", page),
             {
                 "version": hashlib.sha256(page).hexdigest()[:16],
                 "updated": time.time(),

@@ -18,6 +18,7 @@ document.head.append(look);
 document.body.append(bar);
 root.style.overflowAnchor = "none"; // the reader's place is kept by hand, in every browser
 
+const packs = "DecompressionStream" in window;
 let shown = null, updated = 0, lost = false, busy = false;
 
 const clock = seconds => new Date(seconds * 1000).toLocaleTimeString("en-GB");
@@ -134,7 +135,7 @@ const scripts = page => [...page.querySelectorAll("style, script:not([type])")].
 const update = async () => {
   const answer = await fetch("/sections", { cache: "no-cache" });
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const needsLibrary = fresh.querySelector("[data-chart]") && root.dataset.charts !== "drawn";
+  const needsLibrary = fresh.querySelector("[data-chart]") && packs && root.dataset.charts !== "drawn";
   if (needsLibrary || own !== scripts(fresh)) return location.reload();
   const main = document.getElementById("main");
   const top = [...main.children].find(section => section.getBoundingClientRect().bottom > 0);
@@ -150,19 +151,20 @@ const update = async () => {
     details.ontoggle = () => { if (details.open) details.querySelectorAll("[data-chart]").forEach(draw); };
   }
   renewContents(fresh);
-  await redrawCharts(fresh.getElementById("charts"));
+  if (packs) await redrawCharts(fresh.getElementById("charts"));
   if (top && top.isConnected && before < 0) scrollBy(0, top.getBoundingClientRect().top - before);
 };
 
 // ---- asking ----
 const ask = async () => {
-  if (document.hidden || busy || root.classList.contains("paper")) return;
+  const draws = boxes.length && packs && root.dataset.charts !== "drawn"; // script.js is at its first drawing
+  if (document.hidden || busy || draws || root.classList.contains("paper")) return;
   busy = true;
   let state = null;
   try {
     state = await (await fetch("/state", { cache: "no-cache" })).json();
     lost = false;
-    if (shown !== null && state.version !== shown) await update();
+    if (state.version !== shown) await update(); // the first time too: what changed since the page was loaded
     shown = state.version;
     updated = state.updated;
     say(state);

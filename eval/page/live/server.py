@@ -24,13 +24,13 @@ class PageServer(ThreadingHTTPServer):
     Args:
         host: its address here; 127.0.0.1 is seen from this machine alone.
         port: 0 for any that is free.
-        follower: has the page.
 
     Raises UserError where the port is taken or not allowed, or there is no such address here.
     """
 
-    def __init__(self, host: str, port: int, follower: Follower) -> None:
-        self.follower = follower
+    follower: Follower
+
+    def __init__(self, host: str, port: int) -> None:
         try:
             super().__init__((host, port), Handler)
         except OSError as error:
@@ -49,7 +49,7 @@ class PageServer(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers `/` and `/state`; what a browser has already is not sent again."""
+    """Answers `/`, `/sections` and `/state`; what a browser has already is not sent again."""
 
     server: PageServer
     protocol_version = "HTTP/1.1"
@@ -60,6 +60,8 @@ class Handler(BaseHTTPRequestHandler):
         snapshot = self.server.follower.current()
         if path == "/":
             self._send(snapshot.page, HTML)
+        elif path == "/sections":
+            self._send(snapshot.sections, HTML)
         elif path == "/state":
             self._send(json.dumps(snapshot.state).encode(), JSON)
         else:
@@ -91,9 +93,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def serve(server: PageServer) -> None:
+def serve(server: PageServer, follower: Follower) -> None:
     """Follow and answer until Ctrl-C."""
-    follower = server.follower
+    server.follower = follower
     threading.Thread(target=follower.follow, name="follower", daemon=True).start()
     print(f"{server.url} follows {', '.join(map(str, follower.sources.folders))}; Ctrl-C ends it", flush=True)
     try:
@@ -102,7 +104,6 @@ def serve(server: PageServer) -> None:
         print("stopped")
     finally:
         follower.stop()
-        server.server_close()
 
 
 @lru_cache(maxsize=2)

@@ -166,11 +166,6 @@ class StudyRecord:
         return next(reversed([size for size in judged if size.is_settled] or judged), None)
 
 
-def is_study(folder: Path) -> bool:
-    """Whether a folder is a study's."""
-    return (folder / "registration.json").is_file()
-
-
 def read_study_record(folder: Path) -> StudyRecord:
     """The study in `RUNS/studies/NAME`. Raises UserError where its files do not say what they should."""
     registration = read_registration(folder / "registration.json")
