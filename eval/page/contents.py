@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..evidence.comparison import Scorecard, build_scorecard
+from ..evidence.comparison import build_scorecard
 from ..evidence.results import RunRecord
 from ..evidence.tables import verdict_lines
-from ..studies.findings.reading import StudyRecord, StudySize
+from ..studies.findings.reading import StudyRecord
 from .blocks import Chart, Section, Sentences, Table
 from .page import sections_of
 from .sources import Reading
 from .study.cards import baseline_variant, judged_folders, sizes_with_runs
 from .study.sections import study_sections
 from .study.words import write_headline
+
+
+JUDGED_ABOVE = ("forest", "validation-loss")
+"""Sections with verdicts on fewer runs than the study's, which are not shown beside the study's own."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +62,18 @@ def _of_its_runs(record: StudyRecord, runs: dict[Path, RunRecord]) -> list[Secti
             continue
         card = build_scorecard(records, baseline, record.comparisons[size.size])
         title = f"The runs of size {size.size} at the shared rate"
-        sections = sections_of(card)
+        sections = [section for section in sections_of(card) if section.id not in JUDGED_ABOVE]
         if number == 0:
-            found += [_lead(card, title), *sections]
+            lead = "How these runs went. What they show about their designs stands above, under Verdicts."
+            found += [Section("runs-of-size", title, [Sentences([lead])]), *sections]
         else:
-            found.append(_folded(sections, card.headline, title, size, number))
+            found.append(_folded(sections, title, number))
     return found
 
 
-def _lead(card: Scorecard, title: str) -> Section:
-    return Section("runs-of-size", title, [Sentences([card.headline, *verdict_lines(card)])])
-
-
-def _folded(sections: list[Section], headline: str, title: str, size: StudySize, number: int) -> Section:
+def _folded(sections: list[Section], title: str, number: int) -> Section:
     """All of a size's sections in one, whose charts have names of their own."""
-    blocks: list[Chart | Table | Sentences] = [Sentences([headline])]
+    blocks: list[Chart | Table | Sentences] = []
     for section in sections:
         for at, block in enumerate(section.blocks):
             if isinstance(block, Chart):

@@ -98,7 +98,7 @@ def test_a_forest_shows_both_verdicts_of_each_design(record: StudyRecord) -> Non
     assert (
         shared.marker.symbol != best.marker.symbol and shared.marker.color == best.marker.color == "var(--c1)"
     )
-    assert figure.layout.yaxis.ticktext[-1] == "vanilla_again (noise floor)"
+    assert figure.layout.yaxis.ticktext[-1] == "vanilla_again<br>(noise floor)"
     assert len({trace.y[0] for trace in figure.data if trace.y[0] is not None}) == 6  # no two on one line
 
 
@@ -151,10 +151,10 @@ def test_the_noise_floor_is_the_deviation_over_seeds(record: StudyRecord) -> Non
     assert isinstance(table, Table) and isinstance(said, Sentences)
     losses = [loss("medium", "vanilla", "1x", seed) for seed in (1, 2, 3)]
     row = table.rows.set_index("size").loc["medium"]
-    assert row["deviation of vanilla over seeds"] == f"{stdev(losses):.4f}"
+    assert row["sd over seeds"] == f"{stdev(losses):.4f}"
     other = fmean(loss("medium", "vanilla_again", "1x", seed) for seed in (1, 2, 3))
-    assert row["the same design, other seeds"].startswith(f"{other - fmean(losses):+.4f} [")
-    low, high = map(float, row["the same design, other seeds"].split("[")[1].rstrip("]").split(","))
+    assert row["other seeds"].startswith(f"{other - fmean(losses):+.4f} [")
+    low, high = map(float, row["other seeds"].split("[")[1].rstrip("]").split(","))
     word = "holds zero" if low <= 0 <= high else "does not hold zero"
     assert said.lines[0].startswith(f"At size medium the interval of vanilla_again {word}")
 

@@ -33,11 +33,14 @@ def noise_section(record: StudyRecord) -> Section:
                 "holds zero, as it should" if holds else "does not hold zero: doubt verdicts of that size"
             )
             said.append(f"At size {size.size} the interval of {noise.design} {verdict}.")
-    titles = ["size", "seeds", f"deviation of {record.baseline} over seeds", "the same design, other seeds"]
+    titles = ["size", "seeds", "sd over seeds", "other seeds"]
     frame = pd.DataFrame(cells, columns=titles)
     if not any(map(record.is_noise, record.designs)):
         frame = frame.drop(columns=titles[-1])
-    blocks: list[Table | Sentences] = [Table(frame, note="Nats per token: what another seed alone changes.")]
+    note = f"Nats per token: the standard deviation of {record.baseline}'s loss over its seeds"
+    if titles[-1] in frame:
+        note += ", and the difference of the same design with other seeds"
+    blocks: list[Table | Sentences] = [Table(frame, note=f"{note}.")]
     if said:
         blocks.append(Sentences(said))
     return Section("study-noise", "Noise floor", [*blocks] if cells else [])

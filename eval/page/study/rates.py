@@ -67,8 +67,16 @@ def rate_chart(record: StudyRecord, size: StudySize, colours: Mapping[str, str],
         )
     if not figure.data:
         return None
+    peaks = sorted(size.rates[record.baseline].values())
     figure.update_layout(
-        xaxis={"title": "peak learning rate", "type": "log"}, yaxis_title="validation loss, nats per token"
+        hovermode="closest",
+        xaxis={
+            "title": "peak learning rate",
+            "type": "log",
+            "tickvals": peaks,
+            "ticktext": [f"{peak:g}" for peak in peaks],
+        },
+        yaxis_title="validation loss, nats per token",
     )
     seeds = f"mean of {len(record.selection_seeds)} selection seed(s)"
     return Chart(

@@ -71,12 +71,14 @@ def registration_section(record: StudyRecord) -> Section:
     lines = [*there.sentences(), f"the whole hash: {there.sha256}"]
     if not there.departures:
         lines.append("nothing departed from it")
-    compared = there.plan.get("comparisons") or []
-    return Section(
-        "study-registration",
-        "Registration",
-        [Sentences(lines), Table(rules, "Rules"), *([Sentences(compared, "Compared")] if compared else [])],
-    )
+    return Section("study-registration", "Registration", [Sentences(lines), Table(rules, "Rules")])
+
+
+def comparison_section(record: StudyRecord) -> Section:
+    """What was to be compared, as it was registered."""
+    compared = record.registration.plan.get("comparisons")
+    blocks = [Sentences(compared)] if compared else []
+    return Section("study-comparisons", "Comparisons that were registered", [*blocks], "folded")
 
 
 def cell_section(record: StudyRecord) -> Section:

@@ -5,7 +5,14 @@ from ..blocks import Section
 from ..colours import colours_of
 from .noise import noise_section
 from .rates import rate_section
-from .runs import cell_section, cost_section, failure_section, part_section, registration_section
+from .runs import (
+    cell_section,
+    comparison_section,
+    cost_section,
+    failure_section,
+    part_section,
+    registration_section,
+)
 from .sizes import gate_section, size_section
 from .verdicts import verdict_section
 from .words import found_section
@@ -26,6 +33,7 @@ def study_sections(record: StudyRecord) -> list[Section]:
         gate_section(record),
         cost_section(record),
         registration_section(record),
+        comparison_section(record),
         cell_section(record),
     ]
     return [section for section in found if section.blocks]

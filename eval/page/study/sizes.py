@@ -52,7 +52,13 @@ def size_chart(record: StudyRecord, colours: Mapping[str, str]) -> Chart | None:
         return None
     figure.add_hline(y=0, line={"color": "var(--soft)", "width": 1})
     figure.update_layout(
-        xaxis={"title": f"FLOPs of a run of {record.baseline}", "type": "log"},
+        hovermode="closest",
+        xaxis={
+            "title": f"FLOPs of a run of {record.baseline}",
+            "type": "log",
+            "tickvals": [flops[size] for size in flops if size in shown],
+            "ticktext": [f"{size}<br>{flops[size]:.2g}" for size in flops if size in shown],
+        },
         yaxis_title="difference, nats per token",
     )
     names = ", ".join(f"{size} {flops[size]:.2g}" for size in flops if size in shown)

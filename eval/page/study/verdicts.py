@@ -11,12 +11,21 @@ from ...studies.findings.projection import Estimate
 from ...studies.findings.reading import StudyRecord, StudySize
 from ...studies.findings.results import Row
 from ...studies.findings.tables import TITLES, verdict_cells
-from ...studies.findings.verdicts import Verdict, whose
+from ...studies.findings.verdicts import Verdict
 from ..blocks import Chart, Section, Table
 from .words import estimated
 
-SYMBOLS: dict[At, str] = {"shared rate": "circle", "best rate": "diamond", "equal budget": "square"}
-"""Of a forest's marks."""
+SYMBOLS: dict[At, tuple[str, str]] = {
+    "shared rate": ("circle", "●"),
+    "best rate": ("diamond", "◆"),
+    "equal budget": ("square", "■"),
+}
+"""Of a forest's marks, as Plotly calls them and as a text."""
+WHERE: dict[At, str] = {
+    "shared rate": "the shared rate",
+    "best rate": "each one's best rate",
+    "equal budget": "equal budget",
+}
 APART = 0.24
 """Of a row's height: how far the marks of its verdicts lie from each other."""
 ROW_PX, FRAME_PX = 54, 120
@@ -58,10 +67,9 @@ def forest(
         return None
     figure = go.Figure()
     kinds = [at for at in SYMBOLS if any(one.at == at for row in rows for one in row.verdicts)]
-    for at in kinds:
-        named = next(whose(one) for row in rows for one in row.verdicts if one.at == at)
-        key = {"symbol": SYMBOLS[at], "size": 9, "color": "var(--soft)"}
-        figure.add_scatter(x=[None], y=[None], mode="markers", name=f"at {named}", marker=key)
+    for at in kinds:  # the legend's
+        key = {"symbol": SYMBOLS[at][0], "color": "var(--soft)"}
+        figure.add_scatter(x=[None], y=[None], mode="markers", legendgroup=_kind(at), marker=key)
     for number, row in enumerate(rows):
         for verdict in row.verdicts:
             if verdict.effect is not None:
@@ -70,13 +78,13 @@ def forest(
     bound = record.rules.equivalent_within
     figure.add_vrect(x0=-bound, x1=bound, fillcolor="var(--mark)", line_width=0, layer="below")
     figure.add_vline(x=0, line={"color": "var(--soft)", "width": 1})
-    names = [f"{row.design} (noise floor)" if record.is_noise(row.design) else row.design for row in rows]
+    names = [f"{row.design}<br>(noise floor)" if record.is_noise(row.design) else row.design for row in rows]
     figure.update_layout(
-        xaxis_title="nats per token (below zero is better)",
+        hovermode="closest",
+        xaxis_title="nats per token",
         yaxis={
             "tickvals": [-number for number in range(len(rows))],
             "ticktext": names,
-            "range": [-len(rows) + 0.4, 0.6],
             "zeroline": False,
             "showgrid": False,
         },
@@ -85,7 +93,7 @@ def forest(
         f"{len(rows)} designs at size {size.size}, each with the difference of its validation loss to "
         f"{record.baseline} and the interval; the band is +-{bound:g} nats per token, which counts as none."
     )
-    title = f"Difference to {record.baseline} at size {size.size}, nats per token"
+    title = f"Difference to {record.baseline} at size {size.size}, below zero is better"
     return Chart(name, title, figure, about, height=FRAME_PX + ROW_PX * len(rows))
 
 
@@ -107,9 +115,14 @@ def _mark(verdict: Verdict, estimate: float, y: float, colour: str) -> go.Scatte
         y=[y],
         mode="markers",
         name=verdict.design,
+        legendgroup=_kind(verdict.at),
         showlegend=False,
-        marker={"symbol": SYMBOLS[verdict.at], "size": 10, "color": colour},
+        marker={"symbol": SYMBOLS[verdict.at][0], "size": 10, "color": colour},
         error_x=bars,
-        customdata=[f"{verdict.design} at {whose(verdict)}, {verdict.rate}<br>{found}<br>{verdict.word}"],
+        customdata=[f"{verdict.design} at {WHERE[verdict.at]}, {verdict.rate}<br>{found}<br>{verdict.word}"],
         hovertemplate="%{customdata}<extra></extra>",
     )
+
+
+def _kind(at: At) -> str:
+    return f"{SYMBOLS[at][1]} at {WHERE[at]}"
