@@ -11,7 +11,9 @@ from model.files import write_text
 from ..evidence.comparison import Scorecard, build_scorecard
 from ..evidence.results import RunRecord
 from ..evidence.tables import NOTES, floor_lines, verdict_lines
+from ..slices.section import slice_sections
 from .blocks import Chart, Section, Sentences, Table
+from .depth.section import depth_sections
 from .library import packed_charts, packed_library
 
 HERE = Path(__file__).parent
@@ -28,6 +30,8 @@ def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = N
 def sections_of(card: Scorecard) -> list[Section]:
     """Everything that the page shows about these runs, from top to bottom."""
     return [
+        *slice_sections(card),
+        *depth_sections(card),
         Section("notes", "How to read this", [Sentences([*floor_lines(card), *NOTES])]),
     ]
 
