@@ -86,6 +86,8 @@ class Effect:
         lowest, highest = 1e-9, 1 - 1e-12
         if self.half_width(highest) < size:
             return 1 - highest
+        if self.half_width(lowest) >= size:  # times the comparisons it would be above 1
+            return 1.0
         return 1 - float(brentq(lambda level: self.half_width(level) - size, lowest, highest, xtol=1e-10))
 
     def is_equivalent(self, bound: float, alpha: float = 0.05) -> bool:

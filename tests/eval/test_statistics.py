@@ -1,6 +1,7 @@
 """Intervals, corrections and power against formulas, libraries and studies whose truth is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,14 @@ def test_no_spread_is_no_certainty() -> None:
     (effect,) = effects(np.array([[3.0, 3.1], [3.0 - 1e-6, 3.1 - 1e-6]])[:, :, None], np.ones(1))
     assert not effect.is_measured and effect.p_value == 1 and effect.half_width() == math.inf
     assert not effect.is_equivalent(0.003)
+
+
+def test_a_p_value_times_its_comparisons_is_at_most_1() -> None:
+    one = Effect(0.0001, (Component(0.001**2, 9),), 10, 1)
+    many = replace(one, comparisons=6, is_pooled=False)
+    assert one.p_value == pytest.approx(2 * stats.t.sf(0.1, 9), rel=1e-5) and many.p_value == 1
+    far = replace(many, estimate=0.003)
+    assert far.p_value == pytest.approx(6 * 2 * stats.t.sf(3, 9), rel=1e-5)
 
 
 def test_equivalence_is_two_one_sided_tests() -> None:

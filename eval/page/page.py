@@ -1,0 +1,76 @@
+"""The report page: one HTML file with everything about a set of runs, to open anywhere and send around."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from model.files import write_text
+
+from ..evidence.comparison import Scorecard, build_scorecard
+from ..evidence.results import RunRecord
+from ..evidence.tables import NOTES, floor_lines, verdict_lines
+from ..slices.section import slice_sections
+from .blocks import Chart, Section, Sentences, Table
+from .depth.section import depth_sections
+from .differences import difference_section
+from .forest import forest_section
+from .library import packed_charts, packed_library
+from .losses import loss_section, schedule_section
+
+HERE = Path(__file__).parent
+LONG = 34
+"""Characters of a line of a cell from which on it may break into several."""
+
+
+def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = None) -> None:
+    """Write the page about these runs to `out`. Raises UserError where none of them is of the baseline."""
+    card = build_scorecard(records, baseline)
+    write_text(out, render(sections_of(card), card.headline, verdict_lines(card)))
+
+
+def sections_of(card: Scorecard) -> list[Section]:
+    """Everything that the page shows about these runs, from top to bottom."""
+    return [
+        forest_section(card),
+        difference_section(card),
+        loss_section(card),
+        schedule_section(card),
+        *slice_sections(card),
+        *depth_sections(card),
+        Section("notes", "How to read this", [Sentences([*floor_lines(card), *NOTES])]),
+    ]
+
+
+def render(
+    sections: Sequence[Section], title: str, summary: Sequence[str] = (), follows_server: bool = False
+) -> str:
+    """The page as HTML, with nothing outside it.
+
+    Args:
+        sections: those without blocks are left out.
+        title: the one sentence to read if only one is read.
+        summary: the sentences below it.
+        follows_server: whether it asks its server for what has changed.
+    """
+    shown = [section for section in sections if section.blocks]
+    charts = [block for section in shown for block in section.blocks if isinstance(block, Chart)]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests |= {
+        "chart": lambda block: isinstance(block, Chart),
+        "table": lambda block: isinstance(block, Table),
+        "long": lambda cell: max(map(len, cell.split("\n"))) > LONG,
+    }
+    return environment.get_template("template.html.j2").render(
+        sections=shown,
+        title=title,
+        summary=summary,
+        style=Markup((HERE / "style.css").read_text()),
+        script=Markup((HERE / "script.js").read_text()),
+        live=Markup((HERE / "live" / "live.js").read_text()) if follows_server else "",
+        library=Markup(packed_library()) if charts else "",
+        charts=Markup(packed_charts(charts)) if charts else "",
+    )
