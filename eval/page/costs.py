@@ -16,7 +16,7 @@ from .blocks import Chart, Section, Sentences, Table
 from .runs import baseline_first, design_colours, duration
 from .timing import STEADY, Cost, cost_of, training_hours, unsteadiness, validations
 
-EARLY = 0.1
+EARLY = 0.3
 """The share of a run whose losses are so high that a chart that holds them shows no differences."""
 
 
@@ -157,7 +157,8 @@ def time_chart(card: Scorecard) -> Chart | None:
     colours, figure = design_colours(card), go.Figure()
     hours: list[list[float]] = []
     tokens: list[list[float]] = []
-    late: list[float] = []
+    late: dict[bool, list[float]] = {True: [], False: []}
+    counted = set(card.runs.loc[card.runs["counted"], "name"])
     for name in baseline_first(card)["name"]:
         curves = [validations(record, card.yardstick) for record in _counted(card, name)["record"]]
         curves = [curve for curve in curves if len(curve)]
@@ -174,13 +175,15 @@ def time_chart(card: Scorecard) -> Chart | None:
         )
         hours += [mean["hours"].tolist(), last["hours"].tolist()]
         tokens += [mean["tokens"].tolist(), last["tokens"].tolist()]
-        late += [*mean.loc[mean["tokens"] > EARLY * mean["tokens"].max(), "loss"], *last["loss"]]
+        of_name = [*mean.loc[mean["tokens"] > EARLY * mean["tokens"].max(), "loss"], *last["loss"]]
+        late[name in counted] += of_name
     if not hours:
         return None
-    room = 0.05 * (max(late) - min(late)) or 0.05
+    shown = late[True] or late[False]  # what diverged must not flatten the others
+    room = 0.05 * (max(shown) - min(shown)) or 0.05
     unit = _unit(card)
     figure.update_xaxes(title="hours")
-    figure.update_yaxes(title=unit, range=[min(late) - room, max(late) + room])
+    figure.update_yaxes(title=unit, range=[min(shown) - room, max(shown) + room])
     return Chart(
         name="loss-over-hours",
         title=f"Validation loss over hours of training ({unit})",

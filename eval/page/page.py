@@ -14,11 +14,14 @@ from ..evidence.tables import NOTES, floor_lines, verdict_lines
 from ..slices.section import slice_sections
 from .blocks import Chart, Section, Sentences, Table
 from .depth.section import depth_sections
+from .differences import difference_section
+from .forest import forest_section
 from .library import packed_charts, packed_library
+from .losses import loss_section, schedule_section
 
 HERE = Path(__file__).parent
 LONG = 34
-"""Characters of a cell from which on it may break into lines."""
+"""Characters of a line of a cell from which on it may break into several."""
 
 
 def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = None) -> None:
@@ -30,6 +33,10 @@ def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = N
 def sections_of(card: Scorecard) -> list[Section]:
     """Everything that the page shows about these runs, from top to bottom."""
     return [
+        forest_section(card),
+        difference_section(card),
+        loss_section(card),
+        schedule_section(card),
         *slice_sections(card),
         *depth_sections(card),
         Section("notes", "How to read this", [Sentences([*floor_lines(card), *NOTES])]),
@@ -55,7 +62,7 @@ def render(
     environment.tests |= {
         "chart": lambda block: isinstance(block, Chart),
         "table": lambda block: isinstance(block, Table),
-        "long": lambda cell: len(cell) > LONG,
+        "long": lambda cell: max(map(len, cell.split("\n"))) > LONG,
     }
     return environment.get_template("template.html.j2").render(
         sections=shown,

@@ -24,8 +24,12 @@ LOWER_IS_BETTER = ("perplexity", "bits/byte", "nats/token")
 """Units of losses; of others more is better, or it is not known."""
 LABEL_WIDTH = 18
 """Characters of a design's name in a line beside a chart."""
-ROW_PX, TASK_PX = 26, 84
-"""Heights in the forest chart: of a design, and of a task's title and axis."""
+ROW_PX, TASK_PX, TITLE_PX = 26, 84, 40
+"""Heights in the forest chart: of a design, of a task's title and axis, and of the title alone."""
+TITLE_WIDTH = 40
+"""Characters of a task's title in a line."""
+MOST_WIDER = 4.0
+"""How much farther than the median of all ends one is drawn: two seeds leave some that dwarf the others."""
 OVER_ITEMS = "5px,4px"
 """Dashes of an interval that another seed may leave."""
 
@@ -146,20 +150,31 @@ def task_chart(card: Scorecard, metrics: list[Metric]) -> Chart | None:
             figure.add_trace(_interval(score, metric, colours[score["name"]]), **place)
         labels = [as_label(name) for name in scores["name"]]
         figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], automargin=True, **place)
-        ends = [0.0, *scores[["difference", "low", "high"]].to_numpy(dtype=float).ravel()]
-        low, high = np.nanmin(ends), np.nanmax(ends)
-        room = 0.06 * (high - low) or 1.0
-        figure.update_xaxes(range=[low - room, high + room], **place)
+        figure.update_xaxes(range=_reach(scores), **place)
     figure.update_xaxes(zeroline=True, zerolinewidth=2, automargin=True, nticks=6)
-    figure.update_annotations(font_size=13, x=0, xanchor="left")
+    # The titles reach over the designs' names, and the first has nothing above it.
+    figure.update_annotations(font_size=13, x=1, xanchor="right")
+    share = 1 - TITLE_PX / height
+    figure.for_each_yaxis(lambda axis: axis.update(domain=[share * end for end in axis.domain]))
+    figure.for_each_annotation(lambda title: title.update(y=share * title.y))
     return Chart(
         name="tasks",
         title=f"Each task's difference to {card.baseline}, with 95 % intervals",
         figure=figure,
         about="Dot: difference. Line: its interval, solid over seeds, dashed over the items of one seed. A "
-        "line that crosses zero shows no difference.",
+        "line that crosses zero shows no difference; one that runs off the edge is longer.",
         height=height,
     )
+
+
+def _reach(scores: pd.DataFrame) -> list[float]:
+    """The range of a strip: zero, all differences, and the intervals but those far wider than others."""
+    ends = scores[["low", "high"]].astype(float)
+    most = MOST_WIDER * np.nanmedian(ends.abs()) if ends.notna().to_numpy().any() else np.inf
+    shown = [0.0, *scores["difference"], *ends.clip(-most, most).to_numpy().ravel()]
+    low, high = np.nanmin(shown), np.nanmax(shown)
+    room = 0.06 * (high - low) or 1.0
+    return [low - room, high + room]
 
 
 def _interval(score: pd.Series, metric: Metric, colour: str) -> go.Scatter:
@@ -237,14 +252,13 @@ def _difference(score: pd.Series, metric: Metric) -> str:
 def _strip_title(metric: Metric) -> str:
     """A task's title with its unit and what is better."""
     title = metric.title.removesuffix(" %")
-    if metric.unit == "percent":
-        return f"{title}, points (right is better)"
-    unit = (
-        ""
-        if metric.unit in title or metric.unit == "perplexity"
-        else f", {metric.unit.replace('/', ' per ')}"
-    )
-    return f"{title}{unit} (left is better)" if metric.unit in LOWER_IS_BETTER else f"{title}{unit}"
+    unit = "points" if metric.unit == "percent" else metric.unit.replace("/", " per ")
+    if metric.unit == "perplexity" or metric.unit in title:
+        unit = ""
+    better = {"percent": "right is better"} | dict.fromkeys(LOWER_IS_BETTER, "left is better")
+    said = ", ".join(filter(None, [unit, better.get(metric.unit)]))
+    between = " " if len(title) + len(said) < TITLE_WIDTH else "<br>"
+    return escape(title, quote=False) + (f"{between}({said})" if said else "")
 
 
 def as_label(name: str) -> str:

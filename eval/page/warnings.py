@@ -91,13 +91,12 @@ def not_learnt(card: Scorecard) -> Iterator[str]:
         best = runs.loc[runs["val_loss"].idxmin()]
         margin = floor - best["val_loss"]
         if margin <= LEAST_EXCESS:
-            than = (
-                f"{margin:.3f} nats per token below" if margin > 0 else f"{-margin:.3f} nats per token above"
-            )
+            where = "below" if margin > 0 else "above"
             yield (
-                f"Nothing has learnt with this recipe: the best run of {best['name']} ends {than} the unigram "
-                f"model ({floor:.3f}), and less than {LEAST_EXCESS:g} below it is no language model. No "
-                "verdict here says anything of designs: train longer, or choose another learning rate."
+                f"Nothing has learnt with this recipe: the best run of {best['name']} ends {abs(margin):.3f} "
+                f"nats per token {where} the unigram model ({floor:.3f}), and less than {LEAST_EXCESS:g} "
+                "below it is no language model. No verdict here says anything of designs: train longer, or "
+                "choose another learning rate."
             )
 
 
@@ -189,12 +188,12 @@ def recovered_spikes(card: Scorecard) -> Iterator[str]:
         if (spikes := find_spikes(run.record))
     }
     if found:
-        highest = max(found, key=lambda folder: found[folder].highest)
-        count = sum(spikes.count for spikes in found.values())
+        at = max(found, key=lambda folder: found[folder].highest)
+        highest, count = found[at], sum(spikes.count for spikes in found.values())
         yield (
             f"{_who(card, found)}: {count} spike{'s' if count > 1 else ''} in the training loss that went "
-            f"by, the highest of {found[highest].highest:+.2f} nats per token at step {found[highest].step:,} of "
-            f"{_who(card, [highest])}: look there at the gradient norm, and try stronger clipping or a lower "
+            f"by, the highest of {highest.highest:+.2f} nats per token at step {highest.step:,} of "
+            f"{_who(card, [at])}: look there at the gradient norm, and try stronger clipping or a lower "
             "learning rate."
         )
 

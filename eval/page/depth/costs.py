@@ -38,7 +38,7 @@ def cost_blocks(of_runs: dict[str, pd.DataFrame], colours: dict[str, str]) -> li
         for number, part in enumerate(parts)
     }
     figure, height = panel_figure(panels, "layer", "nats per token", PANEL_PX)
-    figure.update_xaxes(unifiedhovertitle={"text": "layer %{x}"})
+    figure.update_xaxes(zeroline=False, unifiedhovertitle={"text": "layer %{x}"})
     figure.update_yaxes(type="log", dtick=1, matches="y")
     for axis in figure.select_yaxes():
         figure.add_shape(

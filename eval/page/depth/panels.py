@@ -42,7 +42,7 @@ def panel_figure(
         )  # fmt: skip
     gap = BETWEEN_PX / (panel_px + BETWEEN_PX)
     figure.update_layout(
-        grid={"rows": len(panels), "columns": 1, "pattern": "independent", "xgap": 0.18, "ygap": gap},
+        grid={"rows": len(panels), "columns": 1, "pattern": "independent", "xgap": 0.22, "ygap": gap},
         margin={"t": TOP_PX, "b": BOTTOM_PX + below_px},
     )
     return figure, TOP_PX + len(panels) * (panel_px + BETWEEN_PX) - BETWEEN_PX + BOTTOM_PX + below_px

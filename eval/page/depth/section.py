@@ -71,7 +71,7 @@ def depth_sections(card: Scorecard) -> list[Section]:
 def _about(shown: list[Shown], others: list[Shown]) -> list[str]:
     lines = [
         "Of each design one run, the first seed that has measured something: "
-        + ", ".join(run.title for run in shown)
+        + "; ".join(run.title for run in shown)
         + ".",
         "Maps have the first layer at the bottom, all runs share the colours of a measure, and what was not "
         "measured is blank; touch a cell for its value. The tables are of the last step that was measured.",
