@@ -75,14 +75,17 @@ def _serve(sources: Sources, options: argparse.Namespace, port: int) -> int:
     def write(reading: Reading) -> None:
         write_text(options.out, draw(reading, options.baseline))
 
-    server = PageServer(options.host or HOST, port)
-    with server:
-        follower = Follower(
-            sources,
-            lambda reading: draw(reading, options.baseline, follows_server=True),
-            write if options.out else None,
-        )
-        serve(server, follower)
+    with PageServer(options.host or HOST, port) as server:
+        try:
+            follower = Follower(
+                sources,
+                lambda reading: draw(reading, options.baseline, follows_server=True),
+                write if options.out else None,
+            )
+            print(f"{server.url} follows {', '.join(map(str, sources.folders))}; Ctrl-C ends it", flush=True)
+            serve(server, follower)
+        except KeyboardInterrupt:
+            print("stopped")
     return 0
 
 

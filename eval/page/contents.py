@@ -15,7 +15,6 @@ from .study.cards import baseline_variant, judged_folders, sizes_with_runs
 from .study.sections import study_sections
 from .study.words import write_headline
 
-
 JUDGED_ABOVE = ("forest", "validation-loss")
 """Sections with verdicts on fewer runs than the study's, which are not shown beside the study's own."""
 
