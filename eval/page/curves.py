@@ -35,7 +35,7 @@ class StyledRun(NamedTuple):
 
 def styled_runs(card: Scorecard, tokenizer: str | None = None) -> Iterator[StyledRun]:
     """Every run, or those of a tokenizer, in the scorecard's order."""
-    colours = colours_of(card.rows["name"], card.baseline)
+    colours = colours_of(card.runs["name"], card.baseline)
     several_data_seeds = card.runs["data_seed"].nunique() > 1
     for name in card.rows["name"]:
         for number, run in enumerate(card.runs[card.runs["name"] == name].itertuples()):

@@ -41,7 +41,7 @@ def compared(card: Scorecard) -> pd.DataFrame:
 
 def forest_chart(card: Scorecard, scores: pd.DataFrame) -> Chart:
     """A line per design, from top to bottom; the baseline is the line at zero."""
-    colours = colours_of(card.rows["name"], card.baseline)
+    colours = colours_of(card.runs["name"], card.baseline)
     reach = 1.1 * float(scores[["low", "high"]].abs().to_numpy().max()) or 1.0
     figure = go.Figure()
     words = []

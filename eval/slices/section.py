@@ -21,7 +21,7 @@ ABOUT = (
 
 def slice_sections(card: Scorecard) -> list[Section]:
     """A section for each tokenizer that has runs with slices, in its own nats."""
-    colours = colours_of(card.rows["name"], card.baseline)
+    colours = colours_of(card.runs["name"], card.baseline)
     several = card.runs["tokenizer"].nunique() > 1
     sections = []
     for number, (tokenizer, rows) in enumerate(compare_slices(card).items(), start=1):

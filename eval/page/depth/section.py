@@ -49,7 +49,7 @@ def depth_sections(card: Scorecard) -> list[Section]:
     of_pairs = [maps for measure in OF_PAIRS for maps in _pair_maps(measure, shown)]
     drawn = sum(len(maps.grids) for maps in (*(maps for _, maps in by_step), *of_pairs))
     cells = CELLS // max(1, drawn)
-    colours = colours_of(card.rows["name"], card.baseline)
+    colours = colours_of(card.runs["name"], card.baseline)
     costs = cost_blocks(
         {run.title: run.pairs for run in shown if len(run.pairs)},
         {run.title: colours[run.name] for run in shown},
