@@ -8,7 +8,7 @@ import pandas as pd
 
 from ...evidence.comparison import Scorecard
 from ..blocks import Chart, Section, Sentences, Table
-from ..colours import colours_of
+from ..runs import design_colours
 from .costs import cost_blocks
 from .maps import Maps, heat_maps
 from .measures import BY_STEP, OF_PAIRS, Measure
@@ -49,7 +49,7 @@ def depth_sections(card: Scorecard) -> list[Section]:
     of_pairs = [maps for measure in OF_PAIRS for maps in _pair_maps(measure, shown)]
     drawn = sum(len(maps.grids) for maps in (*(maps for _, maps in by_step), *of_pairs))
     cells = CELLS // max(1, drawn)
-    colours = colours_of(card.runs["name"], card.baseline)
+    colours = design_colours(card)
     costs = cost_blocks(
         {run.title: run.pairs for run in shown if len(run.pairs)},
         {run.title: colours[run.name] for run in shown},

@@ -9,9 +9,9 @@ from ...evidence.results import RunRecord
 from ...evidence.tables import verdict_lines
 from ...studies.findings.reading import StudyRecord
 from ..blocks import Chart, Section, Sentences, Table
-from ..colours import colours_of
 from ..live.sources import Reading
 from ..page import sections_of
+from ..runs import design_colours
 from .cards import baseline_variant, judged_folders, recoloured, sizes_with_runs
 from .sections import colours_of_study, study_sections
 from .words import write_headline
@@ -62,7 +62,7 @@ def _of_its_runs(record: StudyRecord, runs: dict[Path, RunRecord]) -> list[Secti
             continue
         card = build_scorecard([runs[folder] for folder in designs], baseline, record.comparisons[size.size])
         # By itself the card would give its designs the colours of others above.
-        its, wanted = colours_of(card.runs["name"], card.baseline), colours_of_study(record)
+        its, wanted = design_colours(card), colours_of_study(record)
         folders = zip(card.runs["name"], card.runs["record"], strict=True)
         colours = {its[name]: wanted[designs[run.folder]] for name, run in folders}
         title = f"The runs of size {size.size} at the shared rate"
