@@ -12,7 +12,7 @@ from ..colours import colours_of
 from .costs import cost_blocks
 from .maps import Maps, heat_maps
 from .measures import BY_STEP, OF_PAIRS, Measure
-from .tables import COLUMNS, every_nth, pair_grid, read_pairs, read_steps, step_grid
+from .tables import COLUMNS, every_nth, pair_grid, read_pairs, read_steps, short, step_grid
 
 MOST_DESIGNS = 9
 CELLS = 24_000
@@ -143,7 +143,7 @@ def _table(ends: list[pd.Series], head: str) -> Table:
     rows = [
         {head: end.name}
         | {
-            f"layer {layer}": f"{value:.4g}" if np.isfinite(value := end.get(layer, np.nan)) else "-"
+            f"layer {layer}": short(value, 4) if np.isfinite(value := end.get(layer, np.nan)) else "-"
             for layer in layers
         }
         for end in ends

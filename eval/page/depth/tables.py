@@ -47,3 +47,8 @@ def every_nth(values: Iterable[int], most: int) -> list[int]:
         return there
     apart = math.ceil((len(there) - 1) / (most - 1))
     return [*there[:-1:apart], there[-1]]
+
+
+def short(value: float, digits: int) -> str:
+    """A number as text: 1280 rather than 1.28e+03."""
+    return f"{float(f'{value:.{digits}g}'):g}"
