@@ -143,7 +143,7 @@ def _table(ends: list[pd.Series], head: str) -> Table:
     rows = [
         {head: end.name}
         | {
-            f"layer {layer}": short(value, 4) if np.isfinite(value := end.get(layer, np.nan)) else "-"
+            f"layer {layer}": short(value, 3) if np.isfinite(value := end.get(layer, np.nan)) else "-"
             for layer in layers
         }
         for end in ends

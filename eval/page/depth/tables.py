@@ -10,7 +10,7 @@ import pandas as pd
 from training.diagnostics.table import read_diagnostics
 from training.run.reader import step_folders
 
-COLUMNS = 9
+COLUMNS = 7
 """Layers in a table below a chart."""
 
 
