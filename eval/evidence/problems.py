@@ -1,6 +1,7 @@
 """What a reader must know before believing a difference."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -28,6 +29,25 @@ BUDGET = 0.01
 """The share by which a design may have more parameters or FLOPs than the baseline without a word."""
 
 
+@dataclass(frozen=True)
+class Unlike:
+    """A setting that should be alike.
+
+    Attributes:
+        title: what it is called.
+        who: for each value, it and the rows that have it.
+        consequence: what follows.
+    """
+
+    title: str
+    who: list[str]
+    consequence: str
+
+    def sentence(self) -> str:
+        """All of it, without a full stop."""
+        return f"Not the same {self.title} ({'; '.join(self.who)}): {self.consequence}"
+
+
 def find_floors(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Losses, in nats per token, of models that know nothing (uniform) or token frequencies only (unigram).
 
@@ -42,33 +62,48 @@ def find_floors(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 def find_problems(table: pd.DataFrame, rows: pd.DataFrame, losses: pd.DataFrame, baseline: str) -> list[str]:
     """What a reader must know before believing a difference, one sentence each."""
-    problems = []
+    problems = [f"{unlike.sentence()}." for unlike in unlike_settings(table)]
+    for row in rows.itertuples():
+        if row.status not in ("finished", GIVEN_WEIGHTS):
+            problems.append(f"{row.name}: {row.status}; only finished runs count in means and differences.")
+        if lone := describe_lone_runs(row, rows, losses, baseline):
+            problems.append(f"{lone}.")
+    problems += [f"{problem}." for problem in budget_problems(rows)]
+    for run in table.itertuples():
+        if run.blow_up:
+            problems.append(f"{run.name} ({run.folder}) {run.blow_up}: it counts as a failure.")
+        problems += [f"{run.name} ({run.folder}) {said}." for said in run_problems(run.record).values()]
+    return problems
+
+
+def unlike_settings(table: pd.DataFrame) -> list[Unlike]:
+    """The settings that should be alike in all finished runs of `tabulate_runs`, and are not."""
     finished = table[table["counted"]]
     trained = finished[~finished["given"]]
-    baseline_given = rows.loc[rows["baseline"], "given"].any()
+    found = []
     for key, (title, consequence) in SETTINGS.items():
         compared = finished if key in ("tokenizer", "val_text") else trained
         groups = compared.groupby(key, sort=False, dropna=False)["name"].unique()
         if len(groups) > 1:
-            who = "; ".join(f"{_short(value)} in {', '.join(names)}" for value, names in groups.items())
-            problems.append(f"Not the same {title} ({who}): {consequence}.")
-    for row in rows.itertuples():
-        if row.status not in ("finished", GIVEN_WEIGHTS):
-            problems.append(f"{row.name}: {row.status}; only finished runs count in means and differences.")
-        if row.seeds and not baseline_given and losses.loc[row.name, "seeds"] < row.seeds:
-            problems.append(
-                f"{row.name}: only {losses.loc[row.name, 'seeds']:.0f} of {row.seeds} finished runs have a "
-                f"{baseline} partner with the same seeds and setting; the difference is over those."
-            )
-    problems += _budget_problems(rows)
-    for run in table.itertuples():
-        if run.blow_up:
-            problems.append(f"{run.name} ({run.folder}) {run.blow_up}: it counts as a failure.")
-        problems += [f"{run.name} ({run.folder}) {problem}." for problem in _run_problems(run.record)]
-    return problems
+            who = [f"{_short(value)} in {', '.join(names)}" for value, names in groups.items()]
+            found.append(Unlike(title, who, consequence))
+    return found
 
 
-def _budget_problems(rows: pd.DataFrame) -> list[str]:
+def describe_lone_runs(row: Any, rows: pd.DataFrame, losses: pd.DataFrame, baseline: str) -> str:
+    """How many of a row's finished runs have no partner, where some have; empty where all have."""
+    if rows.loc[rows["baseline"], "given"].any() or not row.seeds:
+        return ""
+    paired = losses.loc[row.name, "seeds"]
+    if not paired < row.seeds:
+        return ""
+    return (
+        f"{row.name}: only {paired:.0f} of {row.seeds} finished runs have a {baseline} partner with the same "
+        "seeds and setting; the difference is over those"
+    )
+
+
+def budget_problems(rows: pd.DataFrame) -> list[str]:
     """Designs that are larger or dearer than the baseline."""
     problems = []
     its = rows[rows["baseline"]]
@@ -80,39 +115,40 @@ def _budget_problems(rows: pd.DataFrame) -> list[str]:
             if more > BUDGET:
                 problems.append(
                     f"{row.name} has {more:.1%} more {title} than {its['name'].iloc[0]}: a gain may be the "
-                    "size's, so compare it with a baseline of as many."
+                    "size's, so compare it with a baseline of as many"
                 )
     return problems
 
 
-def _run_problems(run: RunRecord) -> list[str]:
-    problems = []
+def run_problems(run: RunRecord) -> dict[str, str]:
+    """What must be known of a run, in words that follow its name, by what it is about."""
+    problems = {}
     unigram = (run.summary.get("floors") or {}).get("unigram")
     if unigram is not None and run.val_loss >= unigram:
-        problems.append(
+        problems["floor"] = (
             f"does not beat the unigram model: {run.val_loss:.3f} against {unigram:.3f} nats per token"
         )
     if run.summary["status"] == GIVEN_WEIGHTS:
-        problems.append(
+        problems["weights"] = (
             "holds weights that were not trained here: on what text, how long and from which seed is not "
             "known, and the validation text may have been in it"
         )
     if start := run.summary.get("init_fingerprint"):
-        problems.append(
+        problems["start"] = (
             f"began from given weights, {run.summary.get('init_from')} ({start[:12]}), not from drawn ones"
         )
     if run.summary.get("skipped_steps"):
-        problems.append(f"skipped {run.summary['skipped_steps']} steps")
+        problems["skipped"] = f"skipped {run.summary['skipped_steps']} steps"
     if run.summary.get("preflight") == "skipped":
-        problems.append("was trained without the pre-flight check (--skip_preflight)")
+        problems["preflight"] = "was trained without the pre-flight check (--skip_preflight)"
     if run.summary.get("mixes_tokens"):
-        problems.append("mixes tokens outside attention, where data.document_mask does not reach")
+        problems["mixing"] = "mixes tokens outside attention, where data.document_mask does not reach"
     if (own := run.summary.get("candidate_overrides")) is not None:
-        problems.append(describe_overrides(own))
+        problems["overrides"] = describe_overrides(own)
     if run.limit is not None:
-        problems.append(f"had its tasks scored with a limit of {run.limit:g}, not on all items")
+        problems["limit"] = f"had its tasks scored with a limit of {run.limit:g}, not on all items"
     if run.evaluated_step is not None and run.evaluated_step != run.summary.get("step"):
-        problems.append(f"had its tasks scored at step {run.evaluated_step}, not at its last one")
+        problems["step"] = f"had its tasks scored at step {run.evaluated_step}, not at its last one"
     return problems
 
 

@@ -92,6 +92,42 @@ def settings_of(folder: Path) -> dict[str, dict[str, Any]]:
 
     Empty without configs, as a model without a run has none.
     """
+    keys = _compared_keys(folder)
+    if not keys:
+        return {}
+    found: dict[str, dict[str, Any]] = {group.name: {} for group in GROUPS}
+    for key, value in sorted(keys.items()):
+        if group := group_of(key):
+            found[group.name][key] = value
+    return found
+
+
+def resolved_keys(folder: Path) -> dict[str, Any]:
+    """All that a run's resolved configs hold but the design and what is `PAIRED`, defaults filled in.
+
+    Empty without configs.
+    """
+    keys = _compared_keys(folder)
+    if not keys:
+        return {}
+    defaults = {
+        f"{section}.{key}": value
+        for section, kind in SECTIONS.items()
+        for key, value in _defaults(kind).items()
+        if section != "model" or key not in DESIGN_KEYS
+    }
+    return {key: value for key, value in sorted((defaults | keys).items()) if not key.startswith(PAIRED)}
+
+
+def group_of(key: str) -> Group | None:
+    """The group of a resolved key; None for what is `FREE` or `PAIRED`, or said by summary.json."""
+    if key.startswith((*FREE, *PAIRED, *SHAPE)):
+        return None
+    return next(group for group in GROUPS if key.startswith(group.prefixes))
+
+
+def _compared_keys(folder: Path) -> dict[str, Any]:
+    """A run's resolved keys, what is at its default left out; empty without configs."""
     if not all((folder / name).is_file() for name in ("recipe.yaml", "ds_config.json")):
         return {}
     keys = {
@@ -102,12 +138,7 @@ def settings_of(folder: Path) -> dict[str, dict[str, Any]]:
     if (folder / "environment.json").is_file():
         environment = read_json(folder / "environment.json")
         keys["hardware"] = ", ".join(sorted(set(environment.get("gpus") or ["CPU"])))
-    found: dict[str, dict[str, Any]] = {group.name: {} for group in GROUPS}
-    for key, value in sorted(keys.items()):
-        if not key.startswith((*FREE, *PAIRED, *SHAPE)):
-            group = next(group for group in GROUPS if key.startswith(group.prefixes))
-            found[group.name][key] = value
-    return found
+    return keys
 
 
 def in_words(group: Group, settings: Mapping[str, Any]) -> str:
@@ -119,8 +150,8 @@ def in_words(group: Group, settings: Mapping[str, Any]) -> str:
             f"{shape.floor:g} of the peak" + (f", {shape.steps} steps" if shape.steps else "")
         )
     if len(settings) == 1 and settings.keys() <= set(group.prefixes):
-        return _text(*settings.values())
-    parts = (f"{key.rpartition('.')[2]}={_text(value)}" for key, value in settings.items())
+        return as_text(*settings.values())
+    parts = (f"{key.rpartition('.')[2]}={as_text(value)}" for key, value in settings.items())
     return ", ".join(parts) or ("GPT-2's parts" if group.name == "backbone" else "the usual")
 
 
@@ -172,7 +203,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A key's value, as YAML would have it."""
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -37,7 +37,7 @@ class Table:
     """A table of texts; its first column names the rows, and stays in sight where the others are scrolled.
 
     Attributes:
-        rows: cells as the reader sees them; the columns' names are the head.
+        rows: cells as the reader sees them, with line breaks; the columns' names are the head.
         title: above it; empty for none.
         note: below it.
     """

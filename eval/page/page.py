@@ -21,7 +21,7 @@ from .losses import loss_section, schedule_section
 
 HERE = Path(__file__).parent
 LONG = 34
-"""Characters of a cell from which on it may break into lines."""
+"""Characters of a line of a cell from which on it may break into several."""
 
 
 def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = None) -> None:
@@ -59,7 +59,7 @@ def render(sections: Sequence[Section], title: str, summary: Sequence[str] = ())
     environment.tests |= {
         "chart": lambda block: isinstance(block, Chart),
         "table": lambda block: isinstance(block, Table),
-        "long": lambda cell: len(cell) > LONG,
+        "long": lambda cell: max(map(len, cell.split("\n"))) > LONG,
     }
     return environment.get_template("template.html.j2").render(
         sections=shown,
