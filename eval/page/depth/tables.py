@@ -50,5 +50,5 @@ def every_nth(values: Iterable[int], most: int) -> list[int]:
 
 
 def short(value: float, digits: int) -> str:
-    """A number as text: 1280 rather than 1.28e+03."""
-    return f"{float(f'{value:.{digits}g}'):g}"
+    """A number as text, 1280 rather than 1.28e+03; - where it is not finite."""
+    return f"{float(f'{value:.{digits}g}'):g}" if math.isfinite(value) else "-"
