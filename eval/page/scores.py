@@ -29,7 +29,7 @@ ROW_PX, TASK_PX, TITLE_PX = 26, 84, 40
 TITLE_WIDTH = 40
 """Characters of a task's title in a line."""
 MOST_WIDER = 4.0
-"""How much farther than the median of all ends one is drawn: two seeds leave some that dwarf the others."""
+"""How much farther than the median design's an interval is drawn: two seeds leave some that dwarf others."""
 OVER_ITEMS = "5px,4px"
 """Dashes of an interval that another seed may leave."""
 
@@ -170,7 +170,8 @@ def task_chart(card: Scorecard, metrics: list[Metric]) -> Chart | None:
 def _reach(scores: pd.DataFrame) -> list[float]:
     """The range of a strip: zero, all differences, and the intervals but those far wider than others."""
     ends = scores[["low", "high"]].astype(float)
-    most = MOST_WIDER * np.nanmedian(ends.abs()) if ends.notna().to_numpy().any() else np.inf
+    farthest = ends.abs().max(axis=1).dropna()
+    most = MOST_WIDER * farthest.quantile(0.5, interpolation="lower") if len(farthest) else np.inf
     shown = [0.0, *scores["difference"], *ends.clip(-most, most).to_numpy().ravel()]
     low, high = np.nanmin(shown), np.nanmax(shown)
     room = 0.06 * (high - low) or 1.0

@@ -44,9 +44,7 @@ def settings_section(card: Scorecard) -> Section:
         blocks.append(Table(designs, title="What the designs are"))
     compared = settings[[key for key in settings if kind_of(key)]]
     if len(settings) > 1 and (differing := difference_table(card, compared)).empty:
-        blocks.append(
-            Sentences([f"All {len(settings)} runs have the same settings, beside design and seed."])
-        )
+        blocks.append(Sentences([f"All {len(settings)} runs are set alike, in all but design and seed."]))
     elif len(settings) > 1:
         note = "Seeds and designs are left out. Runs in one column are set alike in every row."
         blocks.append(Table(differing, title="Settings that differ", note=note))
