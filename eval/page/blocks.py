@@ -14,10 +14,11 @@ class Chart:
         name: of letters, digits and `-`; no two charts of a page share one.
         title: says what is shown and in which unit.
         figure: the traces. Colours, fonts, margins and the size come from the page, which knows its theme and
-            width. A trace names its colour as `var(--c1)`, a name of the page's style sheet.
+            width. A trace names its colour as `var(--c1)`, a name of the page's style sheet. Panels that are
+            one below the other in a `layout.grid` stand side by side where the page is wide enough.
         about: a sentence that says what is to be seen, for readers who cannot see it.
-        axes: other quantities for the horizontal axis, by their title, such as "hours". Each holds an array of
-            x for each trace, in the figure's order. The first is what the figure is drawn with.
+        axes: other quantities for the horizontal axis, by their title, such as "hours". Each holds an array
+            of x for each trace, in the figure's order. The first is what the figure is drawn with.
         logs: which axes can be switched to a logarithmic scale: "x", "y" or both, as a text.
         height: CSS pixels.
     """

@@ -11,8 +11,13 @@ from model.files import write_text
 from ..evidence.comparison import Scorecard, build_scorecard
 from ..evidence.results import RunRecord
 from ..evidence.tables import NOTES, floor_lines, verdict_lines
+from ..slices.section import slice_sections
 from .blocks import Chart, Section, Sentences, Table
+from .depth.section import depth_sections
+from .differences import difference_section
+from .forest import forest_section
 from .library import packed_charts, packed_library
+from .losses import loss_section, schedule_section
 
 HERE = Path(__file__).parent
 LONG = 34
@@ -28,6 +33,12 @@ def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = N
 def sections_of(card: Scorecard) -> list[Section]:
     """Everything that the page shows about these runs, from top to bottom."""
     return [
+        forest_section(card),
+        difference_section(card),
+        loss_section(card),
+        schedule_section(card),
+        *slice_sections(card),
+        *depth_sections(card),
         Section("notes", "How to read this", [Sentences([*floor_lines(card), *NOTES])]),
     ]
 

@@ -3,6 +3,7 @@ const root = document.documentElement;
 const dark = matchMedia("(prefers-color-scheme: dark)"), paper = matchMedia("print"), coarse = matchMedia("(pointer: coarse)");
 const narrow = matchMedia("(max-width: 900px)"), still = matchMedia("(prefers-reduced-motion: reduce)");
 const NARROW = 560; // px of a chart that has a phone's width
+const PANEL = 290; // px that a panel of a chart needs
 
 // ---- contents ----
 const contents = document.getElementById("contents");
@@ -90,6 +91,7 @@ class Chart {
     layout.showlegend = false; // the buttons above are the legend
     layout.width = this.width;
     layout.height = Number(this.box.dataset.height);
+    if (layout.grid) this.arrange(layout);
     layout.uirevision = "kept";
     const [first] = Object.keys(this.content.axes);
     if (this.axis) layout.xaxis = under(layout.xaxis, { title: { text: this.axis } });
@@ -106,6 +108,14 @@ class Chart {
       layout[key].autorange = !usable;
     }
     return layout;
+  }
+
+  // Panels stand one below the other in the figure: here side by side, where each has room.
+  arrange(layout) {
+    const { rows: panels, ygap } = layout.grid, around = layout.margin.t + layout.margin.b;
+    const columns = Math.max(1, Math.min(panels, Math.floor(layout.width / PANEL))), rows = Math.ceil(panels / columns);
+    layout.height = around + (layout.height - around) / (panels - ygap) * (rows - ygap);
+    layout.grid = { ...layout.grid, rows, columns };
   }
 
   draw() {

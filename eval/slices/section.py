@@ -1,36 +1,40 @@
-"""The report's section on slices: by kind a table of all buckets and a chart of the differences."""
+"""The report's section on slices: by kind a chart of the differences and a table of all buckets."""
 
 import math
-from typing import Any
 
 import pandas as pd
+from plotly import graph_objects as go
 
-from ..evidence.charts import Mark, Style, interval_chart
 from ..evidence.comparison import Scorecard
+from ..page.blocks import Chart, Section, Sentences, Table
+from ..page.colours import colours_of
 from .comparison import BUCKET, TITLES, bucket_title, compare_slices
 
-OVER_DOCUMENTS = "4 3"
-"""SVG dashes of an interval that another seed may leave, as everywhere in the report."""
+AXES = {"position": "position", "frequency": "occurrences of the token", "length": "tokens"}
+"""By kind, what a bucket holds in few words."""
+ABOUT = (
+    "Every validation token is in one row of each table; losses are in nats per token.",
+    "Brackets and lines are 95 % intervals, one bucket at a time: of twenty, one misses by chance. Filled "
+    "marks: over seeds; hollow ones: over the documents of one seed, which another seed may leave.",
+)
 
 
-def slice_sections(card: Scorecard, colours: dict[str, int]) -> list[dict[str, Any]]:
-    """A section for each tokenizer that has runs with slices, in its own nats; `colours` are by row name."""
-    compared = compare_slices(card)
+def slice_sections(card: Scorecard) -> list[Section]:
+    """A section for each tokenizer that has runs with slices, in its own nats."""
+    colours = colours_of(card.rows["name"], card.baseline)
+    several = card.runs["tokenizer"].nunique() > 1
     sections = []
-    for tokenizer, rows in compared.items():
-        suffix = f", tokenizer {tokenizer}" if card.runs["tokenizer"].nunique() > 1 else ""
-        of_kinds = {kind: rows[rows["kind"] == kind] for kind in TITLES}
-        charts = {kind: _chart(kind, of_kind, colours) for kind, of_kind in of_kinds.items()}
-        of_first = next((chart for chart in charts.values() if chart), None)
-        section = {
-            "title": f"Validation loss in slices, against {card.baseline} (negative is better){suffix}",
-            "legend": of_first["curves"] if of_first else [],
-            "kinds": [
-                {"title": TITLES[kind], "table": _table(of_kind), "chart": charts[kind]}
-                for kind, of_kind in of_kinds.items()
-            ],
-        }
-        sections.append(section)
+    for number, (tokenizer, rows) in enumerate(compare_slices(card).items(), start=1):
+        section_id = f"slices-{number}"
+        blocks: list[Chart | Table | Sentences] = [Sentences(list(ABOUT))]
+        for kind, title in TITLES.items():
+            of_kind = rows[rows["kind"] == kind]
+            if of_kind["difference"].notna().any():
+                blocks.append(_chart(f"{section_id}-{kind}", kind, of_kind, colours))
+            blocks.append(Table(_table(of_kind), f"By {title}"))
+        suffix = f", tokenizer {tokenizer}" if several else ""
+        title = f"Validation loss in slices, against {card.baseline} (negative is better){suffix}"
+        sections.append(Section(section_id, title, blocks))
     return sections
 
 
@@ -55,19 +59,46 @@ def _difference(row: pd.Series) -> str:
     return f"{text} [{row['interval_low']:+.4f}, {row['interval_high']:+.4f}]" if has_interval else text
 
 
-def _chart(kind: str, rows: pd.DataFrame, colours: dict[str, int]) -> dict[str, Any] | None:
-    """The differences of each variant above the buckets' lowest values; None where there are none."""
+def _chart(name: str, kind: str, rows: pd.DataFrame, colours: dict[str, str]) -> Chart:
+    """The differences of each variant, side by side above each bucket."""
     compared = rows[rows["difference"].notna()]
-    if compared.empty:
-        return None
-    buckets = {low: number for number, low in enumerate(rows["low"].drop_duplicates())}
-    marks = []
-    for name, of_name in compared.groupby("name", sort=False):
-        dashes = "" if of_name["over"].str.contains("seeds").any() else OVER_DOCUMENTS
-        of_buckets = [
-            Mark(buckets[row.low], row.difference, row.interval_low, row.interval_high)
-            for row in of_name.itertuples()
-        ]
-        marks.append((Style(str(name), colours[str(name)], dashes), of_buckets))
-    labels = [f"{low:,}" for low in buckets]
-    return interval_chart(TITLES[kind], "nats per token", labels, marks)
+    figure = go.Figure()
+    for variant, of_variant in compared.groupby("name", sort=False):
+        colour, value = colours[str(variant)], of_variant["difference"]
+        above, below = of_variant["interval_high"] - value, value - of_variant["interval_low"]
+        figure.add_trace(
+            go.Scatter(
+                x=[bucket_title(row.low, row.high) for row in of_variant.itertuples()],
+                y=_rounded(value),
+                error_y={
+                    "array": _rounded(above),
+                    "arrayminus": _rounded(below),
+                    "color": colour,
+                    "width": 0,
+                },
+                name=str(variant),
+                mode="markers",
+                marker={
+                    "color": colour,
+                    "size": 7,
+                    "symbol": ["circle" if "seeds" in over else "circle-open" for over in of_variant["over"]],
+                },
+                text=[_difference(row) for _, row in of_variant.iterrows()],
+                hovertemplate="%{text}",
+            )
+        )
+    buckets = [
+        bucket_title(low, high) for low, high in rows[BUCKET].drop_duplicates().itertuples(index=False)
+    ]
+    figure.update_xaxes(type="category", title=AXES[kind], categoryorder="array", categoryarray=buckets)
+    figure.update_yaxes(title="nats per token", zeroline=True)
+    figure.update_layout(scattermode="group")
+    about = (
+        f"Differences in validation loss by {TITLES[kind]} of {', '.join(compared['name'].unique())}: from "
+        f"{compared['difference'].min():+.4f} to {compared['difference'].max():+.4f}."
+    )
+    return Chart(name, f"Difference by {TITLES[kind]} (nats per token)", figure, about, height=320)
+
+
+def _rounded(values: pd.Series) -> list[float | None]:
+    return [None if math.isnan(value) else float(f"{value:.4g}") for value in values]

@@ -1,19 +1,20 @@
-"""The report's section by depth: the maps show the runs' values, on one scale, and it stays small."""
+"""The report's sections by depth: maps show the runs' values, on one scale, and the page stays small."""
 
+import itertools
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from plotly import graph_objects as go
 
-from eval.evidence.depth.maps import PALETTE, Scale
-from eval.evidence.depth.measures import BY_STEP
-from eval.evidence.depth.section import depth_section
+from eval.page.blocks import Chart, Sentences, Table
+from eval.page.depth.measures import BY_STEP
+from eval.page.depth.section import depth_sections
 from tests.eval.cards import card_of
-from tests.eval.test_report import page_of
 
 MakeRun = Callable[..., Path]
 STEPS = [0, 1, 2, 5, 10, 20, 50, 100, 200]
@@ -51,68 +52,109 @@ def add_diagnosis(run: Path, n_layer: int = 4) -> Path:
     return run
 
 
-def section_of(*runs: Path) -> dict[str, Any]:
-    section = depth_section(card_of(*runs))
-    assert section is not None
-    return section
+def charts_of(*runs: Path) -> dict[str, Chart]:
+    """By title."""
+    blocks = [block for section in depth_sections(card_of(*runs)) for block in section.blocks]
+    charts = [block for block in blocks if isinstance(block, Chart)]
+    assert len({chart.name for chart in charts}) == len(charts)
+    assert all(re.fullmatch("[A-Za-z0-9-]+", chart.name) for chart in charts)
+    return {chart.title: chart for chart in charts}
 
 
-def group_of(section: dict[str, Any], title: str) -> dict[str, Any]:
-    return next(group for group in section["groups"] if group["title"] == title)
+def table_below(title: str, *runs: Path) -> pd.DataFrame:
+    """Of the chart with this title."""
+    for section in depth_sections(card_of(*runs)):
+        for chart, table in itertools.pairwise(section.blocks):
+            if isinstance(chart, Chart) and chart.title == title:
+                assert isinstance(table, Table)
+                return table.rows
+    raise AssertionError(f"no chart {title}")
 
 
-def colours_of(chart: dict[str, Any]) -> dict[tuple[int, int], str]:
-    """By layer (from the bottom) and column, what a browser would paint."""
-    painted = {}
-    for fill, path in chart["paths"]:
-        for x, y, length in re.findall(r"M(\d+) (\d+)h(\d+)v1h-\d+z", path):
-            for column in range(int(x), int(x) + int(length)):
-                assert (chart["height"] - 1 - int(y), column) not in painted
-                painted[chart["height"] - 1 - int(y), column] = fill
-    return painted
+def values_of(trace: go.Heatmap) -> pd.DataFrame:
+    """What a reader is told, by layer and column."""
+    shown = trace.customdata if "customdata" in trace.hovertemplate else trace.z
+    return pd.DataFrame(list(shown), index=list(trace.y), columns=list(trace.x))
 
 
-def lightness(colour: str) -> float:
-    """Relative luminance, as WCAG has it."""
-    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+def pivoted(run: Path, name: str, part: str = "") -> pd.DataFrame:
+    """What was measured, by pandas alone."""
+    table = pd.read_parquet(run / "diagnostics.parquet").query("name == @name and part == @part")
+    return table.pivot(index="layer", columns="step", values="value")
 
 
-def test_maps_of_variants_show_their_values_on_one_scale(make_run: MakeRun) -> None:
-    section = section_of(add_steps(make_run("vanilla")), add_steps(make_run("rmsnorm"), factor=8.0))
-    group = group_of(section, "Residual stream")
-    assert [chart["title"] for chart in group["maps"]] == ["vanilla, seed 1", "rmsnorm, seed 1"]
-    painted: dict[float, set[str]] = {}
-    for factor, chart in zip((1.0, 8.0), group["maps"], strict=True):
-        hover = chart["hover"]
-        assert (hover["rows"], hover["columns"], hover["column"]) == ([0, 1, 2, 3], STEPS, "step")
-        of_chart = colours_of(chart)
-        for layer in range(4):
-            for column, step in enumerate(STEPS):
-                value = factor * (1 + layer) * (2 + step) / 100
-                assert hover["values"][layer][column] == pytest.approx(value, rel=1e-3)
-                painted.setdefault(value, set()).add(of_chart[layer, column])
-    assert all(len(fills) == 1 for fills in painted.values())  # equal values have equal colours
-    low, high = min(painted), max(painted)
-    assert painted[low] == {PALETTE[0]} and painted[high] == {PALETTE[-1]}
-    lights = [lightness(painted[value].copy().pop()) for value in sorted(painted)]
-    assert lights == sorted(lights)  # it reads without colours
-    middle = float(np.sqrt(low * high))
-    ticks = [float(tick) for tick in group["legend"]["ticks"]]
-    assert ticks == pytest.approx([low, middle, high], rel=0.01) and group["legend"]["unit"] == "RMS"
+def test_maps_show_what_was_measured_with_layer_0_at_the_bottom(make_run: MakeRun) -> None:
+    runs = add_steps(make_run("vanilla")), add_steps(make_run("rmsnorm"), factor=8.0)
+    chart = charts_of(*runs)["Residual stream (RMS, logarithmic)"]
+    figure = chart.figure
+    assert [note.text for note in figure.layout.annotations] == ["vanilla, seed 1", "rmsnorm, seed 1"]
+    assert [figure.layout.yaxis.autorange, figure.layout.yaxis2.autorange] == [None, None]  # not reversed
+    for run, trace in zip(runs, figure.data, strict=True):
+        shown, expected = values_of(trace), pivoted(run, "resid_rms")
+        assert list(shown.index) == [0, 1, 2, 3] and list(shown.columns) == STEPS
+        np.testing.assert_allclose(shown.to_numpy(float), expected, rtol=5e-4)
+    assert "from 0.02 to 64.6" in chart.about and "rmsnorm, seed 1" in chart.about
 
 
-def test_places_on_a_scale_are_shares_of_its_range_or_ratio() -> None:
-    values = np.array([1.0, 10.0, 100.0, np.nan])
-    assert Scale.of(values, by_ratio=True).place(values)[:3].tolist() == pytest.approx([0, 0.5, 1])
-    assert Scale.of(values, by_ratio=False).place(values)[:3].tolist() == pytest.approx([0, 9 / 99, 1])
-    assert np.isnan(Scale.of(values, by_ratio=True).place(values)[3])
-    with_zero = np.array([0.0, 1.0, 100.0])
-    assert Scale.of(with_zero, by_ratio=True).place(with_zero).tolist() == pytest.approx([0, 0, 1])
-    flat = np.array([3.0, 3.0])
-    assert Scale.of(flat, by_ratio=True).place(flat).tolist() == [0.5, 0.5]
-    assert Scale.of(np.array([-2.0, -1.0]), by_ratio=True).by_ratio is False
+def test_all_maps_of_a_measure_have_one_logarithmic_scale(make_run: MakeRun) -> None:
+    runs = add_steps(make_run("vanilla")), add_steps(make_run("rmsnorm"), factor=8.0)
+    figure = charts_of(*runs)["Residual stream (RMS, logarithmic)"].figure
+    assert {trace.coloraxis for trace in figure.data} == {"coloraxis"}
+    axis = figure.layout.coloraxis
+    low, high = 0.02, 8 * 4 * 2.02  # of factor, layer and step
+    for trace in figure.data:
+        shares = (np.array(trace.z, float) - axis.cmin) / (axis.cmax - axis.cmin)
+        expected = np.log(values_of(trace).to_numpy(float) / low) / np.log(high / low)
+        np.testing.assert_allclose(shares, expected, atol=0.003)  # half a shade of 255
+    ticks = dict(zip(axis.colorbar.tickvals, axis.colorbar.ticktext, strict=True))
+    for place, text in ticks.items():
+        share = (place - axis.cmin) / (axis.cmax - axis.cmin)
+        assert float(text) == pytest.approx(low * (high / low) ** share, rel=0.01)
+    assert axis.cmin in ticks and axis.cmax in ticks
+    assert axis.colorbar.orientation == "h"
+
+
+def test_linear_scales_are_the_values_and_signs_part_at_zero(make_run: MakeRun) -> None:
+    run = add_steps(make_run("vanilla"))
+    entropy = charts_of(run)["Entropy of attention, attn (nats)"].figure
+    expected = pivoted(run, "attn_entropy", "attn")
+    np.testing.assert_allclose(np.array(entropy.data[0].z, float), expected, rtol=5e-4)
+    axis = entropy.layout.coloraxis
+    assert (axis.cmin, axis.cmax) == pytest.approx((expected.min().min(), expected.max().max()))
+
+    table = pd.read_parquet(run / "diagnostics.parquet")
+    table.loc[(table["name"] == "layer_cos") & (table["layer"] == 0), "value"] *= -1
+    table.to_parquet(run / "diagnostics.parquet")
+    signed = charts_of(run)["Cosine to the next layer (cosine)"].figure.layout.coloraxis
+    assert signed.cmin == -signed.cmax == -4 * 2.02
+    assert lightness(signed.colorscale[len(signed.colorscale) // 2][1]) > 0.9  # zero is almost white
+
+
+def test_colours_of_a_scale_are_ever_lighter(make_run: MakeRun) -> None:
+    colours = charts_of(add_steps(make_run("vanilla")))[
+        "Residual stream (RMS, logarithmic)"
+    ].figure.layout.coloraxis
+    lights = [lightness(colour) for _, colour in colours.colorscale]
+    assert lights == sorted(lights) and lights[-1] - lights[0] > 0.6  # it reads without colours
+
+
+def test_what_has_no_logarithm_or_one_value_only_is_drawn(make_run: MakeRun) -> None:
+    run = add_steps(make_run("vanilla"))
+    table = pd.read_parquet(run / "diagnostics.parquet")
+    of_stream = table["name"] == "resid_rms"
+    table.loc[of_stream & (table["step"] == 0), "value"] = 0.0
+    table.loc[table["name"] == "kurtosis", "value"] = 3.0
+    table.loc[table["name"] == "massive_count", "value"] = 0.0
+    table.to_parquet(run / "diagnostics.parquet")
+    charts = charts_of(run)
+    (stream,) = charts["Residual stream (RMS, logarithmic)"].figure.data
+    assert (values_of(stream)[0] == 0).all()
+    assert {row[0] for row in stream.z} == {
+        charts["Residual stream (RMS, logarithmic)"].figure.layout.coloraxis.cmin
+    }
+    flat = charts["Kurtosis over features (1 to C, logarithmic)"].figure
+    assert list(flat.layout.coloraxis.colorbar.ticktext) == ["3"]
+    assert not any("Massive activations" in title for title in charts)  # all 0: nothing to see
 
 
 def test_each_branch_has_a_map_and_what_was_not_measured_stays_empty(make_run: MakeRun) -> None:
@@ -120,63 +162,132 @@ def test_each_branch_has_a_map_and_what_was_not_measured_stays_empty(make_run: M
     table = pd.read_parquet(run / "diagnostics.parquet")
     gone = (table["name"] == "branch_ratio") & (table["step"] == 5) & (table["layer"] == 2)
     table[~gone & (table["name"] != "attn_sink")].to_parquet(run / "diagnostics.parquet")
-    section = section_of(run)
-    titles = [group["title"] for group in section["groups"]]
-    assert {"Branch beside the stream, attn", "Branch beside the stream, mlp"} <= {*titles}
-    assert "Branch beside the stream" not in titles and not any("first token" in t for t in titles)
+    charts = charts_of(run)
+    branches = [title for title in charts if title.startswith("Branch beside the stream")]
+    assert branches == [
+        f"Branch beside the stream, {part} (|F| / |h|, logarithmic)" for part in ("attn", "mlp")
+    ]
+    assert not any("first token" in title for title in charts)
+    (trace,) = charts[branches[0]].figure.data
+    shown = values_of(trace)
+    assert trace.z[2][3] is None and shown.isna().sum().sum() == 1 and np.isnan(shown.loc[2, 5])
     table[~gone & (table["part"] != "mlp")].to_parquet(run / "diagnostics.parquet")
-    assert "Branch beside the stream" in [group["title"] for group in section_of(run)["groups"]]
-    chart = group_of(section, "Branch beside the stream, attn")["maps"][0]
-    assert (2, 3) not in colours_of(chart) and len(colours_of(chart)) == 4 * len(STEPS) - 1
-    assert chart["hover"]["values"][2][3] is None
+    assert "Branch beside the stream (|F| / |h|, logarithmic)" in charts_of(run)
 
 
-def test_many_steps_and_layers_are_thinned_out_and_small(make_run: MakeRun, tmp_path: Path) -> None:
-    steps = [0, *np.unique(np.geomspace(1, 19000, 24).astype(int))]
-    runs = [add_steps(make_run(name), n_layer=48, steps=steps) for name in ("vanilla", "post")]
-    for run in runs:
-        add_diagnosis(run, 48)
-    section = section_of(*runs)
-    hover = group_of(section, "Kurtosis over features")["maps"][0]["hover"]
-    assert len(hover["columns"]) == 16 and hover["columns"][0] == 0 and hover["columns"][-1] == 19000
-    assert len(hover["rows"]) == 24 and hover["rows"][0] == 0 and hover["rows"][-1] == 47
-    page_of(tmp_path, *runs)
-    with_section = (tmp_path / "report.html").stat().st_size
-    for run in runs:
-        (run / "diagnostics.parquet").unlink()
-        (run / "eval" / "step_00000200" / "diagnosis.parquet").unlink()
-    page_of(tmp_path, *runs)
-    assert with_section - (tmp_path / "report.html").stat().st_size < 2 * 200_000
+def test_the_last_step_stands_in_a_table_below_its_map(make_run: MakeRun) -> None:
+    run, other = add_steps(make_run("vanilla")), add_steps(make_run("post"), n_layer=12, steps=[0, 1, 9])
+    rows = table_below("Gradient of a layer's weights (norm, logarithmic)", run, other)
+    assert list(rows.iloc[:, 0]) == ["vanilla, seed 1, step 200", "post, seed 1, step 9"]
+    for row, of_run, step in ((0, run, 200), (1, other, 9)):
+        last = pivoted(of_run, "grad_norm")[step]
+        told = {int(head.split()[1]): text for head, text in rows.iloc[row, 1:].items()}
+        assert {layer for layer, text in told.items() if text != "-"} == {*told} & {*last.index}
+        for layer in {*told} & {*last.index}:
+            assert float(told[layer]) == pytest.approx(last[layer], rel=1e-3)
+    assert "layer 0" in rows and "layer 11" in rows
+
+
+def test_what_matters_most_is_open_and_the_rest_folded(make_run: MakeRun) -> None:
+    sections = depth_sections(card_of(add_diagnosis(add_steps(make_run("vanilla")))))
+    assert [section.kind for section in sections] == ["plain", "folded", "folded"]
+    is_open = [block.title for block in sections[0].blocks if isinstance(block, Chart)]
+    assert (
+        len(is_open) == 4
+        and is_open[0] == "Residual stream (RMS, logarithmic)"
+        and "without a layer" in is_open[-1]
+    )
+    folded = [block.title for block in sections[1].blocks if isinstance(block, Chart)]
+    assert len(folded) + 3 == len(BY_STEP) + len(PARTED)  # a second part each
+
+
+def test_eighteen_runs_are_a_map_for_each_design_and_small(make_run: MakeRun) -> None:
+    steps = [*(2**power for power in range(14)), 12030]
+    names = ("vanilla", "rmsnorm", "post", "parallel", "keel", "mix")
+    runs = [
+        add_diagnosis(add_steps(make_run(name, seed), n_layer=24, steps=steps), 24)
+        for name in names
+        for seed in (1, 2, 3)
+    ]
+    charts = charts_of(*runs)
+    payload = 0
+    for chart in charts.values():
+        layout = chart.figure.layout.to_plotly_json()
+        layout.pop("template", None)
+        payload += len(
+            json.dumps({"data": [t.to_plotly_json() for t in chart.figure.data], "layout": layout})
+        )
+        assert len(chart.figure.data) in (6, 18)
+    assert payload < 290_000
+    for trace in charts["Kurtosis over features (1 to C, logarithmic)"].figure.data:
+        assert list(trace.x) == steps and (trace.y[0], trace.y[-1]) == (0, 23) and len(trace.y) >= 12
+    titles = {note.text for note in charts["Residual stream (RMS, logarithmic)"].figure.layout.annotations}
+    assert titles == {f"{name}, seed 1" for name in names}
+
+
+def test_one_run_is_shown_with_all_its_steps_and_layers(make_run: MakeRun) -> None:
+    run = add_diagnosis(add_steps(make_run("vanilla"), n_layer=30), 30)
+    charts = charts_of(run)
+    (trace,) = charts["Residual stream (RMS, logarithmic)"].figure.data
+    assert list(trace.x) == STEPS and list(trace.y) == list(range(30))
+
+
+def test_more_designs_than_can_be_told_apart_are_named_instead(make_run: MakeRun) -> None:
+    runs = [add_steps(make_run(f"design{n}", val_loss=5 + n / 100)) for n in range(12)]
+    section = depth_sections(card_of(*runs, baseline="design11"))[0]
+    chart = next(block for block in section.blocks if isinstance(block, Chart))
+    titles = [note.text for note in chart.figure.layout.annotations]
+    assert titles == [f"design{n}, seed 1" for n in (11, *range(8))]
+    (about,) = (block for block in section.blocks if isinstance(block, Sentences))
+    assert any("design8, design9, design10" in line for line in about.lines)
 
 
 def test_pairs_of_layers_are_drawn_both_ways(make_run: MakeRun) -> None:
-    section = section_of(add_diagnosis(make_run("vanilla")))
-    assert section["checkpoints"] == "200"
-    values = group_of(section, "Linear CKA of two layers")["maps"][0]["hover"]["values"]
-    expected = [[1 - 0.1 * abs(one - other) for other in range(5)] for one in range(5)]
-    assert np.allclose(values, expected)
-    angles = group_of(section, "Angle between two layers")["maps"][0]["hover"]["values"]
-    assert np.allclose(angles, [[0.05 * abs(one - other) for other in range(5)] for one in range(5)])
+    run = add_diagnosis(make_run("vanilla"))
+    section = next(section for section in depth_sections(card_of(run)) if section.id == "depth-pairs")
+    charts = [block for block in section.blocks if isinstance(block, Chart)]
+    apart = np.abs(np.subtract.outer(range(5), range(5)))
+    np.testing.assert_allclose(values_of(charts[0].figure.data[0]), 1 - 0.1 * apart)
+    np.testing.assert_allclose(values_of(charts[1].figure.data[0]), 0.05 * apart)
+    told = table_below(charts[0].title, run).iloc[0, 1:]
+    assert [float(text) for text in told] == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])
 
 
-def test_bars_are_the_costs_on_a_logarithmic_axis(make_run: MakeRun) -> None:
-    costs = section_of(add_diagnosis(make_run("vanilla")))["costs"]
-    axis = {float(text): 1 - share for share, text in costs["y_labels"]}
-    assert axis == pytest.approx({0.001: 0, 0.01: 1 / 3, 0.1: 2 / 3, 1: 1}, abs=1e-3)
-    (chart,) = costs["charts"]
-    heights = [bar["height"] for bar in chart["bars"]]
-    expected = [max(0.0, np.log10(cost / share / 1e-3) / 3) for cost in (0.5, 0.05) for share in (1, 2, 4)]
-    assert heights == pytest.approx([*expected, *[0.0] * 6], abs=1e-3)
-    assert chart["hover"]["values"][3][0] == "without the layer -0.0200 nats"
-    assert [name for name, _ in costs["legend"]][1:] == ["without its attn", "without its mlp"]
+def test_costs_of_layers_have_a_line_for_each_run_and_a_table(make_run: MakeRun) -> None:
+    runs = add_diagnosis(make_run("vanilla")), add_diagnosis(make_run("rmsnorm"))
+    section = depth_sections(card_of(*runs))[0]
+    assert any("at step 200" in line for line in section.blocks[0].lines)
+    chart = next(block for block in section.blocks if isinstance(block, Chart))
+    layout = chart.figure.layout
+    panels = ["without the layer", "without its attn", "without its mlp"]
+    assert [note.text for note in layout.annotations] == panels
+    assert {axis.type for axis in chart.figure.select_yaxes()} == {"log"}
+    costs = np.array([0.5, 0.05, 0.0004, -0.02])
+    for number, share in enumerate((1, 2, 4)):
+        for trace, colour in zip(chart.figure.data[2 * number : 2 * number + 2], ("c0", "c1"), strict=True):
+            assert list(trace.customdata) == pytest.approx(costs / share)
+            assert list(trace.y) == pytest.approx(np.maximum(costs / share, 0.001))
+            assert trace.line.color == f"var(--{colour})"
+    assert {shape.y0 for shape in layout.shapes} == {0.01}
+    rows = table_below(chart.title, *runs)
+    assert list(rows.iloc[1]) == ["vanilla, seed 1", "its attn", "+0.2500", "+0.0250", "+0.0002", "-0.0100"]
+    assert list(rows.iloc[3])[:3] == ["rmsnorm, seed 1", "the layer", "+0.5000"]
 
 
-def test_runs_without_diagnostics_have_no_such_section(make_run: MakeRun, tmp_path: Path) -> None:
+def test_runs_without_diagnostics_have_no_such_section(make_run: MakeRun) -> None:
     runs = make_run("vanilla"), make_run("rmsnorm")
-    assert depth_section(card_of(*runs)) is None
-    assert "By depth" not in page_of(tmp_path, *runs).texts
-    page = page_of(tmp_path, runs[0], add_diagnosis(add_steps(runs[1])))
-    assert "By depth" in page.texts
-    maps = [attrs for tag, attrs in page.tags if tag == "figure" and "map" in (attrs["class"] or "")]
-    labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg" and "by layer" in str(attrs)]
-    assert len(maps) == len(labels) + 1 and all("rmsnorm, seed 1: " in str(label) for label in labels)
+    assert depth_sections(card_of(*runs)) == []
+    add_diagnosis(add_steps(runs[1]))
+    charts = charts_of(*runs)
+    assert charts and all("rmsnorm, seed 1" in chart.about for chart in charts.values())
+    assert not any("vanilla" in chart.about for chart in charts.values())
+
+
+def lightness(colour: str) -> float:
+    """Relative luminance, as WCAG has it, of `#rrggbb` or `rgb(r, g, b)`."""
+    if colour.startswith("#"):
+        parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    else:
+        parts = [int(number) / 255 for number in re.findall(r"\d+", colour)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from eval.page.blocks import Chart, Table
 from eval.slices.comparison import compare_slices
+from eval.slices.section import slice_sections
 from eval.statistics.crossed import effects
 from tests.eval.cards import card_of
-from tests.eval.test_report import page_of
 
 MakeRun = Callable[..., Path]
 KINDS = ("position", "frequency", "length")
@@ -96,20 +97,57 @@ def test_what_is_cut_otherwise_is_left_out(make_run: MakeRun) -> None:
     assert compare_slices(card)["gpt2"]["difference"].isna().all()
 
 
-def test_the_page_has_a_section_where_runs_have_slices(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_section_has_a_table_and_a_chart_of_each_kind(make_run: MakeRun) -> None:
     baseline, candidate = make_run("vanilla"), make_run("rmsnorm", val_loss=5.3)
-    title = "Validation loss in slices, against vanilla (negative is better)"
-    assert title not in page_of(tmp_path, baseline, candidate).texts
+    assert slice_sections(card_of(baseline, candidate)) == []
     add(baseline, slices(1))
-    page = page_of(tmp_path, baseline, candidate)
-    assert title in page.texts and "vanilla, loss" in page.texts
-    add(candidate, slices(2, shift=0.1))
-    page = page_of(tmp_path, baseline, candidate)
-    labels = [attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg"]
-    assert "nats per token by position in the block" in labels
-    of_bucket = (
-        bucket_of(slices(2, shift=0.1), "position", 1)["loss"] - bucket_of(slices(1), "position", 1)["loss"]
-    )
-    expected = of_bucket.sum() / bucket_of(slices(1), "position", 1)["tokens"].sum()
-    assert any(text.startswith(f"{expected:+.4f} [") for text in page.texts)
-    assert f"rmsnorm, 1: {expected:+.4f}" in page.texts and "1-3" in page.texts
+    (section,) = slice_sections(card_of(baseline, candidate))
+    tables = [block for block in section.blocks if isinstance(block, Table)]
+    assert len(tables) == 3 and not any(isinstance(block, Chart) for block in section.blocks)
+    assert all(list(table.rows) == ["values", "tokens", "vanilla, loss"] for table in tables)
+
+    theirs, ours = slices(1), slices(2, shift=0.1)
+    add(candidate, ours)
+    (section,) = slice_sections(card_of(baseline, candidate))
+    charts = [block for block in section.blocks if isinstance(block, Chart)]
+    tables = [block for block in section.blocks if isinstance(block, Table)]
+    assert section.title == "Validation loss in slices, against vanilla (negative is better)"
+    assert "position in the block" in charts[0].title and "nats per token" in charts[0].title
+    for kind, chart, table in zip(KINDS, charts, tables, strict=True):
+        assert list(table.rows["values"]) == ["0", "1-3"]
+        (trace,) = chart.figure.data
+        assert list(trace.x) == ["0", "1-3"] and trace.name == "rmsnorm"
+        assert trace.marker.color == "var(--c1)" and set(trace.marker.symbol) == {"circle-open"}
+        for place, low in enumerate((0, 1)):
+            mine, other = bucket_of(ours, kind, low), bucket_of(theirs, kind, low)
+            expected = (mine["loss"].sum() - other["loss"].sum()) / mine["tokens"].sum()
+            assert trace.y[place] == pytest.approx(expected, rel=1e-3)
+            text = table.rows["rmsnorm"].iloc[place]
+            interval = text.removeprefix(f"{expected:+.4f} [").removesuffix("]").split(", ")
+            ends = (
+                trace.y[place] - trace.error_y.arrayminus[place],
+                trace.y[place] + trace.error_y.array[place],
+            )
+            assert [float(end) for end in interval] == pytest.approx(ends, abs=2e-4)
+
+
+def test_marks_are_filled_where_their_interval_is_over_seeds(make_run: MakeRun) -> None:
+    runs = [
+        add(make_run(name, seed), slices(10 * seed + of_name))
+        for of_name, name in enumerate(("vanilla", "rmsnorm"))
+        for seed in (1, 2, 3)
+    ]
+    (section,) = slice_sections(card_of(*runs))
+    traces = [trace for block in section.blocks if isinstance(block, Chart) for trace in block.figure.data]
+    assert len(traces) == 3 and all(set(trace.marker.symbol) == {"circle"} for trace in traces)
+
+
+def test_each_tokenizer_has_slices_of_its_own(make_run: MakeRun) -> None:
+    other = {"tokenizer": "bytes", "val_fingerprint": "77b0"}
+    runs = [add(make_run("vanilla"), slices(1)), add(make_run("vanilla", folder="b", **other), slices(2))]
+    sections = slice_sections(card_of(*runs))
+    assert [section.title.rpartition(", ")[2] for section in sections] == [
+        "tokenizer gpt2",
+        "tokenizer bytes",
+    ]
+    assert len({section.id for section in sections}) == 2

@@ -13,6 +13,7 @@ class Measure(NamedTuple):
         parts: which parts of a layer are drawn, each in a map of its own: None for all that a run has below
             the block, "" for the block or the stream as a whole.
         by_ratio: whether colours stand for the values' logarithm.
+        is_open: whether the reader sees it without opening anything.
     """
 
     name: str
@@ -20,11 +21,12 @@ class Measure(NamedTuple):
     unit: str
     parts: str | None = ""
     by_ratio: bool = False
+    is_open: bool = False
 
 
 BY_STEP = (
-    Measure("resid_rms", "Residual stream", "RMS", by_ratio=True),
-    Measure("branch_ratio", "Branch beside the stream", "|F| / |h|", parts=None, by_ratio=True),
+    Measure("resid_rms", "Residual stream", "RMS", by_ratio=True, is_open=True),
+    Measure("branch_ratio", "Branch beside the stream", "|F| / |h|", parts=None, by_ratio=True, is_open=True),
     Measure("grad_norm", "Gradient of a layer's weights", "norm", by_ratio=True),
     Measure("update_ratio", "Update of a layer's weights", "|ΔW| / |W|", by_ratio=True),
     Measure("attn_entropy", "Entropy of attention", "nats", parts=None),

@@ -1,5 +1,6 @@
 """What runs have measured by depth, as tables of layers and steps."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pandas as pd
 from training.diagnostics.table import read_diagnostics
 from training.run.reader import step_folders
 
-MOST_STEPS, MOST_LAYERS = 16, 24
-"""Of one map; of more it shows some, the first and the last among them."""
+COLUMNS = 9
+"""Layers in a table below a chart."""
 
 
 def read_steps(run_dir: Path) -> pd.DataFrame:
@@ -26,10 +27,9 @@ def read_pairs(run_dir: Path) -> tuple[int, pd.DataFrame] | None:
     return None
 
 
-def step_grid(rows: pd.DataFrame, steps: Iterable[int]) -> pd.DataFrame:
-    """The values of one measure and part by layer and step, layers thinned out; NaN where there is none."""
-    table = rows.pivot(index="layer", columns="step", values="value").sort_index()
-    return table.reindex(columns=list(steps)).loc[some(table.index, MOST_LAYERS)]
+def step_grid(rows: pd.DataFrame) -> pd.DataFrame:
+    """The values of one measure and part: a row for each layer, a column for each step, NaN where none is."""
+    return rows.pivot(index="layer", columns="step", values="value").sort_index()
 
 
 def pair_grid(rows: pd.DataFrame, own: float) -> pd.DataFrame:
@@ -37,14 +37,13 @@ def pair_grid(rows: pd.DataFrame, own: float) -> pd.DataFrame:
     upper = rows.pivot(index="layer", columns="layer_2", values="value")
     layers = sorted({*upper.index.astype(int), *upper.columns.astype(int)})
     upper = upper.reindex(index=layers, columns=layers)
-    table = upper.combine_first(upper.T)
-    kept = some(layers, MOST_LAYERS)
-    return table.mask(np.eye(len(layers), dtype=bool), own).loc[kept, kept]
+    return upper.combine_first(upper.T).mask(np.eye(len(layers), dtype=bool), own)
 
 
-def some(values: Iterable[int], most: int) -> list[int]:
-    """At most so many, as far apart in their order as can be."""
+def every_nth(values: Iterable[int], most: int) -> list[int]:
+    """All values, or where there are more than `most` every second, third and so on; always the last."""
     there = list(values)
     if len(there) <= most:
         return there
-    return [there[place] for place in np.linspace(0, len(there) - 1, most).round().astype(int)]
+    apart = math.ceil((len(there) - 1) / (most - 1))
+    return [*there[:-1:apart], there[-1]]

@@ -1,1 +1,0 @@
-"""The report's section about what happens at each depth: heat maps by layer and step, and of two layers."""

@@ -1,0 +1,100 @@
+"""What a run has logged, as curves that a chart can hold: smoothed, thinned, over tokens and over time."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..evidence.comparison import Scorecard
+from ..evidence.results import RunRecord
+from .colours import colours_of
+
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Of a design's first, second, ... seed."""
+
+
+class StyledRun(NamedTuple):
+    """A run as it looks in every chart.
+
+    Attributes:
+        run: the row of `card.runs`.
+        name: of its row in the scorecard, which its seeds share.
+        title: with its seed.
+        colour: of the page's style sheet.
+        dash: its seed's.
+    """
+
+    run: Any
+    name: str
+    title: str
+    colour: str
+    dash: str
+
+
+def styled_runs(card: Scorecard, tokenizer: str | None = None) -> Iterator[StyledRun]:
+    """Every run, or those of a tokenizer, in the scorecard's order."""
+    colours = colours_of(card.rows["name"], card.baseline)
+    several_data_seeds = card.runs["data_seed"].nunique() > 1
+    for name in card.rows["name"]:
+        for number, run in enumerate(card.runs[card.runs["name"] == name].itertuples()):
+            seed = f"{run.init_seed}/{run.data_seed}" if several_data_seeds else run.init_seed
+            if tokenizer in (None, run.tokenizer):
+                title = name if run.given else f"{name}, seed {seed}"
+                yield StyledRun(run, name, title, colours[name], DASHES[number % len(DASHES)])
+
+
+def over_tokens(metrics: pd.DataFrame, column: str) -> pd.Series:
+    """A column of `RunRecord.train` or `.val` by trained tokens, what is not finite left out."""
+    return metrics.set_index("tokens")[column].replace([math.inf, -math.inf], math.nan).dropna()
+
+
+def hours_at(record: RunRecord, tokens: Iterable[float]) -> np.ndarray:
+    """Hours of training until these numbers of trained tokens, without validation and checkpoints; (n,).
+
+    NaN where the run has logged no speed.
+    """
+    train = record.train.dropna(subset=["tokens", "tokens_per_s"])
+    train = train[train["tokens_per_s"] > 0]
+    wanted = np.asarray(list(tokens), float)
+    if train.empty:
+        return np.full(len(wanted), math.nan)
+    reached = train["tokens"].to_numpy(float)
+    hours = np.cumsum(np.diff(reached, prepend=0) / train["tokens_per_s"].to_numpy(float)) / 3600
+    return np.interp(wanted, np.append(0, reached), np.append(0, hours))
+
+
+def smooth(values: pd.Series) -> pd.Series:
+    """Mean over a hundredth of the curve around each point: unlike a trailing average, it does not lag."""
+    return values.rolling(max(1, len(values) // 100), center=True, min_periods=1).mean()
+
+
+def thin(values: pd.Series, most: int) -> pd.Series:
+    """At most `most` points of a curve: the lowest and highest of each stretch, so that spikes survive."""
+    if len(values) <= most:
+        return values
+    numbers = values.to_numpy()
+    kept = {0, len(values) - 1}
+    for stretch in np.array_split(np.arange(len(values)), most // 2 - 1):
+        kept |= {int(stretch[np.argmin(numbers[stretch])]), int(stretch[np.argmax(numbers[stretch])])}
+    return values.iloc[sorted(kept)]
+
+
+def late(curves: Iterable[pd.Series], share: float) -> pd.Series:
+    """The curves' points after a share of the longest; of one that ends before, after that share of it."""
+    curves = [curve for curve in curves if len(curve)]
+    longest = max(curve.index.max() for curve in curves)
+    parts = []
+    for curve in curves:
+        end = longest if curve.index.max() > share * longest else curve.index.max()
+        part = curve[curve.index > share * end]
+        parts.append(part if len(part) else curve)
+    return pd.concat(parts)
+
+
+def padded(values: pd.Series, least: float) -> list[float]:
+    """A range around values, with some room, and no smaller than `least`."""
+    low, high = float(values.min()), float(values.max())
+    room = max(0.06 * (high - low), (least - (high - low)) / 2)
+    return [low - room, high + room]

@@ -1,0 +1,217 @@
+"""The report's charts of losses: the difference to the baseline first, then the losses themselves."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import pandas as pd
+from plotly import graph_objects as go
+
+from ..evidence.blow_ups import FAILED, SPIKE
+from ..evidence.comparison import Scorecard
+from .blocks import Chart, Section, Sentences
+from .curves import StyledRun, hours_at, late, over_tokens, padded, smooth, styled_runs, thin
+
+POINTS = 480
+"""Of a curve: two for each pixel of a phone."""
+LATE = 0.5
+"""Of the tokens: the losses after that fill the chart, so that 0.02 nats can be seen at full length."""
+LEAST_RANGE = 0.03
+"""Nats per token, or bits per byte, from the bottom of a chart to its top, where the curves are flat."""
+MOST_SPIKES = 20
+"""Of a run, the highest."""
+
+
+class Line(NamedTuple):
+    """A run's curve over tokens."""
+
+    of: StyledRun
+    values: pd.Series
+
+
+class Figure:
+    """A figure over tokens that is drawn over hours too."""
+
+    def __init__(self, y_title: str) -> None:
+        self.figure = go.Figure()
+        self.figure.update_layout(xaxis={"title": "tokens", "rangemode": "tozero"}, yaxis={"title": y_title})
+        self.hours: list[list[float]] = []
+
+    def add(self, of: StyledRun, values: pd.Series, **look: Any) -> None:
+        """A trace of a run, over its tokens."""
+        self.hours.append([float(hours) for hours in hours_at(of.run.record, values.index)])
+        self._add(list(values.index), values, name=escape(of.title), legendgroup=of.name, **look)
+
+    def add_level(self, x_high: float, level: float, text: str) -> None:
+        """A dashed horizontal line, its text at the end."""
+        longest = max((max(hours, default=0) for hours in self.hours), default=0)
+        self.hours.append([0, longest])
+        self._add(
+            [0, x_high], pd.Series([level, level]), mode="lines+text", text=["", text],
+            textposition="top left",
+            line={"color": "var(--soft)", "dash": "dash", "width": 1}, hoverinfo="skip", showlegend=False,
+            textfont={"color": "var(--soft)"},
+        )  # fmt: skip
+
+    def axes(self) -> dict[str, list[list[float]]]:
+        """What `Chart.axes` wants; empty where a run has logged no speed."""
+        if any(math.isnan(hours) for of_trace in self.hours for hours in of_trace):
+            return {}
+        return {"tokens": [list(trace.x) for trace in self.figure.data], "hours of training": self.hours}
+
+    def _add(self, x: list[float], values: pd.Series, **look: Any) -> None:
+        self.figure.add_scatter(x=x, y=values.tolist(), **look)
+
+
+def loss_section(card: Scorecard) -> Section:
+    """The losses over tokens and over time: a chart for each tokenizer, and one of all in bits per byte."""
+    tokenizers = list(card.runs["tokenizer"].unique())
+    charts = [
+        loss_chart(card, tokenizer, number)
+        for number, tokenizer in enumerate(tokenizers, 1)
+        if any(len(over_tokens(run.run.record.train, "loss")) for run in styled_runs(card, tokenizer))
+    ]
+    if len(tokenizers) > 1 and any(len(line.values) for line in _validation(card, None, "bits_per_byte")):
+        charts.append(bits_chart(card))
+    if not charts:
+        return Section("loss", "Loss", [Sentences(["No run has logged a training loss yet."])])
+    note = (
+        "Lines: training loss, as the mean over a hundredth of the run; dots: validation loss. The range is "
+        "that of the second half of training; “show all” shows everything. Over hours: the time of the "
+        "training steps alone, without validation and checkpoints."
+    )
+    return Section("loss", "Loss", [*charts, Sentences([note])])
+
+
+def loss_chart(card: Scorecard, tokenizer: str, number: int) -> Chart:
+    """Training and validation loss of a tokenizer's runs, in the range of the second half of training."""
+    raw = [Line(of, over_tokens(of.run.record.train, "loss")) for of in styled_runs(card, tokenizer)]
+    raw = [line for line in raw if len(line.values)]
+    lines = [Line(of, smooth(values)) for of, values in raw]
+    validation = _validation(card, tokenizer, "loss")
+    y_range = padded(
+        late([line.values for line in _settled(lines) + _settled(validation)], LATE), LEAST_RANGE
+    )
+    figure = Figure("nats per token")
+    _add_lines(figure, lines)
+    _add_points(figure, validation)
+    for of, values in raw:
+        _add_spikes(figure, of, values)
+    _add_divergence(figure, lines, y_range)
+    lowest = min(line.values.min() for line in raw)
+    x_high = max(float(line.values.index.max()) for line in lines)
+    for name, floor in card.floors.get(tokenizer, {}).items():
+        if floor > lowest:
+            figure.add_level(x_high, floor, f"{name} {floor:.2f}")
+    figure.figure.update_layout(yaxis={"range": y_range})
+    several = card.runs["tokenizer"].nunique() > 1
+    return Chart(
+        f"loss-{number}",
+        "Loss in nats per token" + (f", tokenizer {tokenizer}" if several else ""),
+        figure.figure,
+        about="Training loss (lines) and validation loss (dots) of every run over trained tokens; "
+        + _ends(lines, "nats per token"),
+        axes=figure.axes(),
+        logs="xy",
+        height=460,
+    )
+
+
+def bits_chart(card: Scorecard) -> Chart:
+    """Validation loss of every run in bits per byte, which compares across tokenizers."""
+    lines = [line for line in _validation(card, None, "bits_per_byte") if len(line.values)]
+    figure = Figure("bits per byte")
+    _add_lines(figure, lines, mode="lines+markers")
+    y_range = padded(late([line.values for line in _settled(lines)], LATE), LEAST_RANGE)
+    figure.figure.update_layout(yaxis={"range": y_range})
+    return Chart(
+        "loss-bits",
+        "Validation loss in bits per byte, all tokenizers",
+        figure.figure,
+        about="Validation loss of every run over trained tokens; " + _ends(lines, "bits per byte"),
+        axes=figure.axes(),
+        logs="xy",
+    )
+
+
+def schedule_section(card: Scorecard) -> Section:
+    """The learning rate and the gradient norm of every run; without blocks where none is logged."""
+    rates = [Line(of, over_tokens(of.run.record.train, "lr")) for of in styled_runs(card)]
+    norms = [Line(of, smooth(over_tokens(of.run.record.train, "grad_norm"))) for of in styled_runs(card)]
+    blocks = []
+    if rates := [line for line in rates if len(line.values)]:
+        figure = Figure("learning rate")
+        _add_lines(figure, rates, template="%{y:.3g}", most=POINTS // 4)
+        about = f"The learning rate of every run; it reaches {max(line.values.max() for line in rates):.3g}."
+        axes = figure.axes()
+        blocks.append(Chart("learning-rate", "Learning rate", figure.figure, about, axes, "xy", height=300))
+    if norms := [line for line in norms if len(line.values)]:
+        figure = Figure("gradient norm")
+        _add_lines(figure, norms, template="%{y:.3g}", most=POINTS // 2)
+        highest = 2 * float(late([line.values for line in _settled(norms)], 0.1).max())
+        figure.figure.update_layout(yaxis={"range": [0, highest or 1]})
+        about = "The gradient norm of every run before clipping, as the mean over a hundredth of the run."
+        title = "Gradient norm before clipping, smoothed"
+        blocks.append(Chart("gradient-norm", title, figure.figure, about, figure.axes(), "xy", height=300))
+    return Section("schedule", "Learning rate and gradient norm", [*blocks], kind="folded")
+
+
+def _validation(card: Scorecard, tokenizer: str | None, column: str) -> list[Line]:
+    return [Line(of, over_tokens(of.run.record.val, column)) for of in styled_runs(card, tokenizer)]
+
+
+def _settled(lines: Sequence[Line]) -> list[Line]:
+    """Those that did not diverge, which would flatten all others; all, where every one did."""
+    return [line for line in lines if line.of.run.status != FAILED] or list(lines)
+
+
+def _add_lines(
+    figure: Figure, lines: Sequence[Line], mode: str = "lines", template: str = "%{y:.4f}", most: int = POINTS
+) -> None:
+    for of, values in lines:
+        style = {"color": of.colour, "dash": of.dash, "width": 1.7}
+        figure.add(of, thin(values, most), mode=mode, line=style, hovertemplate=template)
+
+
+def _add_points(figure: Figure, lines: Sequence[Line]) -> None:
+    for of, values in lines:
+        if len(values):
+            figure.add(
+                of, thin(values, POINTS // 4), mode="markers", marker={"color": of.colour, "size": 7},
+                hovertemplate="%{y:.4f} (validation)",
+            )  # fmt: skip
+
+
+def _add_spikes(figure: Figure, of: StyledRun, values: pd.Series) -> None:
+    """A triangle on the curve where the loss as logged jumps far above those around it."""
+    usual = values.rolling(max(5, len(values) // 100), center=True, min_periods=1).median()
+    above = values - usual
+    late_above = above[above.index > 0.1 * values.index.max()]
+    # Small batches are noisy: a spike is above their noise too.
+    limit = max(SPIKE, 8 * float(late_above.abs().median()))
+    spikes = late_above[late_above > limit].nlargest(MOST_SPIKES).sort_index()
+    if len(spikes):
+        marker = {"color": of.colour, "size": 11, "symbol": "triangle-up-open", "line": {"width": 2}}
+        figure.add(
+            of, usual[spikes.index], mode="markers", marker=marker,
+            customdata=spikes.tolist(), hovertemplate="spike of %{customdata:+.2f} nats",
+        )  # fmt: skip
+
+
+def _add_divergence(figure: Figure, lines: Sequence[Line], y_range: Sequence[float]) -> None:
+    """A cross where a diverged run leaves the chart, or at its end."""
+    for of, values in lines:
+        if of.run.status == FAILED:
+            inside = values[(values >= y_range[0]) & (values <= y_range[1])]
+            figure.add(
+                of, (inside if len(inside) else values).tail(1), mode="markers+text", text=["diverged"],
+                textposition="middle right", textfont={"color": of.colour}, hovertemplate="diverged",
+                marker={"color": of.colour, "size": 10, "symbol": "x"}, cliponaxis=False,
+            )  # fmt: skip
+
+
+def _ends(lines: Sequence[Line], unit: str) -> str:
+    return (
+        "at the end: " + ", ".join(f"{of.title} {values.iloc[-1]:.3f}" for of, values in lines) + f" {unit}."
+    )
