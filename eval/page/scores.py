@@ -11,7 +11,6 @@ from plotly.subplots import make_subplots
 from ..evidence.comparison import Scorecard
 from ..evidence.metrics import VAL_BITS, VAL_LOSS, Metric
 from ..evidence.tables import (
-    difference_table,
     format_value,
     item_difference_table,
     row_titles,
@@ -20,6 +19,9 @@ from ..evidence.verdicts import describe_sample, format_interval
 from .blocks import Chart, Section, Table
 from .runs import baseline_first, design_colours, run_titles
 
+LOSS_NOTE = (
+    "Means over the finished runs. Bits per byte of text compare across tokenizers, nats per token do not."
+)
 LOWER_IS_BETTER = ("perplexity", "bits/byte", "nats/token")
 """Units of losses; of others more is better, or it is not known."""
 LABEL_WIDTH = 18
@@ -35,12 +37,8 @@ OVER_ITEMS = "5px,4px"
 
 
 def losses_section(card: Scorecard) -> Section:
-    """Validation losses, and their differences to the baseline with intervals."""
-    blocks = [Table(loss_table(card), note="Means over the finished runs.")]
-    if len(differences := difference_table(card)):
-        title = f"Difference to {card.baseline} (95 % intervals, negative is better)"
-        blocks.append(Table(differences.rename(columns={"variant": "design"}), title=title))
-    return Section("validation-loss", "Validation loss", [*blocks])
+    """Each design's validation loss; `forest_section` has the differences."""
+    return Section("validation-loss", "Validation losses", [Table(loss_table(card), note=LOSS_NOTE)])
 
 
 def evaluation_section(card: Scorecard) -> Section:

@@ -11,7 +11,7 @@ from scipy import stats
 from eval.evidence.comparison import Scorecard
 from eval.page.blocks import Chart, Section, Table
 from eval.page.scores import all_scores_section, evaluation_section, losses_section
-from tests.eval.cards import card_of, documents
+from tests.eval.cards import card_of
 
 MakeRun = Callable[..., Path]
 ITEMS = 400
@@ -119,12 +119,9 @@ def test_names_are_no_markup_in_a_chart(make_run: MakeRun) -> None:
 def test_validation_losses_are_means_with_their_deviation(make_run: MakeRun) -> None:
     losses = {"vanilla": [5.41, 5.40, 5.45], "rmsnorm": [5.31, 5.35, 5.33]}
     runs = [
-        make_run(name, seed, val_loss=loss, documents=documents(seed, loss - 5))
-        for name, of in losses.items()
-        for seed, loss in enumerate(of, 1)
+        make_run(name, seed, val_loss=loss) for name, of in losses.items() for seed, loss in enumerate(of, 1)
     ]
-    section = losses_section(card_of(*runs))
-    table = rows_of(section)
+    table = rows_of(losses_section(card_of(*runs)))
     assert [*table.index] == ["vanilla (baseline)", "rmsnorm"]
     for name, row in zip(losses, table.itertuples(), strict=True):
         of_name = pd.Series(losses[name])
@@ -134,8 +131,6 @@ def test_validation_losses_are_means_with_their_deviation(make_run: MakeRun) -> 
             f"{of_name.std():.4f}",
             "3",
         )
-    differences = rows_of(section, "Difference to vanilla (95 % intervals, negative is better)")
-    assert differences.loc["rmsnorm", "nats/token"].startswith("-0.09")
 
 
 def test_all_scores_have_a_row_for_each_metric_and_run(make_run: MakeRun) -> None:
