@@ -10,8 +10,8 @@ import pytest
 
 from eval.evidence.results import read_run
 from eval.page.blocks import Chart, Section, Sentences, Table
-from eval.page.costs.section import costs_section
-from eval.page.costs.timing import cost_of, training_hours
+from eval.page.costs import costs_section
+from eval.page.timing import cost_of, training_hours
 from tests.eval.cards import card_of
 
 MakeRun = Callable[..., Path]

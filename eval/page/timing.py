@@ -9,8 +9,8 @@ import pandas as pd
 
 from training.run.reader import read_json
 
-from ...evidence.metrics import VAL_LOSS, Metric
-from ...evidence.results import RunRecord
+from ..evidence.metrics import VAL_LOSS, Metric
+from ..evidence.results import RunRecord
 
 FEWEST_STEPS = 200
 """A shorter run has too few steps in a part."""

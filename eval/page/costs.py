@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from plotly import graph_objects as go
 
-from ...evidence.comparison import Scorecard
-from ...evidence.differences import pair_up
-from ...evidence.results import RunRecord
-from ..blocks import Chart, Section, Sentences, Table
-from ..runs import baseline_first, design_colours, duration
+from ..evidence.comparison import Scorecard
+from ..evidence.differences import pair_up
+from ..evidence.results import RunRecord
+from .blocks import Chart, Section, Sentences, Table
+from .runs import baseline_first, design_colours, duration
 from .timing import STEADY, Cost, cost_of, training_hours, unsteadiness, validations
 
 EARLY = 0.3

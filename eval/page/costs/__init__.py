@@ -1,1 +1,0 @@
-"""The page's section on cost: parameters, memory and time, and losses at equal time."""
