@@ -5,17 +5,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import yaml
 
 from eval.evidence.comparison import Scorecard
 from eval.evidence.settings import group_of, resolved_keys, settings_of
 from eval.page.blocks import Sentences, Table
+from eval.page.costs import costs_section
 from eval.page.runs import runs_section
+from eval.page.scores import all_scores_section, evaluation_section, losses_section
 from eval.page.settings import settings_section, shared_settings_section
+from eval.page.warnings import warnings_section
 from tests.eval.cards import card_of
 from tests.eval.test_settings import engine, recipe
 
 MakeRun = Callable[..., Path]
+SECTIONS = (
+    warnings_section, losses_section, evaluation_section, all_scores_section, costs_section, settings_section,
+    shared_settings_section, runs_section,
+)  # fmt: skip
 DIFFER, FREE = "Settings that differ", "Differences without an effect on training"
 
 
@@ -131,3 +139,34 @@ def test_every_run_has_its_facts(make_run: MakeRun) -> None:
 def test_a_setting_that_an_older_run_does_not_say_is_unknown(make_run: MakeRun) -> None:
     card = card_of(make_run("vanilla", source_fingerprint="content:abc"), make_run("rmsnorm"))
     assert any("training data (content:abc in vanilla; unknown in rmsnorm)" in line for line in card.problems)
+
+
+@pytest.mark.parametrize("kind", ["bare", "given", "tokenizers", "one", "only unfinished"])
+def test_sections_stand_whatever_runs_there_are(make_run: MakeRun, tmp_path: Path, kind: str) -> None:
+    """Every cell is a text and every line a sentence, whatever is not known of a run."""
+    vanilla = make_run("vanilla", tasks={"piqa": {"acc": 0.5}})
+    if kind == "bare":
+        (other := tmp_path / "bare").mkdir()
+        (other / "summary.json").write_text('{"status": "running", "variant": "rmsnorm"}')
+    elif kind == "given":
+        (other := tmp_path / "given" / "eval" / "step_00000000").mkdir(parents=True)
+        other = tmp_path / "given"
+        facts = {"status": "given weights", "variant": "vanilla", "val_loss": 5.0, "val_fingerprint": "3f2a"}
+        (other / "summary.json").write_text(json.dumps(facts))
+    elif kind == "tokenizers":
+        other = make_run(
+            "rmsnorm", tokenizer="bytes", val_fingerprint="77", val_loss=1.2, floors={"unigram": 3.1}
+        )
+    elif kind == "one":
+        other = vanilla
+    else:
+        vanilla = make_run("vanilla", 2, status="running", val_loss=None, step=0, tokens=0)
+        other = make_run("rmsnorm", status="diverged", val_loss=None)
+    card = card_of(vanilla, other)
+    for build in SECTIONS:
+        for block in build(card).blocks:
+            if isinstance(block, Table):
+                assert block.rows.map(lambda cell: isinstance(cell, str)).all(axis=None), block.title
+                assert not block.rows.isin(["nan", "None"]).any(axis=None), block.title
+            elif isinstance(block, Sentences):
+                assert all(line.endswith(".") and "nan" not in line.split() for line in block.lines)
