@@ -6,31 +6,30 @@ import pandas as pd
 from plotly import graph_objects as go
 
 from ..evidence.comparison import Scorecard
-from ..evidence.tables import difference_table
 from ..evidence.verdicts import format_interval
-from .blocks import Chart, Section, Sentences, Table
-from .colours import colours_of
+from .blocks import Chart, Section, Sentences
+from .runs import design_colours
 
 ROW = 66
 """CSS pixels of a design: its name, its interval in words, the line."""
+MOST_WIDER = 4.0
+"""How much farther than the median of all ends one is drawn: two seeds leave some that dwarf the others."""
 AROUND = 92
 """CSS pixels above the first and below the last."""
 
 
 def forest_section(card: Scorecard) -> Section:
-    """The differences by the yardstick as a chart and a table; without blocks where nothing is compared."""
-    table = difference_table(card)
-    if table.empty:
-        return Section("forest", "Differences", [])
-    title = f"Validation loss against {card.baseline}"
+    """The differences by the yardstick as a chart; without blocks where none has an interval."""
+    title = f"Difference to {card.baseline}"
     scores = compared(card)
     if scores.empty:
-        return Section("forest", title, [Table(table)])
+        return Section("forest", title, [])
     note = (
         f"Dot: the difference in {_unit(card)}; line: its 95 % interval, solid over seeds, dashed over the "
         "documents of one seed, which leaves out what another seed would change."
+        + (" One goes on beyond the edge, which “show all” shows." if _is_cut(scores).any() else "")
     )
-    return Section("forest", title, [forest_chart(card, scores), Sentences([note]), Table(table)])
+    return Section("forest", title, [forest_chart(card, scores), Sentences([note])])
 
 
 def compared(card: Scorecard) -> pd.DataFrame:
@@ -41,8 +40,8 @@ def compared(card: Scorecard) -> pd.DataFrame:
 
 def forest_chart(card: Scorecard, scores: pd.DataFrame) -> Chart:
     """A line per design, from top to bottom; the baseline is the line at zero."""
-    colours = colours_of(card.rows["name"], card.baseline)
-    reach = 1.1 * float(scores[["low", "high"]].abs().to_numpy().max()) or 1.0
+    colours = design_colours(card)
+    reach = 1.1 * float(_ends(scores)[~_is_cut(scores)].max()) or 1.0
     figure = go.Figure()
     words = []
     for place, (name, score) in enumerate(scores.iterrows()):
@@ -64,6 +63,7 @@ def forest_chart(card: Scorecard, scores: pd.DataFrame) -> Chart:
         )
         figure.add_annotation(
             x=0, y=place, xref="paper", xanchor="left", yanchor="bottom", yshift=8, align="left",
+            bgcolor="var(--card)",
             text=f"<b>{escape(str(name))}</b><br>{said}", showarrow=False,
         )  # fmt: skip
     for at, text, anchor in ((-0.02, "← better", "right"), (0.02, "worse →", "left")):
@@ -76,7 +76,7 @@ def forest_chart(card: Scorecard, scores: pd.DataFrame) -> Chart:
         margin={"t": 26},
         xaxis={
             "title": f"{_unit(card)}, 0 is {escape(card.baseline)}", "range": [-reach, reach],
-            "zeroline": True, "nticks": 7,
+            "zeroline": True, "nticks": 7, "fixedrange": not _is_cut(scores).any(),
         },
         yaxis={"range": [len(scores) - 0.6, -0.95], "visible": False, "fixedrange": True},
     )  # fmt: skip
@@ -89,6 +89,16 @@ def forest_chart(card: Scorecard, scores: pd.DataFrame) -> Chart:
         + ".",
         height=ROW * len(scores) + AROUND,
     )
+
+
+def _ends(scores: pd.DataFrame) -> pd.Series:
+    """How far from zero each interval reaches."""
+    return scores[["low", "high"]].abs().max(axis="columns")
+
+
+def _is_cut(scores: pd.DataFrame) -> pd.Series:
+    """Whether an interval is so long that showing all of it would leave nothing to see of the others."""
+    return _ends(scores) > MOST_WIDER * _ends(scores).median()
 
 
 def _unit(card: Scorecard) -> str:

@@ -13,11 +13,16 @@ from ..evidence.results import RunRecord
 from ..evidence.tables import NOTES, floor_lines, verdict_lines
 from ..slices.section import slice_sections
 from .blocks import Chart, Section, Sentences, Table
+from .costs import costs_section
+from .curves.differences import difference_section
+from .curves.losses import loss_section, schedule_section
 from .depth.section import depth_sections
-from .differences import difference_section
 from .forest import forest_section
 from .library import packed_charts, packed_library
-from .losses import loss_section, schedule_section
+from .runs import runs_section
+from .scores import all_scores_section, evaluation_section, losses_section
+from .settings import settings_section, shared_settings_section
+from .warnings import warnings_section
 
 HERE = Path(__file__).parent
 LONG = 34
@@ -33,12 +38,20 @@ def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = N
 def sections_of(card: Scorecard) -> list[Section]:
     """Everything that the page shows about these runs, from top to bottom."""
     return [
+        warnings_section(card),
         forest_section(card),
+        losses_section(card),
         difference_section(card),
         loss_section(card),
         schedule_section(card),
+        evaluation_section(card),
+        all_scores_section(card),
         *slice_sections(card),
         *depth_sections(card),
+        costs_section(card),
+        settings_section(card),
+        shared_settings_section(card),
+        runs_section(card),
         Section("notes", "How to read this", [Sentences([*floor_lines(card), *NOTES])]),
     ]
 

@@ -96,8 +96,9 @@ class Chart {
     const [first] = Object.keys(this.content.axes);
     if (this.axis) layout.xaxis = under(layout.xaxis, { title: { text: this.axis } });
     // A range belongs to the quantity and the scale that it was given for.
-    if (this.axis !== first || this.whole || this.log.x) layout.xaxis = { ...layout.xaxis, range: undefined, autorange: true };
-    if (this.whole) layout.yaxis = { ...layout.yaxis, range: undefined, autorange: true };
+    const free = key => this.whole && !own[key]?.fixedrange;
+    if (this.axis !== first || free("xaxis") || this.log.x) layout.xaxis = { ...layout.xaxis, range: undefined, autorange: true };
+    if (free("yaxis")) layout.yaxis = { ...layout.yaxis, range: undefined, autorange: true };
     for (const letter of "xy") {
       const key = letter + "axis";
       if (!this.log[letter]) continue;
@@ -160,7 +161,7 @@ class Chart {
       this.redraw();
     }));
     const layout = this.content.layout, all = [];
-    if (layout.yaxis?.range || layout.xaxis?.range) all.push(this.all = button("show all", false, made => {
+    if ([layout.xaxis, layout.yaxis].some(axis => axis?.range && !axis.fixedrange)) all.push(this.all = button("show all", false, made => {
       this.whole = !this.whole;
       made.setAttribute("aria-pressed", String(this.whole));
       this.redraw();

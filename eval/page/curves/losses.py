@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 from plotly import graph_objects as go
 
-from ..evidence.blow_ups import FAILED, SPIKE
-from ..evidence.comparison import Scorecard
-from .blocks import Chart, Section, Sentences
-from .curves import StyledRun, hours_at, late, over_tokens, padded, smooth, styled_runs, thin
+from ...evidence.blow_ups import FAILED, SPIKE
+from ...evidence.comparison import Scorecard
+from ..blocks import Chart, Section, Sentences
+from .logged import StyledRun, hours_at, late, over_tokens, padded, smooth, styled_runs, thin
 
 POINTS = 480
 """Of a curve: two for each pixel of a phone."""
@@ -19,6 +19,8 @@ LATE = 0.5
 """Of the tokens: the losses after that fill the chart, so that 0.02 nats can be seen at full length."""
 LEAST_RANGE = 0.03
 """Nats per token, or bits per byte, from the bottom of a chart to its top, where the curves are flat."""
+END = 1.01
+"""How far the tokens' axis reaches, as a multiple of the longest run."""
 MOST_SPIKES = 20
 """Of a run, the highest."""
 
@@ -104,7 +106,7 @@ def loss_chart(card: Scorecard, tokenizer: str, number: int) -> Chart:
     for name, floor in card.floors.get(tokenizer, {}).items():
         if floor > lowest:
             figure.add_level(x_high, floor, f"{name} {floor:.2f}")
-    figure.figure.update_layout(yaxis={"range": y_range})
+    figure.figure.update_layout(xaxis={"range": [0, END * x_high]}, yaxis={"range": y_range})
     several = card.runs["tokenizer"].nunique() > 1
     return Chart(
         f"loss-{number}",
@@ -170,7 +172,7 @@ def _add_lines(
     figure: Figure, lines: Sequence[Line], mode: str = "lines", template: str = "%{y:.4f}", most: int = POINTS
 ) -> None:
     for of, values in lines:
-        style = {"color": of.colour, "dash": of.dash, "width": 1.7}
+        style = {"color": of.colour, "width": 1.4}
         figure.add(of, thin(values, most), mode=mode, line=style, hovertemplate=template)
 
 
@@ -178,7 +180,7 @@ def _add_points(figure: Figure, lines: Sequence[Line]) -> None:
     for of, values in lines:
         if len(values):
             figure.add(
-                of, thin(values, POINTS // 4), mode="markers", marker={"color": of.colour, "size": 7},
+                of, thin(values, POINTS // 4), mode="markers", marker={"color": of.colour, "size": 5},
                 hovertemplate="%{y:.4f} (validation)",
             )  # fmt: skip
 

@@ -8,11 +8,11 @@ import pandas as pd
 from plotly import graph_objects as go
 from scipy import stats
 
-from ..evidence.blow_ups import FAILED
-from ..evidence.comparison import Scorecard
-from ..evidence.results import RunRecord
-from .blocks import Chart, Section, Sentences
-from .curves import StyledRun, late, over_tokens, padded, smooth, styled_runs, thin
+from ...evidence.blow_ups import FAILED
+from ...evidence.comparison import Scorecard
+from ...evidence.results import RunRecord
+from ..blocks import Chart, Section, Sentences
+from .logged import StyledRun, late, over_tokens, padded, smooth, styled_runs, thin
 
 CURVE_KEYS = ["init_seed", "data_seed", "tokenizer", "precision", "model", "steps"]
 """Runs alike in these saw the same batches."""
@@ -21,6 +21,8 @@ LATE = 0.1
 """Of the tokens: before that, losses differ most and say least."""
 LEAST_RANGE = 0.02
 """Nats per token from the bottom of the chart to its top, where nothing differs."""
+END = 1.01
+"""How far the tokens' axis reaches, as a multiple of the longest run."""
 LONG_ENOUGH = 0.5
 """Of the longest pair's tokens: a seed that has only begun would end its design's mean where it stands."""
 
@@ -32,17 +34,21 @@ class Gap:
     Attributes:
         of: its first run, for name and colour.
         seeds: smoothed difference in training loss by title of the pair's run.
-        mean: over the seeds that have not diverged, where all of them have a loss.
+        settled: those of them that have not diverged; all, where every one has.
+        mean: over the settled seeds, where all of them have a loss.
         low, high: 95 % t interval of the mean at each point by itself; empty with one seed.
         validation: difference in validation loss, the mean over the same seeds.
+        all_diverged: whether no seed has settled.
     """
 
     of: StyledRun
     seeds: dict[str, pd.Series]
+    settled: dict[str, pd.Series]
     mean: pd.Series
     low: pd.Series
     high: pd.Series
     validation: pd.Series
+    all_diverged: bool
 
 
 def difference_section(card: Scorecard) -> Section:
@@ -89,12 +95,9 @@ def _gap(pairs: list[tuple[StyledRun, RunRecord]]) -> Gap | None:
     if not seeds:
         return None
     diverged = {of.title for of, _ in pairs if of.run.status == FAILED}
-    longest = max(line.index.max() for line in seeds.values())
-    counted = [
-        title
-        for title, line in seeds.items()
-        if title not in diverged and line.index.max() > LONG_ENOUGH * longest
-    ] or list(seeds)
+    settled = {title: line for title, line in seeds.items() if title not in diverged} or seeds
+    longest = max(line.index.max() for line in settled.values())
+    counted = [title for title, line in settled.items() if line.index.max() > LONG_ENOUGH * longest]
     together = pd.concat([seeds[title] for title in counted], axis="columns").dropna()
     count = together.shape[1]
     half = stats.t.ppf(0.975, count - 1) * together.std(axis="columns") / count**0.5 if count > 1 else None
@@ -102,10 +105,12 @@ def _gap(pairs: list[tuple[StyledRun, RunRecord]]) -> Gap | None:
     return Gap(
         pairs[0][0],
         seeds,
+        settled,
         mean,
         none if half is None else mean - half,
         none if half is None else mean + half,
         pd.concat([validation[title] for title in counted], axis="columns").dropna().mean(axis="columns"),
+        all_diverged=diverged >= seeds.keys(),
     )
 
 
@@ -115,12 +120,12 @@ def gap_chart(card: Scorecard, gaps: list[Gap], suffix: str, number: int) -> Cha
     for gap in gaps:
         _add(figure, gap)
     # A diverged run must not flatten the others.
-    settled = [gap for gap in gaps if gap.of.run.status != FAILED] or gaps
-    lines = [line for gap in settled for line in (gap.mean, gap.validation) if len(line)]
-    lines += [line for gap in settled for line in gap.seeds.values() if len(gap.seeds) < 4]
+    calm = [gap for gap in gaps if not gap.all_diverged] or gaps
+    lines = [line for gap in calm for line in (*gap.settled.values(), gap.mean, gap.validation)]
     values = pd.concat([late(lines, LATE), pd.Series([0.0])])
+    x_high = max(float(line.index.max()) for gap in gaps for line in gap.seeds.values())
     figure.update_layout(
-        xaxis={"title": "tokens", "rangemode": "tozero"},
+        xaxis={"title": "tokens", "rangemode": "tozero", "range": [0, END * x_high]},
         yaxis={"title": "nats per token (below 0: better)", "range": padded(values, LEAST_RANGE)},
     )
     ends = ", ".join(f"{gap.of.name} {gap.mean.iloc[-1]:+.4f}" for gap in gaps if len(gap.mean))

@@ -7,12 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..evidence.comparison import Scorecard
-from ..evidence.results import RunRecord
-from .colours import colours_of
-
-DASHES = ("solid", "dash", "dot", "dashdot")
-"""Of a design's first, second, ... seed."""
+from ...evidence.comparison import Scorecard
+from ...evidence.results import RunRecord
+from ..runs import design_colours, run_titles
 
 
 class StyledRun(NamedTuple):
@@ -23,26 +20,21 @@ class StyledRun(NamedTuple):
         name: of its row in the scorecard, which its seeds share.
         title: with its seed.
         colour: of the page's style sheet.
-        dash: its seed's.
     """
 
     run: Any
     name: str
     title: str
     colour: str
-    dash: str
 
 
 def styled_runs(card: Scorecard, tokenizer: str | None = None) -> Iterator[StyledRun]:
     """Every run, or those of a tokenizer, in the scorecard's order."""
-    colours = colours_of(card.rows["name"], card.baseline)
-    several_data_seeds = card.runs["data_seed"].nunique() > 1
+    colours, titles = design_colours(card), run_titles(card)
     for name in card.rows["name"]:
-        for number, run in enumerate(card.runs[card.runs["name"] == name].itertuples()):
-            seed = f"{run.init_seed}/{run.data_seed}" if several_data_seeds else run.init_seed
+        for run in card.runs[card.runs["name"] == name].itertuples():
             if tokenizer in (None, run.tokenizer):
-                title = name if run.given else f"{name}, seed {seed}"
-                yield StyledRun(run, name, title, colours[name], DASHES[number % len(DASHES)])
+                yield StyledRun(run, name, titles[run.folder], colours[name])
 
 
 def over_tokens(metrics: pd.DataFrame, column: str) -> pd.Series:
