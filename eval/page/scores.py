@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from ..evidence.comparison import Scorecard
 from ..evidence.metrics import VAL_BITS, VAL_LOSS, Metric
 from ..evidence.tables import (
+    difference_table,
     format_value,
     item_difference_table,
     row_titles,
@@ -37,8 +38,12 @@ OVER_ITEMS = "5px,4px"
 
 
 def losses_section(card: Scorecard) -> Section:
-    """Each design's validation loss; `forest_section` has the differences."""
-    return Section("validation-loss", "Validation losses", [Table(loss_table(card), note=LOSS_NOTE)])
+    """Validation losses, and the differences to the baseline that `forest_section` draws."""
+    blocks = [Table(loss_table(card), note=LOSS_NOTE)]
+    if len(differences := difference_table(card)):
+        title = f"Difference to {card.baseline} (95 % intervals, negative is better)"
+        blocks.append(Table(differences.rename(columns={"variant": "design"}), title=title))
+    return Section("validation-loss", "Validation losses", [*blocks])
 
 
 def evaluation_section(card: Scorecard) -> Section:

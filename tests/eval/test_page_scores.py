@@ -121,7 +121,8 @@ def test_validation_losses_are_means_with_their_deviation(make_run: MakeRun) -> 
     runs = [
         make_run(name, seed, val_loss=loss) for name, of in losses.items() for seed, loss in enumerate(of, 1)
     ]
-    table = rows_of(losses_section(card_of(*runs)))
+    section = losses_section(card_of(*runs))
+    table = rows_of(section)
     assert [*table.index] == ["vanilla (baseline)", "rmsnorm"]
     for name, row in zip(losses, table.itertuples(), strict=True):
         of_name = pd.Series(losses[name])
@@ -131,6 +132,17 @@ def test_validation_losses_are_means_with_their_deviation(make_run: MakeRun) -> 
             f"{of_name.std():.4f}",
             "3",
         )
+
+
+def test_differences_of_losses_say_what_they_are_over(make_run: MakeRun) -> None:
+    vanilla = [make_run("vanilla", seed, val_loss=5.4) for seed in (1, 2, 3)]
+    rmsnorm = [make_run("rmsnorm", seed, val_loss=5.4 - 0.01 * seed) for seed in (1, 2, 3)]
+    section = losses_section(card_of(*vanilla, *rmsnorm))
+    differences = rows_of(section, "Difference to vanilla (95 % intervals, negative is better)")
+    interval = stats.ttest_1samp([-0.01, -0.02, -0.03], 0).confidence_interval(0.95)
+    expected = f"-0.0200 [{interval.low:+.4f}, {interval.high:+.4f}]"
+    assert differences.loc["rmsnorm", "nats/token"] == expected
+    assert differences.loc["rmsnorm", "over"] == "3 paired seeds"
 
 
 def test_all_scores_have_a_row_for_each_metric_and_run(make_run: MakeRun) -> None:
