@@ -5,32 +5,30 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from playwright.sync_api import Page
 
 from eval.page.live.follower import Follower
 from eval.page.live.server import PageServer
-from eval.page.sources import Sources
+from eval.page.live.sources import Sources
 from eval.report import draw
 
+from .browser import chromium
 from .study_folders import make_study
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 WAIT_MS = 60_000
 
 
 @pytest.fixture
-def page() -> Iterator[Any]:
+def page() -> Iterator[Page]:
     """A page of a phone's width."""
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
+        if browser is None:
+            pytest.skip("no Chromium is installed")
         opened = browser.new_page(viewport={"width": 390, "height": 700})
         opened.set_default_timeout(WAIT_MS)
         yield opened
-        browser.close()
 
 
 def served(follower: Follower) -> PageServer:
@@ -40,18 +38,18 @@ def served(follower: Follower) -> PageServer:
     return server
 
 
-def wait_for(page: Any, follower: Follower) -> None:
+def wait_for(page: Page, follower: Follower) -> None:
     """Until the browser shows the page as it is now."""
     page.wait_for_function(
         f"document.documentElement.dataset.version === '{follower.snapshot.state['version']}'"
     )
 
 
-def test_a_study_goes_on_under_the_readers_eyes(tmp_path: Path, page: Any) -> None:
+def test_a_study_goes_on_under_the_readers_eyes(tmp_path: Path, page: Page) -> None:
     (later := tmp_path / "later").mkdir()
     finished = make_study(later)
     (now := tmp_path / "now").mkdir()
-    study = make_study(now, ended=60)
+    study = make_study(now, ended=68)
     follower = Follower(
         Sources([study.folder]),
         lambda reading: draw(reading, None, follows_server=True),
@@ -63,7 +61,7 @@ def test_a_study_goes_on_under_the_readers_eyes(tmp_path: Path, page: Any) -> No
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(server.url)
     wait_for(page, follower)
-    assert page.locator("h1").inner_text().startswith("At size small so far, with 60 of ")
+    assert page.locator("h1").inner_text().startswith("At size small so far, with 68 of ")
     assert re.match(r"updated \d\d:\d\d:\d\d, no runs under way", page.locator("#live").inner_text())
 
     page.evaluate("window.mark = 'not loaded again'")

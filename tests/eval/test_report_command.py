@@ -11,28 +11,58 @@ from urllib.request import urlopen
 
 import pytest
 
+from eval.page.blocks import Chart
+from eval.page.live.sources import Sources
+from eval.page.study.contents import contents_of
 from eval.report import main
+from training.config.recipe import Recipe
 
-from .studied import TWO_RATES, Trainer, gain, make_files, run
+from .studied import Trainer, make_files, noise, run
 from .study_folders import make_study
 
 MakeRun = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
 
 
+TRAINED = (
+    '{{"kind": "train", "step": {step}, "tokens": {tokens}, "loss": 2.5, "lr": 0.001, "grad_norm": 1}}\n'
+)
+
+
+def loss_of(recipe: Recipe, peak: float) -> float:
+    return 2.5 + noise(recipe) + {"layernorm_no_bias": 0.2, "rmsnorm": -0.1}.get(recipe.variant, 0.0)
+
+
 def test_a_study_with_its_runs_becomes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_files(tmp_path)
-    assert run(tmp_path, Trainer(gain), **TWO_RATES) == 0
+    sizes = {"small": {"model.n_embd": 16}, "medium": {}}
+    variants = ["layernorm_no_bias", "rmsnorm"]  # the first stays behind at the gate
+    assert run(tmp_path, Trainer(loss_of), variants=variants, seeds=[1, 2], sizes=sizes) == 0
     for file in tmp_path.iterdir():  # neither the study nor its recipe is at hand
         if file.is_file():
             file.unlink()
-    out = tmp_path / "pages" / "study.html"
-    assert main([str(tmp_path / "runs" / "studies" / "study"), "--out", str(out)]) == 0
+    for folder in tmp_path.glob("runs/study_*"):
+        with (folder / "metrics.jsonl").open("a") as metrics:
+            metrics.writelines(TRAINED.format(step=step, tokens=128 * step) for step in range(1, 5))
+    study, out = tmp_path / "runs" / "studies" / "study", tmp_path / "pages" / "study.html"
+    assert main([str(study), "--out", str(out)]) == 0
     assert capsys.readouterr().out.endswith(f"wrote {out}\n")
     text = out.read_text()
     assert "rmsnorm is better than vanilla (-0." in text and 'id="study-forest-0"' in text
     assert 'id="runs-of-size"' in text and 'id="loss"' in text and 'id="forest"' not in text
+    assert 'id="runs-of-size-1"' in text  # size small, folded
     assert "/sections" not in text  # a file asks no server
+
+    sections = contents_of(Sources([study]).read()).sections
+    charts = [block for section in sections for block in section.blocks if isinstance(block, Chart)]
+    assert len({chart.name for chart in charts}) == len(charts)
+    of_rmsnorm = [
+        (trace.line.color or trace.marker.color)
+        for chart in charts
+        for trace in chart.figure.data
+        if "rmsnorm" in (trace.name, trace.legendgroup)
+    ]
+    assert len(of_rmsnorm) > 4 and set(of_rmsnorm) - {None} == {"var(--c2)"}
 
 
 def test_a_study_whose_runs_are_elsewhere_becomes_a_page_too(tmp_path: Path) -> None:
