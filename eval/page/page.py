@@ -60,13 +60,16 @@ def sections_of(card: Scorecard) -> list[Section]:
     ]
 
 
-def render(sections: Sequence[Section], title: str, summary: Sequence[str] = ()) -> str:
+def render(
+    sections: Sequence[Section], title: str, summary: Sequence[str] = (), follows_server: bool = False
+) -> str:
     """The page as HTML, with nothing outside it.
 
     Args:
         sections: those without blocks are left out.
         title: the one sentence to read if only one is read.
         summary: the sentences below it.
+        follows_server: whether it asks its server for what has changed.
     """
     shown = [section for section in sections if section.blocks]
     charts = [block for section in shown for block in section.blocks if isinstance(block, Chart)]
@@ -85,6 +88,7 @@ def render(sections: Sequence[Section], title: str, summary: Sequence[str] = ())
         summary=summary,
         style=Markup((HERE / "style.css").read_text()),
         script=Markup((HERE / "script.js").read_text()),
+        live=Markup((HERE / "live" / "live.js").read_text()) if follows_server else "",
         library=Markup(packed_library()) if charts else "",
         charts=Markup(packed_charts(charts)) if charts else "",
     )
