@@ -91,8 +91,8 @@ def loss_section(card: Scorecard) -> Section:
     note = (
         "Lines: training loss, as the mean over a hundredth of the run; dots: validation loss. Of a design "
         "with several seeds the thick line and the large dots are their mean. The range is that of the "
-        "second half of training; “show all” shows everything. Over hours: the time of the training steps alone, "
-        "without validation and checkpoints."
+        "second half of training; “show all” shows everything. Over hours: the time of the training "
+        "steps alone, without validation and checkpoints."
     )
     return Section("loss", "Loss", [*charts, Sentences([note])])
 

@@ -8,7 +8,8 @@ import pandas as pd
 
 from ...evidence.comparison import Scorecard
 from ..blocks import Chart, Section, Sentences, Table
-from ..colours import COLOURS, colours_of
+from ..colours import COLOURS
+from ..runs import design_colours
 from .costs import cost_blocks
 from .maps import Maps, heat_maps
 from .measures import BY_STEP, OF_PAIRS, Measure
@@ -50,7 +51,7 @@ def depth_sections(card: Scorecard) -> list[Section]:
     first = [block for maps in by_step if maps.measure.is_open for block in _blocks(maps, cells)]
     more = [block for maps in by_step if not maps.measure.is_open for block in _blocks(maps, cells)]
     pairs = [block for maps in of_pairs for block in _blocks(maps, cells)]
-    colours = colours_of(card.rows["name"], card.baseline)
+    colours = design_colours(card)
     costs = cost_blocks(
         {run.title: run.pairs for run in shown if len(run.pairs)},
         {run.title: colours[run.name] for run in shown},
