@@ -14,6 +14,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 CHECKS = Path(__file__).with_name("page_checks.js")
 PAPER = 794
 """Width of A4 at 96 px per inch."""
+TIMEOUT_MS = 15_000
+"""For a busy machine: what is there is not waited for."""
 DRAWN = (
     """() => !document.querySelector('[data-chart]') || document.documentElement.dataset.charts === 'drawn'"""
 )
@@ -91,7 +93,7 @@ def opened(
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=touch
     )
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
     seen = Opened(page)
     page.on("console", lambda said: note(seen, said.type, said.text))
@@ -124,5 +126,6 @@ def is_inside(address: str) -> bool:
 def settle(page: Page) -> None:
     """Wait until observers of sizes and media have had their turn and the page was painted."""
     page.evaluate(
-        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+        """() => new Promise(done =>
+            requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"""
     )
