@@ -29,6 +29,10 @@ LONG = 34
 """Characters of a line of a cell from which on it may break into several."""
 
 
+MOST_COLUMNS = 9
+"""Of a table on paper; one with more has its cells one after the other there."""
+
+
 def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = None) -> None:
     """Write the page about these runs to `out`. Raises UserError where none of them is of the baseline."""
     card = build_scorecard(records, baseline)
@@ -56,13 +60,16 @@ def sections_of(card: Scorecard) -> list[Section]:
     ]
 
 
-def render(sections: Sequence[Section], title: str, summary: Sequence[str] = ()) -> str:
+def render(
+    sections: Sequence[Section], title: str, summary: Sequence[str] = (), follows_server: bool = False
+) -> str:
     """The page as HTML, with nothing outside it.
 
     Args:
         sections: those without blocks are left out.
         title: the one sentence to read if only one is read.
         summary: the sentences below it.
+        follows_server: whether it asks its server for what has changed.
     """
     shown = [section for section in sections if section.blocks]
     charts = [block for section in shown for block in section.blocks if isinstance(block, Chart)]
@@ -75,11 +82,13 @@ def render(sections: Sequence[Section], title: str, summary: Sequence[str] = ())
         "long": lambda cell: max(map(len, cell.split("\n"))) > LONG,
     }
     return environment.get_template("template.html.j2").render(
+        most_columns=MOST_COLUMNS,
         sections=shown,
         title=title,
         summary=summary,
         style=Markup((HERE / "style.css").read_text()),
         script=Markup((HERE / "script.js").read_text()),
+        live=Markup((HERE / "live" / "live.js").read_text()) if follows_server else "",
         library=Markup(packed_library()) if charts else "",
         charts=Markup(packed_charts(charts)) if charts else "",
     )

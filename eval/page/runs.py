@@ -16,8 +16,11 @@ def baseline_first(card: Scorecard) -> pd.DataFrame:
 
 
 def design_colours(card: Scorecard) -> dict[str, str]:
-    """The colour of each row; where the baseline has several, they share its own."""
-    others = card.rows.loc[~card.rows["baseline"], "name"]
+    """The colour of each row; where the baseline has several, they share its own.
+
+    In the order of the runs as they were given: a loss that changes changes no colour.
+    """
+    others = card.runs.loc[~card.runs["baseline"], "name"]
     return dict.fromkeys(card.rows["name"], "var(--c0)") | {
         name: colour for name, colour in colours_of(others, "").items() if name
     }

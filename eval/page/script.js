@@ -72,7 +72,8 @@ class Chart {
   }
 
   layout() {
-    const own = resolve(this.content.layout), small = this.width < NARROW;
+    // Plotly writes into what it is given.
+    const own = resolve(structuredClone(this.content.layout)), small = this.width < NARROW;
     const axis = resolve({
       gridcolor: "var(--line)", linecolor: "var(--soft)", tickcolor: "var(--soft)", zerolinecolor: "var(--soft)", zerolinewidth: 1,
       automargin: true, ticks: "outside", ticklen: 4, showline: true, tickfont: { size: small ? 11 : 12 }, title: { standoff: 8, font: { size: small ? 12 : 13 } },

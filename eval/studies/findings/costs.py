@@ -63,6 +63,12 @@ def compare_costs(its: Sequence[Outcome], mine: Sequence[Outcome]) -> Cost:
     return Cost(of_design, of_baseline, times)
 
 
+def wall_time_s(outcome: Outcome) -> float | None:
+    """Seconds that a run took, with its validations; None where it does not say."""
+    has_summary = outcome.folder is not None and (outcome.folder / "summary.json").is_file()
+    return _at(_summary(outcome), ("wall_time_s",)) if has_summary else None
+
+
 def _summary(outcome: Outcome) -> Mapping[str, Any]:
     return _read(outcome) if outcome.folder else {}
 

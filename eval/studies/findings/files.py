@@ -13,11 +13,15 @@ from ...evidence.comparison import build_scorecard
 from ...evidence.results import RunRecord, read_runs
 from ...evidence.tables import to_markdown
 from ...statistics.effect import Effect
-from ..outcomes import StudyFolder
+from ..budget import flops_of_run
+from ..outcomes import Outcome, StudyFolder
+from ..plan import Cell
+from ..queue import best_rate, next_cells
 from ..registration import Registration
-from .costs import COSTS, Cost
+from .costs import COSTS, Cost, wall_time_s
 from .foretelling import Foretold
 from .results import Results, Row
+from .tables import rate_notes
 from .verdicts import Verdict, overall
 
 RUN_COLUMNS = (
@@ -34,7 +38,7 @@ def write_results(
 ) -> None:
     """`results.json`, `runs.csv` and, where runs are evaluated, a scorecard of each size whose runs have
     ended, in the study's folder."""
-    write_json(folder.path / "results.json", as_json(results, foretold, registration))
+    write_json(folder.path / "results.json", as_json(results, foretold, registration, folder.runs))
     write_text(folder.path / "runs.csv", _runs(results, folder.runs))
     if results.plan.study.evaluate:
         for size in filter(results.is_settled, results.plan.sizes):
@@ -43,10 +47,18 @@ def write_results(
 
 
 def as_json(
-    results: Results, foretold: Sequence[Foretold], registration: Registration | None
+    results: Results, foretold: Sequence[Foretold], registration: Registration | None, runs: Path
 ) -> dict[str, Any]:
-    """The results for programs; None for what is not known."""
-    plan = results.plan
+    """The results for programs, from which `read_study_record` makes a report; None for what is not known.
+
+    Args:
+        results: so far.
+        foretold: what was written down of sizes that were not trained yet.
+        registration: of the study.
+        runs: the folder of all run folders, which those of the study are named below.
+    """
+    plan, level = results.plan, results.plan.study.rules.confidence
+    to_come = next_cells(plan, results.outcomes, results.decided)
     content = {
         "study": plan.study.name,
         "done": results.is_done,
@@ -59,14 +71,19 @@ def as_json(
             "there_before": [*registration.there_before],
             "departures": [dict(one) for one in registration.departures],
         },
+        "rules": vars(plan.study.rules),
+        "seeds": [*plan.study.seeds],
+        "selection_seeds": [*plan.study.selection_seeds],
         "looks": dict(results.comparisons),
+        "sizes": [_size_as_json(results, size) for size in plan.sizes],
+        "target_flops": plan.target and flops_of_run(plan.target),
         "rows": [_row_as_json(row) for row in results.rows],
         "parts": [
             {
                 "size": part.size,
                 "part": part.name,
-                "alone": _effect_as_json(part.alone),
-                "to_the_others": _effect_as_json(part.to_the_others),
+                "alone": _with_interval(part.alone, level),
+                "to_the_others": _with_interval(part.to_the_others, level),
             }
             for part in results.parts()
         ],
@@ -82,8 +99,46 @@ def as_json(
             }
             for one in foretold
         ],
+        "runs": [
+            _run_as_json(results, cell, outcome, runs)
+            for cell, outcome in [*results.outcomes.items(), *((cell, None) for cell in to_come)]
+        ],
     }
     return _finite(content)
+
+
+def _size_as_json(results: Results, size: str) -> dict[str, Any]:
+    plan = results.plan
+    return {
+        "size": size,
+        "is_settled": results.is_settled(size),
+        "tokens": plan.trials[size, plan.baseline, plan.shared[size]].tokens,
+        "flops": results.flops(size),
+        "shared_rate": plan.shared[size],
+        "rates": {
+            design: {
+                rate: plan.trials[size, design, rate].deepspeed.peak_lr for rate in plan.rates(size, design)
+            }
+            for design in plan.arms(size)
+        },
+        "best_rates": {design: best_rate(plan, results.outcomes, size, design) for design in plan.arms(size)},
+        "notes": [*rate_notes(results, size)],
+    }
+
+
+def _run_as_json(results: Results, cell: Cell, outcome: Outcome | None, runs: Path) -> dict[str, Any]:
+    """A run that has ended, or one that comes, which has no status."""
+    plan = results.plan
+    return {
+        **vars(cell),
+        "learning_rate": plan.trials[cell.size, cell.design, cell.rate].deepspeed.peak_lr,
+        "role": "judged" if cell.seed in plan.study.seeds_at_most else "selection",
+        "status": outcome and outcome.status,
+        "reason": outcome.reason if outcome else "",
+        "val_loss": outcome and outcome.loss,
+        "folder": str(outcome.folder.relative_to(runs)) if outcome and outcome.folder else None,
+        "wall_time_s": wall_time_s(outcome) if outcome else None,
+    }
 
 
 def _row_as_json(row: Row) -> dict[str, Any]:
@@ -135,6 +190,11 @@ def _effect_as_json(effect: Effect | None) -> dict[str, Any]:
     }
 
 
+def _with_interval(effect: Effect | None, level: float) -> dict[str, Any]:
+    low, high = effect.interval(level) if effect else (None, None)
+    return {**_effect_as_json(effect), "low": low, "high": high}
+
+
 def _finite(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: _finite(value) for key, value in tree.items()}
@@ -145,22 +205,15 @@ def _finite(tree: Any) -> Any:
 
 def _runs(results: Results, runs: Path) -> str:
     """A line for each run that has ended, its scores on tasks too."""
-    plan, outcomes = results.plan, results.outcomes
+    outcomes = results.outcomes
     scores = {cell: _scores(outcome.folder) for cell, outcome in outcomes.items() if outcome.folder}
     tasks = sorted({name for found in scores.values() for name in found})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*RUN_COLUMNS, *tasks])
     for cell, outcome in outcomes.items():
-        facts = {
-            **vars(cell),
-            "learning_rate": plan.trials[cell.size, cell.design, cell.rate].deepspeed.peak_lr,
-            "role": "judged" if cell.seed in plan.study.seeds_at_most else "selection",
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "val_loss": outcome.loss if math.isfinite(outcome.loss) else "",
-            "folder": outcome.folder.relative_to(runs) if outcome.folder else "",
-        }
+        facts = _run_as_json(results, cell, outcome, runs)
+        facts["val_loss"] = outcome.loss if math.isfinite(outcome.loss) else ""
         of_tasks = [scores.get(cell, {}).get(task, "") for task in tasks]
         writer.writerow([*(facts[name] for name in RUN_COLUMNS), *of_tasks])
     return text.getvalue()

@@ -30,27 +30,32 @@ def describe(results: Results, foretold: Sequence[Foretold], registration: Regis
         rows = [row for row in results.rows if row.size == size]
         title = f"size {size}, differences to {plan.baseline} in nats per token, below zero is better"
         lines += ["", title if results.is_settled(size) else f"{title}; not all runs have ended"]
-        cells = [_cells(row, verdict) for row in rows for verdict in row.verdicts or (None,)]
+        cells = [verdict_cells(row, verdict) for row in rows for verdict in row.verdicts or (None,)]
         lines += _columns(cells, TITLES)
-        if costs := [_cost_cells(row) for row in rows if row.cost]:
+        if costs := [cost_cells(row) for row in rows if row.cost]:
             lines += ["", *_columns(costs, ["design", *COST_TITLES.values()])]
         for row in rows:
             if row.cost and row.cost.over_budget:
                 lines.append(f"{row.design} is over budget in {' and '.join(row.cost.over_budget)}")
-        lines += dict.fromkeys(_failures(rows))  # once where both verdicts are of the same runs
-        lines += _rate_notes(results, size)
+        lines += dict.fromkeys(failure_sentences(rows))  # once where both verdicts are of the same runs
+        lines += rate_notes(results, size)
     if parts := list(results.parts()):
         lines += ["", "what each part adds at the shared rate, in nats per token"]
-        cells = [[part.size, part.name, _effect(part.alone), _effect(part.to_the_others)] for part in parts]
+        level = plan.study.rules.confidence
+        cells = [
+            [part.size, part.name, _effect(part.alone, level), _effect(part.to_the_others, level)]
+            for part in parts
+        ]
         lines += _columns(cells, ["size", "part", "alone", "to all others"])
     for one in foretold:
-        lines.append(_foretold(one))
+        lines.append(foretold_sentence(one))
     comparisons = ", ".join(f"{count} at size {size}" for size, count in results.comparisons.items())
     lines += ["", f"looks that the intervals are corrected for: {comparisons}"]
     return "\n".join(lines)
 
 
-def _cells(row: Row, verdict: Verdict | None) -> list[str]:
+def verdict_cells(row: Row, verdict: Verdict | None) -> list[str]:
+    """What `TITLES` name, of one verdict of a row, or of a row that has none yet."""
     if verdict is None:
         return [row.design, "", "", "", "", f"{row.state} {row.note}".strip(), ""]
     rate = f"{verdict.at.removesuffix(' rate')} {verdict.rate}"
@@ -72,10 +77,12 @@ def _speed(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
     high = "more" if estimate.high >= LARGEST * 0.99 else f"{estimate.high:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {high}]"
+    value = f"over {LARGEST:g}" if estimate.value >= LARGEST * 0.99 else f"{estimate.value:.3f}"
+    return f"{value} [{estimate.low:.3f}, {high}]"
 
 
-def _cost_cells(row: Row) -> list[str]:
+def cost_cells(row: Row) -> list[str]:
+    """A design and its cost beside the baseline's, in the order of `COST_TITLES`."""
     assert row.cost is not None
     cells = [row.design]
     for name in COST_TITLES:
@@ -84,7 +91,8 @@ def _cost_cells(row: Row) -> list[str]:
     return cells
 
 
-def _failures(rows: Sequence[Row]) -> Iterator[str]:
+def failure_sentences(rows: Sequence[Row]) -> Iterator[str]:
+    """Each run that failed, with its reason, and how often a design does."""
     for row in rows:
         for verdict in row.verdicts:
             low, high = verdict.failure_interval
@@ -100,7 +108,7 @@ def _failures(rows: Sequence[Row]) -> Iterator[str]:
                 yield f"{verdict.baseline} at rate {verdict.baseline_rate}, seed {seed}: {reason}"
 
 
-def _rate_notes(results: Results, size: str) -> Iterator[str]:
+def rate_notes(results: Results, size: str) -> Iterator[str]:
     """Where the rates that were tried are too few, or the best of them is the lowest or the highest."""
     plan = results.plan
     for design in (plan.baseline, *plan.candidates):
@@ -116,14 +124,15 @@ def _rate_notes(results: Results, size: str) -> Iterator[str]:
             yield f"{design}: its best rate, {best}, is the lowest or highest tried: others may be better"
 
 
-def _effect(effect: Effect | None) -> str:
+def _effect(effect: Effect | None, level: float) -> str:
     if effect is None:
         return ""
-    low, high = effect.interval()
+    low, high = effect.interval(level)
     return f"{effect.estimate:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if effect.is_measured else "")
 
 
-def _foretold(one: Foretold) -> str:
+def foretold_sentence(one: Foretold) -> str:
+    """What was foretold, and beside it what came."""
     says = one.foretold
     text = (
         f"{one.design} at size {one.size}, from {' and '.join(one.sizes)}: {says.value:+.4f} "

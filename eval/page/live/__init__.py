@@ -1,0 +1,1 @@
+"""A page that follows runs under way: read, drawn and served anew while they train."""

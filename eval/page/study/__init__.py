@@ -1,0 +1,1 @@
+"""The page's sections about a study, from what its folder holds."""
