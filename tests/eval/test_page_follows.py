@@ -125,7 +125,7 @@ def test_runs_under_way_are_counted_and_their_ends_are_said(make_run: MakeRun) -
     assert follower.refresh()
     assert said == ["vanilla_s1 has finished: validation loss 5.4321 nats per token"]
     assert follower.snapshot.state["under_way"] == 0
-    assert follower.snapshot.state["ended"][0].endswith(said[0])
+    assert follower.snapshot.state["ended"][0][1] == said[0]
 
 
 def test_a_process_that_ends_without_a_word_is_noticed(make_run: MakeRun) -> None:

@@ -133,7 +133,9 @@ def test_a_half_done_study_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
     total = len(record.runs)
     so_far = f"At size small so far, with 68 of {total} runs, 3 paired seeds: rmsnorm_post is better"
     assert write_headline(record).startswith(so_far)
-    table = next(block for block in blocks_of(record, "study-verdicts") if isinstance(block, Table))
+    tables = [block for block in blocks_of(record, "study-verdicts") if isinstance(block, Table)]
+    assert [one.title for one in tables] == ["Verdicts at size small", "Verdicts at size medium"]
+    table = tables[1]
     assert "Not all runs have ended." in table.note
     assert table.rows["verdict"].str.startswith("under way").any()
 

@@ -33,8 +33,9 @@ class Snapshot:
     Attributes:
         page: HTML in UTF-8.
         sections: the same without the plotting library, which a browser that shows the page has.
-        state: `version` of the page, `updated` (seconds since 1970), runs `under_way`, sentences on those
-            that `ended` since the start, and `problem` where the last page could not be drawn.
+        state: `version` of the page, when it was `updated` (seconds since 1970), how many runs are
+            `under_way`, when those `ended` that have since the start and a sentence on each, and the
+            `problem` where the last page could not be drawn.
     """
 
     page: bytes
@@ -62,7 +63,7 @@ class Follower:
         say: Callable[[str], object] = print,
     ) -> None:
         self.sources, self.draw, self.write, self.say = sources, draw, write, say
-        self.ended: list[str] = []
+        self.ended: list[tuple[float, str]] = []
         self._stamps = sources.stamps()
         reading = sources.read(strictly=True)
         self._under_way, self._study_was_done = (
@@ -137,8 +138,7 @@ class Follower:
         self._study_was_done = bool(study and study.is_done)
 
     def _note(self, sentence: str) -> None:
-        at = time.strftime("%H:%M:%S")
-        self.ended.append(f"{at} {sentence}")
+        self.ended.append((time.time(), sentence))
         self.say(sentence)
 
 

@@ -26,7 +26,7 @@ const say = state => {
   const runs = state.under_way === 1 ? "1 run under way" : `${state.under_way || "no"} runs under way`;
   now.textContent = lost ? `${LOST}; this is the page of ${clock(updated)}` : `updated ${clock(state.updated)}, ${runs}`;
   now.classList.toggle("problem", lost);
-  const sentences = [...(state.problem ? [state.problem] : []), ...(state.ended || []).slice(-3)];
+  const sentences = [...(state.problem ? [state.problem] : []), ...(state.ended || []).slice(-3).map(([at, sentence]) => `${clock(at)} ${sentence}`)];
   if (news.dataset.said === JSON.stringify(sentences)) return;
   news.dataset.said = JSON.stringify(sentences);
   news.replaceChildren(...sentences.map(sentence => {
