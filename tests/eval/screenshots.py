@@ -23,7 +23,7 @@ def take_pictures(browser: Browser, page: Path, out: Path) -> list[Path]:
     files = []
     for width in (1400, 390):
         for scheme in ("light", "dark"):
-            with opened(browser, page, width=width, scheme=scheme) as seen:  # type: ignore[arg-type]
+            with opened(browser, page, width=width, scheme=scheme) as seen:
                 files.append(out / f"{page.stem}_{width}_{scheme}.png")
                 seen.page.screenshot(path=files[-1], full_page=True)
     with opened(browser, page) as seen:
