@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from plotly import graph_objects as go
 
@@ -45,8 +44,8 @@ class Figure:
 
     def add(self, runs: Sequence[StyledRun], values: pd.Series, **look: Any) -> None:
         """A trace of a run, or of the mean of several, over their tokens."""
-        hours = np.mean([hours_at(of.run.record, values.index) for of in runs], axis=0)
-        self.hours.append([float(of_point) for of_point in hours])
+        hours = [hours_at(of.run.record, values.index) for of in runs]
+        self.hours.append([float(of_point) for of_point in sum(hours) / len(hours)])
         name = runs[0].title if len(runs) == 1 else f"{runs[0].name}, {len(runs)} seeds"
         self._add(list(values.index), values, name=escape(name), legendgroup=runs[0].name, **look)
 
@@ -248,7 +247,7 @@ def _add_divergence(figure: Figure, lines: Sequence[Line], y_range: Sequence[flo
             inside = values[(values >= y_range[0]) & (values <= y_range[1])]
             figure.add(
                 [of], (inside if len(inside) else values).tail(1), mode="markers+text", text=["diverged"],
-                textposition="middle right", textfont={"color": of.colour}, hovertemplate="diverged",
+                textposition="middle right", textfont={"color": "var(--ink)"}, hovertemplate="diverged",
                 marker={"color": of.colour, "size": 10, "symbol": "x"}, cliponaxis=False,
             )  # fmt: skip
 
