@@ -13,7 +13,7 @@ from model.errors import UserError, print_error
 from model.files import write_text
 
 from .page.live.server import HOST, PORT, PageServer, serve
-from .page.sources import Reading, Sources
+from .page.live.sources import Reading, Sources
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,8 +62,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def draw(reading: Reading, baseline: str | None, follows_server: bool = False) -> str:
     """The page about what was read. Raises UserError where no run is of the baseline."""
     # Imported here: what is wrong with the folders is said before pandas is there.
-    from .page.contents import contents_of
     from .page.page import render
+    from .page.study.contents import contents_of
 
     contents = contents_of(reading, baseline)
     return render(contents.sections, contents.headline, contents.summary, follows_server)
@@ -75,14 +75,17 @@ def _serve(sources: Sources, options: argparse.Namespace, port: int) -> int:
     def write(reading: Reading) -> None:
         write_text(options.out, draw(reading, options.baseline))
 
-    server = PageServer(options.host or HOST, port)
-    with server:
-        follower = Follower(
-            sources,
-            lambda reading: draw(reading, options.baseline, follows_server=True),
-            write if options.out else None,
-        )
-        serve(server, follower)
+    with PageServer(options.host or HOST, port) as server:
+        try:
+            follower = Follower(
+                sources,
+                lambda reading: draw(reading, options.baseline, follows_server=True),
+                write if options.out else None,
+            )
+            print(f"{server.url} follows {', '.join(map(str, sources.folders))}; Ctrl-C ends it", flush=True)
+            serve(server, follower)
+        except KeyboardInterrupt:
+            print("stopped")
     return 0
 
 

@@ -166,7 +166,9 @@ def describe_overrides(overrides: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _short(value: object) -> str:
+def _short(value: Any) -> str:
+    if pd.isna(value):  # a run from before there was the setting
+        return "unknown"
     if isinstance(value, int | float):
         return f"{value:,.0f}" if value == int(value) else f"{value:g}"
     text = str(value)

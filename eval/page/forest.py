@@ -24,10 +24,11 @@ def forest_section(card: Scorecard) -> Section:
     scores = compared(card)
     if scores.empty:
         return Section("forest", title, [])
+    cut = [str(name) for name, is_cut in _is_cut(scores).items() if is_cut]
     note = (
         f"Dot: the difference in {_unit(card)}; line: its 95 % interval, solid over seeds, dashed over the "
         "documents of one seed, which leaves out what another seed would change."
-        + (" One goes on beyond the edge, which “show all” shows." if _is_cut(scores).any() else "")
+        + (f" Longer than the chart, which “show all” shows: {', '.join(cut)}." if cut else "")
     )
     return Section("forest", title, [forest_chart(card, scores), Sentences([note])])
 

@@ -29,6 +29,10 @@ LONG = 34
 """Characters of a line of a cell from which on it may break into several."""
 
 
+MOST_COLUMNS = 9
+"""Of a table on paper; one with more has its cells one after the other there."""
+
+
 def write_page(records: Sequence[RunRecord], out: Path, baseline: str | None = None) -> None:
     """Write the page about these runs to `out`. Raises UserError where none of them is of the baseline."""
     card = build_scorecard(records, baseline)
@@ -78,6 +82,7 @@ def render(
         "long": lambda cell: max(map(len, cell.split("\n"))) > LONG,
     }
     return environment.get_template("template.html.j2").render(
+        most_columns=MOST_COLUMNS,
         sections=shown,
         title=title,
         summary=summary,

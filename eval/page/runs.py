@@ -16,8 +16,11 @@ def baseline_first(card: Scorecard) -> pd.DataFrame:
 
 
 def design_colours(card: Scorecard) -> dict[str, str]:
-    """The colour of each row; where the baseline has several, they share its own."""
-    others = card.rows.loc[~card.rows["baseline"], "name"]
+    """The colour of each row; where the baseline has several, they share its own.
+
+    In the order of the runs as they were given: a loss that changes changes no colour.
+    """
+    others = card.runs.loc[~card.runs["baseline"], "name"]
     return dict.fromkeys(card.rows["name"], "var(--c0)") | {
         name: colour for name, colour in colours_of(others, "").items() if name
     }
@@ -36,7 +39,7 @@ def run_titles(card: Scorecard) -> dict[str, str]:
 
 def runs_section(card: Scorecard) -> Section:
     """Every design's and every run's facts, folded."""
-    by_design = Table(run_table(card), title="By design")
+    by_design = Table(run_table(card).rename(columns={"variant": "design"}), title="By design")
     by_run = Table(fact_table(card), title="By run", note="Speed and duration are the whole run's.")
     return Section("runs", "Facts of each run", [by_design, by_run], kind="folded")
 
@@ -57,7 +60,7 @@ def fact_table(card: Scorecard) -> pd.DataFrame:
             "bits/byte": None if math.isnan(run["val_bits_per_byte"]) else f"{run['val_bits_per_byte']:.4f}",
             "tokenizer": run["tokenizer"],
             "mode": summary.get("precision"),
-            **{key.replace("_", " "): value for key, value in run["record"].settings.items()},
+            "learning rate": run["record"].settings.get("learning_rate"),
             "init seed": str(summary.get("init_seed", "-")),
             "data seed": str(summary.get("data_seed", "-")),
             "step": summary.get("step"),

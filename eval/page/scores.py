@@ -20,6 +20,9 @@ from ..evidence.verdicts import describe_sample, format_interval
 from .blocks import Chart, Section, Table
 from .runs import baseline_first, design_colours, run_titles
 
+LOSS_NOTE = (
+    "Means over the finished runs. Bits per byte of text compare across tokenizers, nats per token do not."
+)
 LOWER_IS_BETTER = ("perplexity", "bits/byte", "nats/token")
 """Units of losses; of others more is better, or it is not known."""
 LABEL_WIDTH = 18
@@ -29,18 +32,18 @@ ROW_PX, TASK_PX, TITLE_PX = 26, 84, 40
 TITLE_WIDTH = 40
 """Characters of a task's title in a line."""
 MOST_WIDER = 4.0
-"""How much farther than the median of all ends one is drawn: two seeds leave some that dwarf the others."""
+"""How much farther than the median design's an interval is drawn: two seeds leave some that dwarf others."""
 OVER_ITEMS = "5px,4px"
 """Dashes of an interval that another seed may leave."""
 
 
 def losses_section(card: Scorecard) -> Section:
-    """Validation losses, and their differences to the baseline with intervals."""
-    blocks = [Table(loss_table(card), note="Means over the finished runs.")]
+    """Validation losses, and the differences to the baseline that `forest_section` draws."""
+    blocks = [Table(loss_table(card), note=LOSS_NOTE)]
     if len(differences := difference_table(card)):
         title = f"Difference to {card.baseline} (95 % intervals, negative is better)"
         blocks.append(Table(differences.rename(columns={"variant": "design"}), title=title))
-    return Section("validation-loss", "Validation loss", [*blocks])
+    return Section("validation-loss", "Validation losses", [*blocks])
 
 
 def evaluation_section(card: Scorecard) -> Section:
@@ -170,7 +173,8 @@ def task_chart(card: Scorecard, metrics: list[Metric]) -> Chart | None:
 def _reach(scores: pd.DataFrame) -> list[float]:
     """The range of a strip: zero, all differences, and the intervals but those far wider than others."""
     ends = scores[["low", "high"]].astype(float)
-    most = MOST_WIDER * np.nanmedian(ends.abs()) if ends.notna().to_numpy().any() else np.inf
+    farthest = ends.abs().max(axis=1).dropna()
+    most = MOST_WIDER * farthest.quantile(0.5, interpolation="lower") if len(farthest) else np.inf
     shown = [0.0, *scores["difference"], *ends.clip(-most, most).to_numpy().ravel()]
     low, high = np.nanmin(shown), np.nanmax(shown)
     room = 0.06 * (high - low) or 1.0

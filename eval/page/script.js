@@ -72,8 +72,8 @@ class Chart {
   }
 
   layout() {
-    // a copy: Plotly writes the reader's zoom into the ranges that it is given
-    const own = structuredClone(resolve(this.content.layout)), small = this.width < NARROW;
+    // Plotly writes into what it is given.
+    const own = resolve(structuredClone(this.content.layout)), small = this.width < NARROW;
     const axis = resolve({
       gridcolor: "var(--line)", linecolor: "var(--soft)", tickcolor: "var(--soft)", zerolinecolor: "var(--soft)", zerolinewidth: 1,
       automargin: true, ticks: "outside", ticklen: 4, showline: true, tickfont: { size: small ? 11 : 12 }, title: { standoff: 8, font: { size: small ? 12 : 13 } },
@@ -259,18 +259,9 @@ const toPaper = () => {
   }
   boxes.forEach(draw);
   redrawAll();
-  document.querySelectorAll(".scroll").forEach(toLines);
-};
-// Paper does not scroll: a table that is wider becomes lines, in which each cell says its column.
-const toLines = box => {
-  if (box.scrollWidth <= box.clientWidth) return;
-  const columns = [...box.querySelectorAll("thead th")].map(head => head.textContent);
-  for (const row of box.querySelectorAll("tbody tr")) [...row.cells].forEach((cell, number) => { cell.dataset.column = columns[number]; });
-  box.classList.add("lines");
 };
 const fromPaper = () => {
   root.classList.remove("paper");
-  for (const box of document.querySelectorAll(".scroll.lines")) box.classList.remove("lines");
   for (const details of opened.splice(0)) details.open = false;
   redrawAll();
 };

@@ -43,14 +43,12 @@ def settings_section(card: Scorecard) -> Section:
     if len(designs := design_table(card)):
         blocks.append(Table(designs, title="What the designs are"))
     compared = settings[[key for key in settings if kind_of(key)]]
-    if len(settings) > 1 and (differing := difference_table(card, compared)).empty:
-        blocks.append(
-            Sentences([f"All {len(settings)} runs have the same settings, beside design and seed."])
-        )
+    if len(settings) > 1 and (differing := table_by_group(card, compared)).empty:
+        blocks.append(Sentences([f"All {len(settings)} runs are set alike, in all but design and seed."]))
     elif len(settings) > 1:
         note = "Seeds and designs are left out. Runs in one column are set alike in every row."
         blocks.append(Table(differing, title="Settings that differ", note=note))
-    free = difference_table(card, settings[[key for key in settings if not kind_of(key)]])
+    free = table_by_group(card, settings[[key for key in settings if not kind_of(key)]])
     if len(free):
         note = "What is validated, saved and read from where changes no number of the training."
         blocks.append(Table(free, title="Differences without an effect on training", note=note))
@@ -85,7 +83,7 @@ def settings_by_run(card: Scorecard) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").astype(object)
 
 
-def difference_table(card: Scorecard, settings: pd.DataFrame) -> pd.DataFrame:
+def table_by_group(card: Scorecard, settings: pd.DataFrame) -> pd.DataFrame:
     """The columns of `settings` in which runs differ, a row each; a column per group of runs alike in all.
 
     The first row says who is in a group, the last column what follows, where anything does; what a run does

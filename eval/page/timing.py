@@ -54,7 +54,7 @@ def cost_of(record: RunRecord) -> Cost:
     later = seconds.iloc[1:].to_numpy()
     parts = (
         [float(np.median(part)) for part in np.array_split(later, PARTS)]
-        if len(later) >= FEWEST_STEPS
+        if len(seconds) >= FEWEST_STEPS
         else []
     )
     known = {key: math.nan if value is None else float(value) for key, value in figures.items()}

@@ -112,7 +112,7 @@ def failures(card: Scorecard) -> Iterator[str]:
             if run.blow_up or run.status == FAILED
         ]
         yield (
-            f"{row.name} {row.failures}: {'; '.join(causes)}. They are left out of its means: look at its "
+            f"{row.name} {row.failures}: {'; '.join(causes)}. Its means leave them out: look at its "
             "gradient norms, and try a lower learning rate or a longer warm-up."
         )
 

@@ -7,7 +7,7 @@ from plotly import graph_objects as go
 
 from ..evidence.comparison import Scorecard
 from ..page.blocks import Chart, Section, Sentences, Table
-from ..page.colours import colours_of
+from ..page.runs import design_colours
 from .comparison import BUCKET, TITLES, bucket_title, compare_slices
 
 AXES = {"position": "position", "frequency": "occurrences of the token", "length": "tokens"}
@@ -21,7 +21,7 @@ ABOUT = (
 
 def slice_sections(card: Scorecard) -> list[Section]:
     """A section for each tokenizer that has runs with slices, in its own nats."""
-    colours = colours_of(card.rows["name"], card.baseline)
+    colours = design_colours(card)
     several = card.runs["tokenizer"].nunique() > 1
     sections = []
     for number, (tokenizer, rows) in enumerate(compare_slices(card).items(), start=1):

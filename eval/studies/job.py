@@ -38,14 +38,18 @@ def print_plan(request: StudyRequest) -> int:
 
 
 def print_status(request: StudyRequest) -> int:
-    """What was found so far; nothing is run, registered or added to the ledger. Returns the exit status."""
+    """What was found so far, for the reader and in the study's files; nothing is run, registered or added to
+    the ledger. Returns the exit status."""
     request, file = with_budgets(request), request.folder.registration
     registration = read_registration(file) if file.is_file() else None
     data = _registered_data(request, registration)
     outcomes = read_outcomes(request.plan, request.folder, data)
     comparisons = count_comparisons(request.plan, Ledger(request.folder.runs), data)
     results = Results(request.plan, outcomes, comparisons)
-    print(describe(results, read_foretold(results, request.folder), registration))
+    foretold = read_foretold(results, request.folder)
+    if registration:  # by another version, or on a machine that lacks what is left
+        write_results(results, foretold, registration, request.folder)
+    print(describe(results, foretold, registration))
     for change in departures_from(registration, describe_plan(request.plan, data)) if registration else ():
         print(f"the study as it is now departs from what was registered: {change}")
     return 0

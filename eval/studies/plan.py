@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from model import DESIGN_KEYS
@@ -19,6 +18,7 @@ from training.run.folder import recipe_as_dict
 from training.run.search import OF_NO_EFFECT
 
 from ..judging.request import Role, Trial, design_identity
+from .designs import Design, designs_of
 from .study import Keys, Study, rate_of
 
 OWN = "own"
@@ -29,19 +29,6 @@ Fingerprints = Mapping[str, Mapping[str, str]]
 """By size: `data_fingerprint` and `val_fingerprint` of its runs."""
 FOR_ALL: Keys = {"eval.after_training": "false"}
 """Of every run of a study, beside its file: what is evaluated is so once all runs have ended."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """A design of a study: its name in tables, and what it sets."""
-
-    name: str
-    keys: Keys
-
-    @property
-    def is_variant(self) -> bool:
-        """Whether it is one of the catalogue or of a file, with nothing beside."""
-        return set(self.keys) == {"model.variant"}
 
 
 @dataclass(frozen=True)
@@ -118,9 +105,10 @@ class Plan:
     def trial(self, cell: Cell) -> Trial:
         """What train.py is given for a run."""
         trial = self.trials[cell.size, cell.design, cell.rate]
-        recipe = replace(trial.recipe, train=replace(trial.recipe.train, init_seed=cell.seed))
-        words = (*trial.words, f"--train.init_seed={cell.seed}")
-        return replace(trial, seed=cell.seed, recipe=recipe, words=words)
+        seed = cell.seed + next((one.adds_to_seed for one in self.designs if one.name == cell.design), 0)
+        recipe = replace(trial.recipe, train=replace(trial.recipe.train, init_seed=seed))
+        words = (*trial.words, f"--train.init_seed={seed}")
+        return replace(trial, seed=seed, recipe=recipe, words=words)
 
     def cells(self, size: str, design: str) -> Iterator[Cell]:
         """All that a design may need at a size: judged seeds at one more rate than the shared one, unknown
@@ -158,13 +146,13 @@ class Plan:
         identity = design_identity(trial.recipe.model)
         if found.is_variant:
             return identity
-        text = json.dumps([identity, dict(found.keys)], sort_keys=True)
+        text = json.dumps([identity, dict(found.keys), found.adds_to_seed], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_plan(study: Study) -> Plan:
     """The study's runs. Raises UserError or OSError with the sentence of train.py for one that cannot be."""
-    designs = tuple(_designs(study))
+    designs = tuple(designs_of(study))
     shared, trials = {}, {}
     for size, keys in study.ladder.items():
         for number, design in enumerate(designs):
@@ -243,30 +231,6 @@ class _Resolver:
         self.given = overrides.given
         seed = recipe.train.init_seed
         return Trial(self.role, seed, words, recipe, deepspeed, overrides, request.recipe_file)
-
-
-def _designs(study: Study) -> Iterator[Design]:
-    """The baseline, the variants; of a composite each part alone, the whole, and the whole without each."""
-    names: list[str] = []
-    for variant in (study.baseline, *study.variants):
-        name = Path(variant).stem if variant.endswith(".py") else variant
-        if name in names:
-            raise UserError(f"{study.path}: two designs would be called {name}: rename a file")
-        names.append(name)
-        yield Design(name, {"model.variant": variant})
-    parts = study.composite
-    for first, second in ((a, b) for a in parts for b in parts if a < b):
-        if both := parts[first].keys() & parts[second].keys():
-            raise UserError(f"{study.path}: {first} and {second} of the composite both set {min(both)}")
-    below = {"model.variant": study.baseline}
-    for name, keys in parts.items():
-        yield Design(f"+{name}", below | dict(keys))
-    if len(parts) > 1:
-        yield Design("whole", below | {key: v for keys in parts.values() for key, v in keys.items()})
-    if len(parts) > 2:  # of two, one left out is the other alone
-        for left_out in parts:
-            rest = {key: v for name, keys in parts.items() if name != left_out for key, v in keys.items()}
-            yield Design(f"whole-{left_out}", below | rest)
 
 
 def _multiples(study: Study, size: str, trial: Trial) -> dict[str, float]:

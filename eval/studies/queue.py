@@ -116,7 +116,10 @@ def is_complete(plan: Plan, outcomes: Outcomes, size: str, design: str, decided:
 
 
 def passed_below(plan: Plan, outcomes: Outcomes, size: str, design: str, decided: Decided) -> bool:
-    """Whether a design may be run at a size: it has passed the gate of every smaller one."""
+    """Whether a design may be run at a size: it has passed the gate of every smaller one. The baseline's
+    repetition, which measures the noise of each size, needs no gate."""
+    if is_repeated(plan, design):
+        return True
     below = plan.sizes[: plan.sizes.index(size)]
     return all(gate(plan, outcomes, one, design, decided) for one in below)
 
@@ -151,3 +154,8 @@ def gate(plan: Plan, outcomes: Outcomes, size: str, design: str, decided: Decide
 def is_refused(plan: Plan, outcomes: Outcomes, design: str) -> bool:
     """Whether the pre-flight check refused one of a design's runs: then the others need no try."""
     return any(cell.design == design and outcome.status == "refused" for cell, outcome in outcomes.items())
+
+
+def is_repeated(plan: Plan, design: str) -> bool:
+    """Whether a design is the baseline again."""
+    return any(one.name == design and one.is_repeated for one in plan.designs)

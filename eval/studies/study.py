@@ -73,6 +73,8 @@ class Study:
         sizes: name -> `section.key: value`, the smallest first; without it there is the recipe's own
         target: the size that smaller ones are to foretell: one of `sizes` (default: the last), or the keys of
             another, which this study does not train
+        repeat_baseline: whether the baseline is also judged as a design of its own, from other first weights:
+            its difference is noise, and passes every gate
         composite: parts of a design, name -> `section.key: value`: each is tried alone, and left out of all
         overrides: `section.key: value` for every run
         rules: how it decides
@@ -90,6 +92,7 @@ class Study:
     rates: tuple[str, ...] = ("1x",)
     sizes: Mapping[str, Keys] = field(default_factory=dict)
     target: str | Keys | None = None
+    repeat_baseline: bool = False
     composite: Mapping[str, Keys] = field(default_factory=dict)
     overrides: Keys = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)

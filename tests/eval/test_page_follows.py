@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from eval.page.live.follower import Follower
 from eval.page.live.server import PageServer
-from eval.page.sources import Reading, Sources
+from eval.page.live.sources import Reading, Sources
 from model.errors import UserError
 
 MakeRun = Callable[..., Path]

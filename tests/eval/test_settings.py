@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from eval.evidence.page import fact_table
 from eval.evidence.tables import to_markdown
+from eval.page.runs import fact_table
 from model import VARIANTS
 from tests.eval.cards import card_of, verdict_on
 
@@ -41,7 +41,7 @@ def test_a_run_stands_under_what_its_recipe_holds(
     vanilla = make_run("vanilla", recipe=recipe("vanilla"), engine=engine(6e-4))
     card = card_of(run, vanilla)
     assert set(card.rows["name"]) == {"vanilla", was}
-    facts = fact_table(card).set_index("run").loc[str(run)]
+    facts = fact_table(card).set_index("folder").loc[str(run)]
     assert facts["variant"] == was and facts["learning rate"] == "0.0006"
     assert not [problem for problem in card.problems if "schedule" in problem]
 

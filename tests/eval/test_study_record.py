@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.page.sources import is_study
+from eval.page.live.sources import is_study
 from eval.studies.findings.reading import read_study_record
 from eval.studies.findings.tables import foretold_sentence, verdict_cells
 from model.errors import UserError

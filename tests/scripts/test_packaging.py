@@ -63,7 +63,13 @@ def test_a_wheel_holds_all_modules_stubs_and_the_template(tmp_path: Path) -> Non
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert held == wanted | {"train.py"}
-    assert {"eval/evidence/report.html.j2", "model/__init__.pyi", "data/sources/parquet.py"} <= held
+    assert {
+        "eval/page/template.html.j2",
+        "eval/page/style.css",
+        "eval/page/script.js",
+        "model/__init__.pyi",
+        "data/sources/parquet.py",
+    } <= held
     assert "Requires-Dist: deepspeed==" in needs  # the pins of requirements.txt, which nothing repeats
 
 

@@ -19,6 +19,8 @@ CURVE_KEYS = ["init_seed", "data_seed", "tokenizer", "precision", "model", "step
 POINTS = 480
 LATE = 0.1
 """Of the tokens: before that, losses differ most and say least."""
+OUTLYING = 0.005
+"""Of the points, at either end, which the chart's range may leave out."""
 LEAST_RANGE = 0.02
 """Nats per token from the bottom of the chart to its top, where nothing differs."""
 END = 1.01
@@ -122,18 +124,20 @@ def gap_chart(card: Scorecard, gaps: list[Gap], suffix: str, number: int) -> Cha
     # A diverged run must not flatten the others.
     calm = [gap for gap in gaps if not gap.all_diverged] or gaps
     lines = [line for gap in calm for line in (*gap.settled.values(), gap.mean, gap.validation)]
-    values = pd.concat([late(lines, LATE), pd.Series([0.0])])
+    shown = late(lines, LATE).quantile([OUTLYING, 1 - OUTLYING])  # a spike is not
+    ends = [line.iloc[-1] for gap in calm for line in (gap.mean, *gap.settled.values()) if len(line)]
+    values = pd.concat([shown, pd.Series([0.0, *ends])])
     x_high = max(float(line.index.max()) for gap in gaps for line in gap.seeds.values())
     figure.update_layout(
         xaxis={"title": "tokens", "rangemode": "tozero", "range": [0, END * x_high]},
         yaxis={"title": "nats per token (below 0: better)", "range": padded(values, LEAST_RANGE)},
     )
-    ends = ", ".join(f"{gap.of.name} {gap.mean.iloc[-1]:+.4f}" for gap in gaps if len(gap.mean))
+    said = ", ".join(f"{gap.of.name} {gap.mean.iloc[-1]:+.4f}" for gap in gaps if len(gap.mean))
     return Chart(
         f"difference-{number}",
         f"Training loss minus that of {card.baseline}, same seed and batches, in nats per token{suffix}",
         figure,
-        about=f"Differences in training loss to {card.baseline} over trained tokens; at the end: {ends} nats "
+        about=f"Differences in training loss to {card.baseline} over trained tokens; at the end: {said} nats "
         "per token. Below zero is better.",
         logs="x",
         height=440,

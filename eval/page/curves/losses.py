@@ -21,6 +21,8 @@ LEAST_RANGE = 0.03
 """Nats per token, or bits per byte, from the bottom of a chart to its top, where the curves are flat."""
 END = 1.01
 """How far the tokens' axis reaches, as a multiple of the longest run."""
+MOST_SAID = 24
+"""Lines of a label that fit on the chart."""
 MOST_SPIKES = 20
 """Of a run, the highest."""
 
@@ -40,10 +42,12 @@ class Figure:
         self.figure.update_layout(xaxis={"title": "tokens", "rangemode": "tozero"}, yaxis={"title": y_title})
         self.hours: list[list[float]] = []
 
-    def add(self, of: StyledRun, values: pd.Series, **look: Any) -> None:
-        """A trace of a run, over its tokens."""
-        self.hours.append([float(hours) for hours in hours_at(of.run.record, values.index)])
-        self._add(list(values.index), values, name=escape(of.title), legendgroup=of.name, **look)
+    def add(self, runs: Sequence[StyledRun], values: pd.Series, **look: Any) -> None:
+        """A trace of a run, or of the mean of several, over their tokens."""
+        hours = [hours_at(of.run.record, values.index) for of in runs]
+        self.hours.append([float(of_point) for of_point in sum(hours) / len(hours)])
+        name = runs[0].title if len(runs) == 1 else f"{runs[0].name}, {len(runs)} seeds"
+        self._add(list(values.index), values, name=escape(name), legendgroup=runs[0].name, **look)
 
     def add_level(self, x_high: float, level: float, text: str) -> None:
         """A dashed horizontal line, its text at the end."""
@@ -62,6 +66,12 @@ class Figure:
             return {}
         return {"tokens": [list(trace.x) for trace in self.figure.data], "hours of training": self.hours}
 
+    def finish(self) -> go.Figure:
+        """The figure; what one label cannot say of all its traces is said of the nearest."""
+        if sum(trace.hoverinfo != "skip" for trace in self.figure.data) > MOST_SAID:
+            self.figure.update_layout(hovermode="closest")
+        return self.figure
+
     def _add(self, x: list[float], values: pd.Series, **look: Any) -> None:
         self.figure.add_scatter(x=x, y=values.tolist(), **look)
 
@@ -79,9 +89,10 @@ def loss_section(card: Scorecard) -> Section:
     if not charts:
         return Section("loss", "Loss", [Sentences(["No run has logged a training loss yet."])])
     note = (
-        "Lines: training loss, as the mean over a hundredth of the run; dots: validation loss. The range is "
-        "that of the second half of training; “show all” shows everything. Over hours: the time of the "
-        "training steps alone, without validation and checkpoints."
+        "Lines: training loss, as the mean over a hundredth of the run; dots: validation loss. Of a design "
+        "with several seeds the thick line and the large dots are their mean. The range is that of the "
+        "second half of training; “show all” shows everything. Over hours: the time of the training "
+        "steps alone, without validation and checkpoints."
     )
     return Section("loss", "Loss", [*charts, Sentences([note])])
 
@@ -111,7 +122,7 @@ def loss_chart(card: Scorecard, tokenizer: str, number: int) -> Chart:
     return Chart(
         f"loss-{number}",
         "Loss in nats per token" + (f", tokenizer {tokenizer}" if several else ""),
-        figure.figure,
+        figure.finish(),
         about="Training loss (lines) and validation loss (dots) of every run over trained tokens; "
         + _ends(lines, "nats per token"),
         axes=figure.axes(),
@@ -130,7 +141,7 @@ def bits_chart(card: Scorecard) -> Chart:
     return Chart(
         "loss-bits",
         "Validation loss in bits per byte, all tokenizers",
-        figure.figure,
+        figure.finish(),
         about="Validation loss of every run over trained tokens; " + _ends(lines, "bits per byte"),
         axes=figure.axes(),
         logs="xy",
@@ -146,8 +157,9 @@ def schedule_section(card: Scorecard) -> Section:
         figure = Figure("learning rate")
         _add_lines(figure, rates, template="%{y:.3g}", most=POINTS // 4)
         about = f"The learning rate of every run; it reaches {max(line.values.max() for line in rates):.3g}."
+        figure.figure.update_layout(yaxis={"exponentformat": "power"})
         axes = figure.axes()
-        blocks.append(Chart("learning-rate", "Learning rate", figure.figure, about, axes, "xy", height=300))
+        blocks.append(Chart("learning-rate", "Learning rate", figure.finish(), about, axes, "xy", height=300))
     if norms := [line for line in norms if len(line.values)]:
         figure = Figure("gradient norm")
         _add_lines(figure, norms, template="%{y:.3g}", most=POINTS // 2)
@@ -155,7 +167,7 @@ def schedule_section(card: Scorecard) -> Section:
         figure.figure.update_layout(yaxis={"range": [0, highest or 1]})
         about = "The gradient norm of every run before clipping, as the mean over a hundredth of the run."
         title = "Gradient norm before clipping, smoothed"
-        blocks.append(Chart("gradient-norm", title, figure.figure, about, figure.axes(), "xy", height=300))
+        blocks.append(Chart("gradient-norm", title, figure.finish(), about, figure.axes(), "xy", height=300))
     return Section("schedule", "Learning rate and gradient norm", [*blocks], kind="folded")
 
 
@@ -171,18 +183,45 @@ def _settled(lines: Sequence[Line]) -> list[Line]:
 def _add_lines(
     figure: Figure, lines: Sequence[Line], mode: str = "lines", template: str = "%{y:.4f}", most: int = POINTS
 ) -> None:
-    for of, values in lines:
-        style = {"color": of.colour, "width": 1.4}
-        figure.add(of, thin(values, most), mode=mode, line=style, hovertemplate=template)
+    for of_design in _by_design(lines):
+        runs, mean = _mean_of(of_design)
+        colour = runs[0].colour
+        if len(of_design) > 1:
+            for of, values in of_design:
+                style = {"color": colour, "width": 0.9}
+                figure.add([of], thin(values, most), mode="lines", line=style, opacity=0.5, hoverinfo="skip")
+        if len(mean):
+            style = {"color": colour, "width": 2}
+            figure.add(runs, thin(mean, most), mode=mode, line=style, hovertemplate=template)
 
 
 def _add_points(figure: Figure, lines: Sequence[Line]) -> None:
-    for of, values in lines:
-        if len(values):
-            figure.add(
-                of, thin(values, POINTS // 4), mode="markers", marker={"color": of.colour, "size": 5},
-                hovertemplate="%{y:.4f} (validation)",
-            )  # fmt: skip
+    for of_design in _by_design(lines):
+        runs, mean = _mean_of(of_design)
+        small, large = ({"color": runs[0].colour, "size": size} for size in (4, 7))
+        if len(of_design) > 1:
+            for of, values in of_design:
+                values = thin(values, POINTS // 4)
+                figure.add([of], values, mode="markers", marker=small, opacity=0.5, hoverinfo="skip")
+        if len(mean):
+            said = "%{y:.4f} (validation)"
+            figure.add(runs, thin(mean, POINTS // 4), mode="markers", marker=large, hovertemplate=said)
+
+
+def _by_design(lines: Sequence[Line]) -> list[list[Line]]:
+    """The lines that have points, those of a design's seeds together."""
+    by_name: dict[str, list[Line]] = {}
+    for line in lines:
+        if len(line.values):
+            by_name.setdefault(line.of.name, []).append(line)
+    return list(by_name.values())
+
+
+def _mean_of(lines: Sequence[Line]) -> tuple[list[StyledRun], pd.Series]:
+    """The runs that have not diverged, or all, and their mean as far as each of them got."""
+    settled = _settled(lines)
+    together = pd.concat([line.values for line in settled], axis="columns").dropna()
+    return [line.of for line in settled], together.mean(axis="columns")
 
 
 def _add_spikes(figure: Figure, of: StyledRun, values: pd.Series) -> None:
@@ -196,7 +235,7 @@ def _add_spikes(figure: Figure, of: StyledRun, values: pd.Series) -> None:
     if len(spikes):
         marker = {"color": of.colour, "size": 11, "symbol": "triangle-up-open", "line": {"width": 2}}
         figure.add(
-            of, usual[spikes.index], mode="markers", marker=marker,
+            [of], usual[spikes.index], mode="markers", marker=marker,
             customdata=spikes.tolist(), hovertemplate="spike of %{customdata:+.2f} nats",
         )  # fmt: skip
 
@@ -207,7 +246,7 @@ def _add_divergence(figure: Figure, lines: Sequence[Line], y_range: Sequence[flo
         if of.run.status == FAILED:
             inside = values[(values >= y_range[0]) & (values <= y_range[1])]
             figure.add(
-                of, (inside if len(inside) else values).tail(1), mode="markers+text", text=["diverged"],
+                [of], (inside if len(inside) else values).tail(1), mode="markers+text", text=["diverged"],
                 textposition="middle right", textfont={"color": "var(--ink)"}, hovertemplate="diverged",
                 marker={"color": of.colour, "size": 10, "symbol": "x"}, cliponaxis=False,
             )  # fmt: skip

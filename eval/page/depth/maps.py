@@ -10,7 +10,7 @@ from plotly import graph_objects as go
 from ..blocks import Chart
 from .measures import Measure
 from .panels import panel_figure
-from .tables import every_nth
+from .tables import every_nth, short
 
 MOST_STEPS, MOST_LAYERS = 60, 48
 """Of one map."""
@@ -86,8 +86,8 @@ class Scale(NamedTuple):
         both_signs = self.low < 0 < self.high
         reach = max(-self.low, self.high)
         low, high = (-reach, reach) if both_signs else (self.low, self.high)
-        shares = np.linspace(0, 1, TICKS if high > low else 1)
-        ticks = low * (high / low) ** shares if self.by_ratio else low + (high - low) * shares
+        # Both have the very ends as ticks: one beyond the colours would not be drawn.
+        ticks = (np.geomspace if self.by_ratio else np.linspace)(low, high, TICKS if high > low else 1)
         ends = self.places(np.array([low, high]))
         if ends[0] == ends[1]:
             ends = ends + [-0.5, 0.5]
@@ -97,9 +97,10 @@ class Scale(NamedTuple):
             "cmin": float(ends[0]),
             "cmax": float(ends[1]),
             "colorbar": {
-                "tickvals": [float(f"{place:.4g}") for place in self.places(ticks)],
-                "ticktext": [f"{tick:.3g}" for tick in ticks],
+                "tickvals": self.places(ticks).tolist(),
+                "ticktext": [short(tick, 3) for tick in ticks],
                 "orientation": "h",
+                "len": 0.94,
                 "thickness": 12,
                 "yref": "container",
                 "y": 0,
@@ -127,7 +128,7 @@ def heat_maps(maps: Maps, cells: int) -> Chart:
         f"{maps.title} ({maps.measure.unit}{', logarithmic' if scale.by_ratio else ''})",
         figure,
         f"{maps.title} by layer and {maps.across} of {', '.join(maps.grids)}: "
-        f"from {known.min():.3g} to {known.max():.3g}.",
+        f"from {short(known.min(), 3)} to {short(known.max(), 3)}.",
         height=height,
     )
 

@@ -1,20 +1,20 @@
 """The sections by depth: maps of each measure for each design, on one scale, and what layers cost."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from ...evidence.comparison import Scorecard
 from ..blocks import Chart, Section, Sentences, Table
-from ..colours import colours_of
+from ..colours import COLOURS
+from ..runs import design_colours
 from .costs import cost_blocks
 from .maps import Maps, heat_maps
 from .measures import BY_STEP, OF_PAIRS, Measure
-from .tables import COLUMNS, every_nth, pair_grid, read_pairs, read_steps, step_grid
+from .tables import COLUMNS, every_nth, pair_grid, read_pairs, read_steps, short, step_grid
 
-MOST_DESIGNS = 9
 CELLS = 24_000
 """Of all maps of a page together: some 250 kB."""
 
@@ -40,31 +40,30 @@ class Shown(NamedTuple):
 def depth_sections(card: Scorecard) -> list[Section]:
     """What happens by depth: what matters most, then what a click opens; none where nothing was measured.
 
-    Of each design it shows one run, the first that has measured something; of more than MOST_DESIGNS the
+    Of each design it shows one run, the first that has measured something; of more than COLOURS the
     baseline and those with the lowest loss.
     """
     runs = list(_measured_runs(card))
-    shown, others = runs[:MOST_DESIGNS], runs[MOST_DESIGNS:]
-    by_step = [(measure, maps) for measure in BY_STEP for maps in _step_maps(measure, shown)]
+    shown, others = runs[:COLOURS], runs[COLOURS:]
+    by_step = [maps for measure in BY_STEP for maps in _step_maps(measure, shown)]
     of_pairs = [maps for measure in OF_PAIRS for maps in _pair_maps(measure, shown)]
-    drawn = sum(len(maps.grids) for maps in (*(maps for _, maps in by_step), *of_pairs))
-    cells = CELLS // max(1, drawn)
-    colours = colours_of(card.rows["name"], card.baseline)
+    cells = CELLS // max(1, sum(len(maps.grids) for maps in (*by_step, *of_pairs)))
+    first = [block for maps in by_step if maps.measure.is_open for block in _blocks(maps, cells)]
+    more = [block for maps in by_step if not maps.measure.is_open for block in _blocks(maps, cells)]
+    pairs = [block for maps in of_pairs for block in _blocks(maps, cells)]
+    colours = design_colours(card)
     costs = cost_blocks(
         {run.title: run.pairs for run in shown if len(run.pairs)},
         {run.title: colours[run.name] for run in shown},
     )
-    first = [block for measure, maps in by_step if measure.is_open for block in _step_blocks(maps, cells)]
-    more = [block for measure, maps in by_step if not measure.is_open for block in _step_blocks(maps, cells)]
-    pairs = [block for maps in of_pairs for block in _pair_blocks(maps, cells)]
-    sections = []
-    if first or costs:
-        about = Sentences(_about(shown, others))
-        sections.append(Section("depth", "By depth", [about, *first, *costs]))
-    if more:
-        sections.append(Section("depth-more", "By depth: further measures of training", [*more], "folded"))
-    if pairs:
-        sections.append(Section("depth-pairs", "By depth: pairs of layers", [*pairs], "folded"))
+    sections = [
+        Section("depth", "By depth", [*first, *costs]),
+        Section("depth-more", "By depth: further measures of training", [*more], "folded"),
+        Section("depth-pairs", "By depth: pairs of layers", [*pairs], "folded"),
+    ]
+    sections = [section for section in sections if section.blocks]
+    if sections:
+        sections[0].blocks.insert(0, Sentences(_about(shown, others)))
     return sections
 
 
@@ -122,30 +121,16 @@ def _pair_maps(measure: Measure, shown: list[Shown]) -> Iterator[Maps]:
         yield Maps(f"depth-{measure.name.replace('_', '-')}", measure.title, measure, "layer", grids)
 
 
-def _step_blocks(maps: Maps, cells: int) -> list[Chart | Table]:
-    """The maps, and the last step as numbers."""
+def _blocks(maps: Maps, cells: int) -> list[Chart | Table]:
+    """The maps, and their last columns as numbers: the last step, or each layer beside the last one."""
+    head = "run and step" if maps.across == "step" else "with the last layer"
     ends = {
-        title: grid[max(grid.columns)].rename(f"{title}, step {max(grid.columns):,}")
+        f"{title}, step {grid.columns[-1]:,}" if maps.across == "step" else title: grid.iloc[:, -1]
         for title, grid in maps.grids.items()
     }
-    return [heat_maps(maps, cells), _table(list(ends.values()), "run and step")]
-
-
-def _pair_blocks(maps: Maps, cells: int) -> list[Chart | Table]:
-    """The maps, and each layer beside the last one as numbers."""
-    ends = [grid[max(grid.columns)].rename(title) for title, grid in maps.grids.items()]
-    return [heat_maps(maps, cells), _table(ends, "with the last layer")]
-
-
-def _table(ends: list[pd.Series], head: str) -> Table:
-    """A row for each series of values by layer."""
-    layers = every_nth(sorted({int(layer) for end in ends for layer in end.index}), COLUMNS)
+    layers = every_nth(sorted({int(layer) for end in ends.values() for layer in end.index}), COLUMNS)
     rows = [
-        {head: end.name}
-        | {
-            f"layer {layer}": f"{value:.4g}" if np.isfinite(value := end.get(layer, np.nan)) else "-"
-            for layer in layers
-        }
-        for end in ends
+        {head: title} | {f"layer {layer}": short(end.get(layer, math.nan), 3) for layer in layers}
+        for title, end in ends.items()
     ]
-    return Table(pd.DataFrame(rows))
+    return [heat_maps(maps, cells), Table(pd.DataFrame(rows))]

@@ -10,7 +10,7 @@ import pandas as pd
 from training.diagnostics.table import read_diagnostics
 from training.run.reader import step_folders
 
-COLUMNS = 9
+COLUMNS = 7
 """Layers in a table below a chart."""
 
 
@@ -47,3 +47,8 @@ def every_nth(values: Iterable[int], most: int) -> list[int]:
         return there
     apart = math.ceil((len(there) - 1) / (most - 1))
     return [*there[:-1:apart], there[-1]]
+
+
+def short(value: float, digits: int) -> str:
+    """A number as text, 1280 rather than 1.28e+03; - where it is not finite."""
+    return f"{float(f'{value:.{digits}g}'):g}" if math.isfinite(value) else "-"

@@ -12,7 +12,7 @@ from typing import Any
 
 from model.errors import UserError
 
-from ..sources import Reading, Sources
+from .sources import Reading, Sources
 
 POLL_S = 2.0
 """Seconds between two looks at the files."""

@@ -138,8 +138,7 @@ const update = async () => {
   const needsLibrary = fresh.querySelector("[data-chart]") && packs && root.dataset.charts !== "drawn";
   if (needsLibrary || own !== scripts(fresh)) return location.reload();
   const main = document.getElementById("main");
-  const top = [...main.children].find(section => section.getBoundingClientRect().bottom > 0);
-  const before = top && top.getBoundingClientRect().top;
+  const places = scrollY > 0 ? [...main.querySelectorAll("section > *, section > details > *")].map(block => [block, block.getBoundingClientRect()]) : [];
   document.title = fresh.title;
   document.querySelector("h1").textContent = fresh.querySelector("h1").textContent;
   const summary = document.querySelector("header > ul"), next = fresh.querySelector("header > ul");
@@ -152,7 +151,9 @@ const update = async () => {
   }
   renewContents(fresh);
   if (packs) await redrawCharts(fresh.getElementById("charts"));
-  if (top && top.isConnected && before < 0) scrollBy(0, top.getBoundingClientRect().top - before);
+  // The first block in sight that is still there stays where it was.
+  const kept = places.find(([block, box]) => box.bottom > 0 && box.height > 0 && block.isConnected);
+  if (kept) scrollBy({ top: kept[0].getBoundingClientRect().top - kept[1].top, behavior: "instant" });
 };
 
 // ---- asking ----

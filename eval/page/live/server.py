@@ -94,14 +94,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve(server: PageServer, follower: Follower) -> None:
-    """Follow and answer until Ctrl-C."""
+    """Follow and answer until KeyboardInterrupt, which is raised."""
     server.follower = follower
     threading.Thread(target=follower.follow, name="follower", daemon=True).start()
-    print(f"{server.url} follows {', '.join(map(str, follower.sources.folders))}; Ctrl-C ends it", flush=True)
     try:
         server.serve_forever(poll_interval=0.2)
-    except KeyboardInterrupt:
-        print("stopped")
     finally:
         follower.stop()
 

@@ -11,8 +11,8 @@ from .words import difference
 
 
 def noise_section(record: StudyRecord) -> Section:
-    """How far the baseline's losses lie apart over seeds, and, where the study has it, how far the baseline
-    with other seeds lies from the baseline."""
+    """How far the baseline's losses lie apart over seeds, and, where the study has it, how far the
+    baseline from other first weights lies from it."""
     cells, said = [], []
     for size in reversed(record.sizes):
         losses = [
@@ -33,13 +33,13 @@ def noise_section(record: StudyRecord) -> Section:
                 "holds zero, as it should" if holds else "does not hold zero: doubt verdicts of that size"
             )
             said.append(f"At size {size.size} the interval of {noise.design} {verdict}.")
-    titles = ["size", "seeds", "sd over seeds", "other seeds"]
+    titles = ["size", "seeds", "sd over seeds", "against itself"]
     frame = pd.DataFrame(cells, columns=titles)
     if not any(map(record.is_noise, record.designs)):
         frame = frame.drop(columns=titles[-1])
     note = f"Nats per token: the standard deviation of {record.baseline}'s loss over its seeds"
     if titles[-1] in frame:
-        note += ", and the difference of the same design with other seeds"
+        note += ", and its difference to itself from other first weights"
     blocks: list[Table | Sentences] = [Table(frame, note=f"{note}.")]
     if said:
         blocks.append(Sentences(said))

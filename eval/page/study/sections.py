@@ -18,10 +18,15 @@ from .verdicts import verdict_section
 from .words import found_section
 
 
+def colours_of_study(record: StudyRecord) -> dict[str, str]:
+    """The colour of each design, of widened baselines too."""
+    arms = [*record.designs, *(name for size in record.sizes for name in size.rates)]
+    return colours_of(arms, record.baseline)
+
+
 def study_sections(record: StudyRecord) -> list[Section]:
     """What was found, what it rests on, and how it came about; sections without content are left out."""
-    arms = [record.baseline, *record.designs, *(name for size in record.sizes for name in size.rates)]
-    colours = colours_of(arms, record.baseline)
+    colours = colours_of_study(record)
     found = [
         found_section(record),
         verdict_section(record, colours),

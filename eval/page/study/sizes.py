@@ -76,7 +76,8 @@ def gate_section(record: StudyRecord) -> Section:
     sizes = [one.size for one in record.sizes[:-1]]
     if not sizes:
         return Section("study-gates", "Gates", [])
-    cells = [[design, *(_gate(record, size, design) for size in sizes)] for design in record.designs]
+    designs = [design for design in record.designs if not record.is_noise(design)]
+    cells = [[design, *(_gate(record, size, design) for size in sizes)] for design in designs]
     note = (
         "A design goes on where its difference, each at its own best rate, is at most "
         f"{record.rules.gate:+g} nats per token, and none of its runs failed."

@@ -32,9 +32,10 @@ ROW_PX, FRAME_PX = 54, 120
 
 
 def verdict_section(record: StudyRecord, colours: Mapping[str, str]) -> Section:
-    """Each size's verdicts, the largest first."""
+    """Each size's verdicts, those of the headline first, then the largest."""
     blocks: list[Chart | Table] = []
-    for number, size in reversed([*enumerate(record.sizes)]):
+    sizes = reversed([*enumerate(record.sizes)])
+    for number, size in sorted(sizes, key=lambda one: one[1] is not record.largest):
         rows = record.rows_of(size.size)
         if chart := forest(record, size, rows, colours, f"study-forest-{number}"):
             blocks.append(chart)

@@ -10,6 +10,7 @@ from model.errors import UserError
 from training.run.reader import read_json
 
 from ...statistics.effect import Effect
+from ..designs import AGAIN
 from ..plan import Cell
 from ..registration import Registration, read_registration
 from ..study import Rules
@@ -18,9 +19,6 @@ from .foretelling import Foretold
 from .projection import Estimate
 from .results import Row
 from .verdicts import Verdict
-
-AGAIN = "_again"
-"""Ends the name of the baseline with other seeds: its difference to the baseline is the floor of noise."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +131,11 @@ class StudyRecord:
 
     @property
     def designs(self) -> tuple[str, ...]:
-        """All that are judged, the baseline with other seeds among them."""
+        """All that are judged, the baseline again among them."""
         return tuple(dict.fromkeys(row.design for row in self.rows))
 
     def is_noise(self, design: str) -> bool:
-        """Whether it is the baseline with other seeds."""
+        """Whether it is the baseline again, from other first weights: its difference is noise."""
         return design == self.baseline + AGAIN
 
     def rows_of(self, size: str) -> list[Row]:

@@ -9,7 +9,18 @@ from ...statistics.effect import Effect
 from ..budget import flops_of_run
 from ..outcomes import Outcome, Outcomes
 from ..plan import Cell, Plan
-from ..queue import Decided, best_rate, gate, is_complete, is_refused, judged_seeds, known_cells, passed_below
+from ..queue import (
+    Decided,
+    best_rate,
+    gate,
+    has_ended,
+    is_complete,
+    is_refused,
+    is_repeated,
+    judged_seeds,
+    known_cells,
+    passed_below,
+)
 from .arms import losses_by_document, with_blow_ups
 from .costs import Cost, compare_costs
 from .projection import BaselineSize, Estimate, speed_up
@@ -93,10 +104,15 @@ class Results:
             if verdict
             else best_rate(self.plan, self.outcomes, size, self.plan.baseline)
         )
-        seeds = judged_seeds(self.plan, self.outcomes, size, self.plan.baseline, self.decided)
-        cells = [Cell(size, self.plan.baseline, rate or self.plan.shared[size], seed) for seed in seeds]
+        cells = [
+            Cell(size, self.plan.baseline, rate or self.plan.shared[size], seed) for seed in self._seeds(size)
+        ]
         (marked,) = with_blow_ups([[self.outcomes[cell] for cell in cells if cell in self.outcomes]])
         return [outcome for outcome in marked if outcome.is_finished]
+
+    def _seeds(self, size: str) -> Sequence[int]:
+        """The baseline's judged seeds at a size."""
+        return judged_seeds(self.plan, self.outcomes, size, self.plan.baseline, self.decided)
 
     def parts(self) -> Iterator[Part]:
         """What each part of a composite adds, at each size where its designs have been judged."""
@@ -138,7 +154,8 @@ class Results:
                 if cell.design == design and outcome.status == "refused"
             )
             return Row(size, design, "refused", reason, gate=False)
-        for below in plan.sizes[: plan.sizes.index(size)]:
+        below_it = () if is_repeated(plan, design) else plan.sizes[: plan.sizes.index(size)]
+        for below in below_it:
             if (passed := gate(plan, outcomes, below, design, self.decided)) is not True:
                 if passed is None:
                     return Row(size, design, "waiting", f"for the gate of size {below}")
@@ -177,11 +194,7 @@ class Results:
         verdict = row.last
         if verdict is None or verdict.effect is None or row.cost is None or verdict.failed:
             return None
-        ladder = [
-            BaselineSize(self.flops(size), tuple(outcome.loss for outcome in found))
-            for size in self.plan.sizes
-            if (found := self.baseline(size, row if size == row.size else None))
-        ]
+        ladder = self.ladder(row)
         if len(ladder) < 2:
             return None
         return speed_up(
@@ -191,6 +204,17 @@ class Results:
             row.cost.step_times,
             self.plan.study.rules.confidence,
         )
+
+    def ladder(self, row: Row) -> list[BaselineSize]:
+        """The baseline over the sizes at which all its runs have ended, at its best rate of each, or at that
+        of a row's last verdict. A size whose rates are still tried would bring its loss at another rate."""
+        plan, outcomes = self.plan, self.outcomes
+        return [
+            BaselineSize(self.flops(size), tuple(outcome.loss for outcome in found))
+            for size in plan.sizes
+            if has_ended(plan, outcomes, size, plan.baseline, self._seeds(size))
+            and (found := self.baseline(size, row if size == row.size else None))
+        ]
 
     def flops(self, size: str) -> float:
         """Of a run of the baseline at a size."""

@@ -77,7 +77,8 @@ def _speed(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
     high = "more" if estimate.high >= LARGEST * 0.99 else f"{estimate.high:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {high}]"
+    value = f"over {LARGEST:g}" if estimate.value >= LARGEST * 0.99 else f"{estimate.value:.3f}"
+    return f"{value} [{estimate.low:.3f}, {high}]"
 
 
 def cost_cells(row: Row) -> list[str]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from model.errors import UserError
 from training.run.reader import is_being_trained
 
-from ..evidence.results import RunRecord, read_run
+from ...evidence.results import RunRecord, read_run
 
 if TYPE_CHECKING:
-    from ..studies.findings.reading import StudyRecord
+    from ...studies.findings.reading import StudyRecord
 
 NOT_SHOWN = ("checkpoints", "logs", "wandb")
 """Folders of a run of which a page shows nothing."""
@@ -97,7 +97,7 @@ class Sources:
     def _read_study(self) -> "StudyRecord | None":
         if self.study is None:
             return None
-        from ..studies.findings.reading import read_study_record  # scipy costs seconds
+        from ...studies.findings.reading import read_study_record  # scipy costs seconds
 
         now = stamp(self.study)
         if self._study is None or self._study[0] != now:

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..evidence.comparison import build_scorecard
-from ..evidence.results import RunRecord
-from ..evidence.tables import verdict_lines
-from ..studies.findings.reading import StudyRecord
-from .blocks import Chart, Section, Sentences, Table
-from .page import sections_of
-from .sources import Reading
-from .study.cards import baseline_variant, judged_folders, sizes_with_runs
-from .study.sections import study_sections
-from .study.words import write_headline
-
+from ...evidence.comparison import build_scorecard
+from ...evidence.results import RunRecord
+from ...evidence.tables import verdict_lines
+from ...studies.findings.reading import StudyRecord
+from ..blocks import Chart, Section, Sentences, Table
+from ..live.sources import Reading
+from ..page import sections_of
+from ..runs import design_colours
+from .cards import baseline_variant, judged_folders, recoloured, sizes_with_runs
+from .sections import colours_of_study, study_sections
+from .words import write_headline
 
 JUDGED_ABOVE = ("forest", "validation-loss")
 """Sections with verdicts on fewer runs than the study's, which are not shown beside the study's own."""
@@ -56,13 +56,18 @@ def _of_its_runs(record: StudyRecord, runs: dict[Path, RunRecord]) -> list[Secti
     size in one that is folded."""
     found: list[Section] = []
     for number, size in enumerate(sizes_with_runs(record)):
-        records = [runs[folder] for folder in judged_folders(record, size) if folder in runs]
+        designs = {folder: of for folder, of in judged_folders(record, size).items() if folder in runs}
         baseline = baseline_variant(record, size, runs)
         if baseline is None:
             continue
-        card = build_scorecard(records, baseline, record.comparisons[size.size])
+        card = build_scorecard([runs[folder] for folder in designs], baseline, record.comparisons[size.size])
+        # By itself the card would give its designs the colours of others above.
+        its, wanted = design_colours(card), colours_of_study(record)
+        folders = zip(card.runs["name"], card.runs["record"], strict=True)
+        colours = {its[name]: wanted[designs[run.folder]] for name, run in folders}
         title = f"The runs of size {size.size} at the shared rate"
-        sections = [section for section in sections_of(card) if section.id not in JUDGED_ABOVE]
+        shown = [section for section in sections_of(card) if section.id not in JUDGED_ABOVE]
+        sections = [recoloured(section, colours) for section in shown]
         if number == 0:
             lead = "How these runs went. What they show about their designs stands above, under Verdicts."
             found += [Section("runs-of-size", title, [Sentences([lead])]), *sections]
