@@ -19,6 +19,9 @@ from .timing import STEADY, Cost, cost_of, training_hours, unsteadiness, validat
 EARLY = 0.3
 """The share of a run whose losses are so high that a chart that holds them shows no differences."""
 
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Of the first, second, ... design that has a colour: the baseline's rows share one."""
+
 
 @dataclass(frozen=True)
 class EqualTime:
@@ -158,6 +161,7 @@ def time_chart(card: Scorecard) -> Chart | None:
     hours: list[list[float]] = []
     tokens: list[list[float]] = []
     late: dict[bool, list[float]] = {True: [], False: []}
+    taken: list[str] = []
     counted = set(card.runs.loc[card.runs["counted"], "name"])
     for name in baseline_first(card)["name"]:
         curves = [validations(record, card.yardstick) for record in _counted(card, name)["record"]]
@@ -167,7 +171,9 @@ def time_chart(card: Scorecard) -> Chart | None:
         mean = pd.concat(curves).groupby("tokens", as_index=False).mean()
         last = pd.concat([curve.tail(1) for curve in curves])
         style: dict[str, Any] = {"name": escape(name, quote=False), "legendgroup": name}
-        line = {"color": colours[name], "width": 2}
+        taken.append(colours[name])
+        dash = DASHES[(taken.count(colours[name]) - 1) % len(DASHES)]
+        line = {"color": colours[name], "width": 2, "dash": dash}
         figure.add_scatter(x=mean["hours"], y=mean["loss"], mode="lines", line=line, **style)
         marker = {"color": colours[name], "size": 8}
         figure.add_scatter(

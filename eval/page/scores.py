@@ -27,8 +27,9 @@ LOWER_IS_BETTER = ("perplexity", "bits/byte", "nats/token")
 """Units of losses; of others more is better, or it is not known."""
 LABEL_WIDTH = 18
 """Characters of a design's name in a line beside a chart."""
-ROW_PX, TASK_PX, TITLE_PX = 26, 84, 40
-"""Heights in the forest chart: of a design, of a task's title and axis, and of the title alone."""
+ROW_PX, LINE_PX, TASK_PX, TITLE_PX = 26, 15, 84, 40
+"""Heights in the chart of tasks: of a design, of each further line of its name, of a task's title and axis,
+and of the title alone."""
 TITLE_WIDTH = 40
 """Characters of a task's title in a line."""
 MOST_WIDER = 4.0
@@ -138,7 +139,9 @@ def task_chart(card: Scorecard, metrics: list[Metric]) -> Chart | None:
     if not compared:
         return None
     sizes = [len(scores) for scores in compared.values()]
-    height = sum(TASK_PX + ROW_PX * size for size in sizes)
+    names = {as_label(name) for scores in compared.values() for name in scores["name"]}
+    lines = 1 + max(name.count("<br>") for name in names)
+    height = TITLE_PX + sum(TASK_PX + (ROW_PX + LINE_PX * (lines - 1)) * size for size in sizes)
     figure = make_subplots(
         rows=len(compared),
         cols=1,
@@ -153,6 +156,7 @@ def task_chart(card: Scorecard, metrics: list[Metric]) -> Chart | None:
             figure.add_trace(_interval(score, metric, colours[score["name"]]), **place)
         labels = [as_label(name) for name in scores["name"]]
         figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], automargin=True, **place)
+        figure.update_yaxes(range=[-0.5, len(labels) - 0.5], **place)  # no name beyond its strip
         figure.update_xaxes(range=_reach(scores), **place)
     figure.update_xaxes(zeroline=True, zerolinewidth=2, automargin=True, nticks=6)
     # The titles reach over the designs' names, and the first has nothing above it.

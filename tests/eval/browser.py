@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHECKS = Path(__file__).with_name("page_checks.js")
-PAPER = 794
-"""Width of A4 at 96 px per inch."""
-TIMEOUT_MS = 15_000
+PAPER = 703
+"""Of A4 at 96 px per inch what the page's margins of 12 mm leave."""
+TIMEOUT_MS = 60_000
 """For a busy machine: what is there is not waited for."""
 DRAWN = (
     """() => !document.querySelector('[data-chart]') || document.documentElement.dataset.charts === 'drawn'"""

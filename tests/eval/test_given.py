@@ -16,10 +16,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data import DataConfig, open_data, open_tokenizer
 from eval.__main__ import main, parse
-from eval.evidence.page import write_page
 from eval.evidence.results import GIVEN_WEIGHTS, read_runs
 from eval.evidence.tables import score_table, to_json, to_markdown
 from eval.hf_tokenizer import write_tokenizer
+from eval.page.page import write_page
 from eval.running.evaluation import evaluate_model
 from eval.running.job import check
 from model.errors import UserError

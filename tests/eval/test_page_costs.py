@@ -144,3 +144,13 @@ def test_a_run_that_has_logged_nothing_has_no_costs(tmp_path: Path) -> None:
     (run := tmp_path / "run").mkdir()
     (run / "summary.json").write_text('{"status": "running", "variant": "vanilla"}')
     assert costs_section(card_of(run)).blocks == []
+
+
+def test_rows_that_share_a_colour_have_dashes_of_their_own(make_run: MakeRun) -> None:
+    runs = [timed(make_run, "vanilla", precision=mode, folder=mode) for mode in ("bf16", "fp32")]
+    runs.append(timed(make_run, "rmsnorm"))
+    (chart,) = (block for block in costs_section(card_of(*runs)).blocks if isinstance(block, Chart))
+    lines = {trace.name: trace.line for trace in chart.figure.data if trace.mode == "lines"}
+    looks = {name: (line.color, line.dash) for name, line in lines.items()}
+    assert looks["vanilla bf16"] == ("var(--c0)", "solid") and looks["vanilla fp32"] == ("var(--c0)", "dash")
+    assert looks["rmsnorm bf16"][0] == "var(--c1)"

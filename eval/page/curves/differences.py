@@ -19,8 +19,8 @@ CURVE_KEYS = ["init_seed", "data_seed", "tokenizer", "precision", "model", "step
 POINTS = 480
 LATE = 0.1
 """Of the tokens: before that, losses differ most and say least."""
-OUTLYING = 0.005
-"""Of the points, at either end, which the chart's range may leave out."""
+OUTLYING = 0.02
+"""Of the points, at either end, which the range may leave out: a smoothed spike is a hundredth."""
 LEAST_RANGE = 0.02
 """Nats per token from the bottom of the chart to its top, where nothing differs."""
 END = 1.01

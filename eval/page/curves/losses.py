@@ -247,7 +247,7 @@ def _add_divergence(figure: Figure, lines: Sequence[Line], y_range: Sequence[flo
             inside = values[(values >= y_range[0]) & (values <= y_range[1])]
             figure.add(
                 [of], (inside if len(inside) else values).tail(1), mode="markers+text", text=["diverged"],
-                textposition="middle right", textfont={"color": of.colour}, hovertemplate="diverged",
+                textposition="middle right", textfont={"color": "var(--ink)"}, hovertemplate="diverged",
                 marker={"color": of.colour, "size": 10, "symbol": "x"}, cliponaxis=False,
             )  # fmt: skip
 
