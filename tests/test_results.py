@@ -1,0 +1,48 @@
+"""The first study's published table says what its files hold."""
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "docs" / "results" / "prose.tar.xz"
+SIZE = "6x128"
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Any]:
+    """The JSON files of the study by their names in the archive."""
+    with tarfile.open(KEPT) as archive:
+        names = [
+            name for name in archive.getnames() if name.startswith("studies/") and name.endswith(".json")
+        ]
+        return {name: json.load(archive.extractfile(name)) for name in names}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_table_of_the_first_study_is_that_of_its_files(kept: dict[str, Any], page: str) -> None:
+    text = (ROOT / page).read_text()
+    rows = [
+        row for row in kept["studies/prose/results.json"]["rows"] if row["size"] == SIZE and row["verdicts"]
+    ]
+    assert len(rows) == 5
+    for row in rows:
+        cells = [
+            f"{verdict['difference']:+.4f} [{verdict['low']:+.4f}, {verdict['high']:+.4f}]"
+            for verdict in row["verdicts"]
+        ]
+        words = ", ".join(verdict["word"].partition(" (")[0] for verdict in row["verdicts"])
+        assert f"| `{row['design']}` | {cells[0]} | {cells[1]} | {words} |" in text
+
+
+def test_the_first_study_was_registered_before_its_runs(kept: dict[str, Any]) -> None:
+    registration = kept["studies/prose/registration.json"]
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert registration["time"] in text and registration["sha256"] in text
+    assert registration["there_before"] == [] and registration["departures"] == []
+    ended = [file["time"] for name, file in kept.items() if "/cells/" in name]
+    assert min(ended) > registration["time"]
+    assert f"{len(ended)} finished runs" in text
