@@ -39,8 +39,9 @@ def cost_blocks(of_runs: dict[str, pd.DataFrame], colours: dict[str, str]) -> li
     }
     figure, height = panel_figure(panels, "layer", "nats per token", PANEL_PX)
     figure.update_xaxes(zeroline=False, unifiedhovertitle={"text": "layer %{x}"})
-    figure.update_yaxes(type="log", dtick=1, matches="y")
-    for axis in figure.select_yaxes():
+    figure.update_yaxes(type="log", dtick=1)
+    for number, axis in enumerate(figure.select_yaxes()):
+        axis.matches = "y" if number else None  # an axis that matches itself is a warning on the console
         figure.add_shape(
             type="line", line={"dash": "dot", "width": 1, "color": "var(--soft)"}, y0=COUNTS, y1=COUNTS,
             x0=0, x1=1, yref=axis.plotly_name.replace("axis", ""),
