@@ -66,9 +66,9 @@ def test_a_study_goes_on_under_the_readers_eyes(tmp_path: Path, page: Page) -> N
 
     page.evaluate("window.mark = 'not loaded again'")
     page.locator("#study-runs summary").click()
-    rates = page.locator("figure#study-rates-0")
+    rates = page.locator("figure#chart-study-rates-0")
     rates.locator("button", has_text="rmsnorm_post").click()
-    chart = "document.querySelector('#study-rates-0 .chart')"
+    chart = "document.querySelector('#chart-study-rates-0 .chart')"
     page.evaluate(f"Plotly.relayout({chart}, {{'yaxis.range': [2.9, 2.95]}})")
     page.evaluate("document.querySelector('#study-gates').scrollIntoView({behavior: 'instant'})")
     place = "document.querySelector('#study-gates').getBoundingClientRect().top"
@@ -81,7 +81,7 @@ def test_a_study_goes_on_under_the_readers_eyes(tmp_path: Path, page: Page) -> N
     assert page.evaluate("window.mark") == "not loaded again"
     headline = page.locator("h1").inner_text()
     assert headline.startswith("At size medium, 3 paired seeds: rmsnorm_post is better")
-    assert page.locator("#study-forest-1 .main-svg").count() > 0  # a chart that was not there
+    assert page.locator("#chart-study-forest-1 .main-svg").count() > 0  # a chart that was not there
     assert page.locator("nav a", has_text="Over the sizes").count() == 1
     assert page.evaluate(f"{chart}.layout.yaxis.range") == [2.9, 2.95]
     hidden = f"{chart}.data.filter(one => one.name === 'rmsnorm_post').map(one => one.visible)"

@@ -48,7 +48,7 @@ def test_a_study_with_its_runs_becomes_a_page(tmp_path: Path, capsys: pytest.Cap
     assert main([str(study), "--out", str(out)]) == 0
     assert capsys.readouterr().out.endswith(f"wrote {out}\n")
     text = out.read_text()
-    assert "rmsnorm is better than vanilla (-0." in text and 'id="study-forest-0"' in text
+    assert "rmsnorm is better than vanilla (-0." in text and 'id="chart-study-forest-0"' in text
     assert 'id="runs-of-size"' in text and 'id="loss"' in text and 'id="forest"' not in text
     assert 'id="runs-of-size-1"' in text  # size small, folded
     assert "/sections" not in text  # a file asks no server
