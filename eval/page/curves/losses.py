@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from plotly import graph_objects as go
 
@@ -45,7 +46,7 @@ class Figure:
     def add(self, runs: Sequence[StyledRun], values: pd.Series, **look: Any) -> None:
         """A trace of a run, or of the mean of several, over their tokens."""
         hours = [hours_at(of.run.record, values.index) for of in runs]
-        self.hours.append([float(of_point) for of_point in sum(hours) / len(hours)])
+        self.hours.append(np.mean(hours, axis=0).tolist())
         name = runs[0].title if len(runs) == 1 else f"{runs[0].name}, {len(runs)} seeds"
         self._add(list(values.index), values, name=escape(name), legendgroup=runs[0].name, **look)
 
@@ -157,7 +158,7 @@ def schedule_section(card: Scorecard) -> Section:
         figure = Figure("learning rate")
         _add_lines(figure, rates, template="%{y:.3g}", most=POINTS // 4)
         about = f"The learning rate of every run; it reaches {max(line.values.max() for line in rates):.3g}."
-        figure.figure.update_layout(yaxis={"exponentformat": "power"})
+        figure.figure.update_layout(yaxis={"exponentformat": "e"})
         axes = figure.axes()
         blocks.append(Chart("learning-rate", "Learning rate", figure.finish(), about, axes, "xy", height=300))
     if norms := [line for line in norms if len(line.values)]:
