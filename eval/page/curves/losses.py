@@ -45,8 +45,8 @@ class Figure:
 
     def add(self, runs: Sequence[StyledRun], values: pd.Series, **look: Any) -> None:
         """A trace of a run, or of the mean of several, over their tokens."""
-        hours = np.mean([hours_at(of.run.record, values.index) for of in runs], axis=0)
-        self.hours.append([float(of_point) for of_point in hours])
+        hours = [hours_at(of.run.record, values.index) for of in runs]
+        self.hours.append(np.mean(hours, axis=0).tolist())
         name = runs[0].title if len(runs) == 1 else f"{runs[0].name}, {len(runs)} seeds"
         self._add(list(values.index), values, name=escape(name), legendgroup=runs[0].name, **look)
 
