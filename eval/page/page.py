@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup
 
 from model.files import write_text
@@ -26,7 +27,7 @@ from .warnings import warnings_section
 
 HERE = Path(__file__).parent
 LONG = 34
-"""Characters of a line of a cell from which on it may break into several."""
+"""Characters of a line from which on the cells of its column are text, and may break into several lines."""
 
 
 MOST_COLUMNS = 9
@@ -79,8 +80,8 @@ def render(
     environment.tests |= {
         "chart": lambda block: isinstance(block, Chart),
         "table": lambda block: isinstance(block, Table),
-        "long": lambda cell: max(map(len, cell.split("\n"))) > LONG,
     }
+    environment.globals["kinds_of"] = _kinds_of
     return environment.get_template("template.html.j2").render(
         most_columns=MOST_COLUMNS,
         sections=shown,
@@ -92,3 +93,10 @@ def render(
         library=Markup(packed_library()) if charts else "",
         charts=Markup(packed_charts(charts)) if charts else "",
     )
+
+
+def _kinds_of(rows: pd.DataFrame) -> list[Markup]:
+    """The class of each column's cells: texts are set apart from numbers, but for the rows' names."""
+    lines = [[line for cell in cells for line in cell.split("\n")] for _, cells in rows.items()]
+    is_long = [any(len(line) > LONG for line in column) for column in lines]
+    return [Markup(' class="long"' if column and number else "") for number, column in enumerate(is_long)]

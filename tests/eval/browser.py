@@ -114,7 +114,7 @@ def opened(
 
 
 def note(seen: Opened, kind: str, text: str) -> None:
-    if kind in ("warning", "error"):
+    if kind in ("warning", "error", "trace"):  # the charts' library warns by the last
         seen.complaints.append(text)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from ...evidence.comparison import Scorecard
 from ...evidence.results import RunRecord
 from ..runs import design_colours, run_titles
+from ..timing import training_hours
 
 
 class StyledRun(NamedTuple):
@@ -47,14 +48,12 @@ def hours_at(record: RunRecord, tokens: Iterable[float]) -> np.ndarray:
 
     NaN where the run has logged no speed.
     """
-    train = record.train.dropna(subset=["tokens", "tokens_per_s"])
-    train = train[train["tokens_per_s"] > 0]
     wanted = np.asarray(list(tokens), float)
-    if train.empty:
+    hours = training_hours(record)
+    reached = record.train.set_index("step")["tokens"].reindex(hours.index).dropna()
+    if reached.empty:
         return np.full(len(wanted), math.nan)
-    reached = train["tokens"].to_numpy(float)
-    hours = np.cumsum(np.diff(reached, prepend=0) / train["tokens_per_s"].to_numpy(float)) / 3600
-    return np.interp(wanted, np.append(0, reached), np.append(0, hours))
+    return np.interp(wanted, [0, *reached], [0, *hours[reached.index]])
 
 
 def smooth(values: pd.Series) -> pd.Series:
