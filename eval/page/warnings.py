@@ -192,8 +192,8 @@ def recovered_spikes(card: Scorecard) -> Iterator[str]:
         highest, count = found[at], sum(spikes.count for spikes in found.values())
         yield (
             f"{_who(card, found)}: {count} spike{'s' if count > 1 else ''} in the training loss that went "
-            f"by, the highest of {highest.highest:+.2f} nats per token at step {highest.step:,} of "
-            f"{_who(card, [at])}: look there at the gradient norm, and try stronger clipping or a lower "
+            f"by, the highest of {highest.highest:+.2f} nats per token at step {highest.step:,}"
+            f"{f' of {_who(card, [at])}' if len(found) > 1 else ''}: look there at the gradient norm, and try stronger clipping or a lower "
             "learning rate."
         )
 
