@@ -190,11 +190,11 @@ def recovered_spikes(card: Scorecard) -> Iterator[str]:
     if found:
         at = max(found, key=lambda folder: found[folder].highest)
         highest, count = found[at], sum(spikes.count for spikes in found.values())
+        where = f" of {_who(card, [at])}" if len(found) > 1 else ""
         yield (
             f"{_who(card, found)}: {count} spike{'s' if count > 1 else ''} in the training loss that went "
-            f"by, the highest of {highest.highest:+.2f} nats per token at step {highest.step:,}"
-            f"{f' of {_who(card, [at])}' if len(found) > 1 else ''}: look there at the gradient norm, and try stronger clipping or a lower "
-            "learning rate."
+            f"by, the highest of {highest.highest:+.2f} nats per token at step {highest.step:,}{where}: look "
+            "there at the gradient norm, and try stronger clipping or a lower learning rate."
         )
 
 
