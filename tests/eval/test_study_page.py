@@ -108,9 +108,12 @@ def test_the_noise_floor_is_the_deviation_over_seeds(record: StudyRecord) -> Non
     losses = [loss("medium", "vanilla", "1x", seed) for seed in (1, 2, 3)]
     row = table.rows.set_index("size").loc["medium"]
     assert row["sd over seeds"] == f"{stdev(losses):.4f}"
-    other = fmean(loss("medium", "vanilla_again", "1x", seed) for seed in (1, 2, 3))
-    assert row["against itself"].startswith(f"{other - fmean(losses):+.4f} [")
-    low, high = map(float, row["against itself"].split("[")[1].rstrip("]").split(","))
+    again = [loss("medium", "vanilla_again", "1x", seed) for seed in (1, 2, 3)]
+    by_seed = [f"{mine - its:+.4f}" for mine, its in zip(again, losses, strict=True)]
+    assert row["against itself, by seed"] == ", ".join(by_seed)
+    other = fmean(again)
+    assert row["and its interval"].startswith(f"{other - fmean(losses):+.4f} [")
+    low, high = map(float, row["and its interval"].split("[")[1].rstrip("]").split(","))
     word = "holds zero" if low <= 0 <= high else "does not hold zero"
     assert said.lines[0].startswith(f"At size medium the interval of vanilla_again {word}")
 
