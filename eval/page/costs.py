@@ -186,10 +186,10 @@ def time_chart(card: Scorecard) -> Chart | None:
     if not hours:
         return None
     shown = late[True] or late[False]  # what diverged must not flatten the others
-    room = 0.05 * (max(shown) - min(shown)) or 0.05
+    margin = 0.05 * (max(shown) - min(shown)) or 0.05
     unit = _unit(card)
     figure.update_xaxes(title="hours")
-    figure.update_yaxes(title=unit, range=[min(shown) - room, max(shown) + room])
+    figure.update_yaxes(title=unit, range=[min(shown) - margin, max(shown) + margin])
     return Chart(
         name="loss-over-hours",
         title=f"Validation loss over hours of training ({unit})",

@@ -19,7 +19,7 @@ from .curves.differences import difference_section
 from .curves.losses import loss_section, schedule_section
 from .depth.section import depth_sections
 from .forest import forest_section
-from .library import packed_charts, packed_library
+from .packed import packed_charts, packed_library
 from .runs import runs_section
 from .scores import all_scores_section, evaluation_section, losses_section
 from .settings import settings_section, shared_settings_section

@@ -181,8 +181,8 @@ def _reach(scores: pd.DataFrame) -> list[float]:
     most = MOST_WIDER * farthest.quantile(0.5, interpolation="lower") if len(farthest) else np.inf
     shown = [0.0, *scores["difference"], *ends.clip(-most, most).to_numpy().ravel()]
     low, high = np.nanmin(shown), np.nanmax(shown)
-    room = 0.06 * (high - low) or 1.0
-    return [low - room, high + room]
+    margin = 0.06 * (high - low) or 1.0
+    return [low - margin, high + margin]
 
 
 def _interval(score: pd.Series, metric: Metric, colour: str) -> go.Scatter:
@@ -270,7 +270,7 @@ def _strip_title(metric: Metric) -> str:
 
 
 def as_label(name: str) -> str:
-    """A name beside a chart, over several lines, which a narrow page has room for."""
+    """A name beside a chart, over several lines, which a narrow page has space for."""
     lines = [""]
     for word in name.split(" "):
         if lines[-1] and len(lines[-1]) + len(word) >= LABEL_WIDTH:

@@ -90,9 +90,9 @@ def test_loss_is_smoothed_and_its_range_is_the_late_parts(make_run: MakeRun, tmp
     assert line["y"] == pytest.approx(smoothed, rel=1e-5)
     low, high = page.charts["loss-1"]["layout"]["yaxis"]["range"]
     late_part = smoothed[100:] + [line["loss"] for line in logged(run) if line["kind"] == "val"][2:]
-    room = 0.06 * (max(late_part) - min(late_part))
-    assert low == pytest.approx(min(late_part) - room, rel=1e-3)
-    assert high == pytest.approx(max(late_part) + room, rel=1e-3)
+    margin = 0.06 * (max(late_part) - min(late_part))
+    assert low == pytest.approx(min(late_part) - margin, rel=1e-3)
+    assert high == pytest.approx(max(late_part) + margin, rel=1e-3)
     floors = {trace["text"][1]: trace["y"] for trace in page.traces("loss-1", mode="lines+text")}
     assert floors == {"uniform 10.82": [10.825, 10.825], "unigram 7.31": [7.31, 7.31]}
 

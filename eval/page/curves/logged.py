@@ -85,7 +85,7 @@ def late(curves: Iterable[pd.Series], share: float) -> pd.Series:
 
 
 def padded(values: pd.Series, least: float) -> list[float]:
-    """A range around values, with some room, and no smaller than `least`."""
+    """A range around values, with some space, and no smaller than `least`."""
     low, high = float(values.min()), float(values.max())
-    room = max(0.06 * (high - low), (least - (high - low)) / 2)
-    return [low - room, high + room]
+    margin = max(0.06 * (high - low), (least - (high - low)) / 2)
+    return [low - margin, high + margin]
