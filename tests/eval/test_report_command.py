@@ -109,7 +109,12 @@ def test_ctrl_c_ends_the_server(make_run: MakeRun, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     words = [str(make_run()), str(make_run("rmsnorm", val_loss=5.3)), "--serve", "0", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "eval.report", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "eval.report", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in its background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     said = process.stdout.readline()

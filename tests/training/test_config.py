@@ -201,7 +201,7 @@ def test_every_recipe_resolves_on_two_ranks_with_its_published_shape(
 
 def test_there_is_a_recipe_for_each_of_gpt2s_sizes() -> None:
     fineweb = {f"{name}_fineweb" for name in PUBLISHED_SHAPES}
-    others = {"sample", "proxy_bytes_deep", "protocol_climbmix", "sibling_residual_climbmix"}
+    others = {"sample", "proxy_bytes_deep", "proxy_prose", "protocol_climbmix", "sibling_residual_climbmix"}
     assert {path.stem for path in RECIPES} == fineweb | others
 
 
