@@ -55,6 +55,8 @@ def compile_blocks(gpt: GPT, warn: Callable[[str], None]) -> None:
     if shlex.quote(str(CACHE_DIR)) == str(CACHE_DIR):  # inductor calls the C++ compiler without quotes
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE_DIR))
     torch._dynamo.config.suppress_errors = True
+    # Fused, two equal bf16 sums (the biases of a parallel block's branches) get one name, which C++ refuses.
+    torch._inductor.config.cpp.max_horizontal_fusion_size = 1
     # Layers that differ, as by a constant from their depth, each have a graph.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(gpt.blocks))
     handler = _Warnings(warn)
