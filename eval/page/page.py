@@ -28,8 +28,6 @@ from .warnings import warnings_section
 HERE = Path(__file__).parent
 LONG = 34
 """Characters of a line from which on the cells of its column are text, and may break into several lines."""
-
-
 MOST_COLUMNS = 9
 """Of a table on paper; one with more has its cells one after the other there."""
 

@@ -35,10 +35,10 @@ class Design:
 
 def designs_of(study: Study) -> Iterator[Design]:
     """The baseline, the variants, the baseline repeated; of a composite each part, all, and all but each."""
-    again = f"{Path(study.baseline).stem if study.baseline.endswith('.py') else study.baseline}{AGAIN}"
+    again = f"{_name_of(study.baseline)}{AGAIN}"
     names: list[str] = [again] if study.repeat_baseline else []
     for variant in (study.baseline, *study.variants):
-        name = Path(variant).stem if variant.endswith(".py") else variant
+        name = _name_of(variant)
         if name in names:
             raise UserError(f"{study.path}: two designs would be called {name}: rename a file")
         names.append(name)
@@ -58,3 +58,8 @@ def designs_of(study: Study) -> Iterator[Design]:
         for left_out in parts:
             rest = {key: v for name, keys in parts.items() if name != left_out for key, v in keys.items()}
             yield Design(f"whole-{left_out}", below | rest)
+
+
+def _name_of(variant: str) -> str:
+    """In tables: a file goes by its stem."""
+    return Path(variant).stem if variant.endswith(".py") else variant

@@ -1,4 +1,4 @@
-"""The report's charts of losses: the difference to the baseline first, then the losses themselves."""
+"""The report's charts of losses, over tokens and over hours, and of the learning rate and gradient norm."""
 
 import math
 from collections.abc import Sequence
