@@ -8,8 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
+FAILED = 1
+"""Exit status of a command that met an error which is not the user's, or of a candidate that was refused."""
 REFUSED = 2
 """Exit status of a command that was given what cannot be."""
+DIVERGED = 3
+"""Exit status of a run whose loss or gradients left what training can mend."""
+INTERRUPTED = 75
+"""Exit status of a run that was stopped and saved: the same command goes on."""
 _BUILDERS = ("arguments", "designs", "siblings")
 """Modules that call a design's code; where they do so says nothing."""
 

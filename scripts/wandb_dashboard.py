@@ -123,7 +123,7 @@ def first_noted(records: list[RunRecord]) -> dict[str, Any]:
 
 def check_server() -> None:
     """Raise UserError where there is no key or no server."""
-    from training.wandb_run import offline_reason
+    from training.tracking.wandb_run import offline_reason
 
     if reason := offline_reason():
         raise UserError(

@@ -1,3 +1,7 @@
+from .checkpoints.checkpoint import load_checkpoint as load_checkpoint
+from .checkpoints.checkpoint import newest_checkpoint as newest_checkpoint
+from .checkpoints.checkpoint import read_state as read_state
+from .checkpoints.checkpoint import save_checkpoint as save_checkpoint
 from .config import DeepSpeedConfig as DeepSpeedConfig
 from .config import Recipe as Recipe
 from .config import check_design as check_design
@@ -5,10 +9,6 @@ from .config import ineffective_keys as ineffective_keys
 from .config import read_command as read_command
 from .engine.build import build_engine as build_engine
 from .engine.build import check_with_deepspeed as check_with_deepspeed
-from .engine.checkpoint import load_checkpoint as load_checkpoint
-from .engine.checkpoint import newest_checkpoint as newest_checkpoint
-from .engine.checkpoint import read_state as read_state
-from .engine.checkpoint import save_checkpoint as save_checkpoint
 from .engine.compilation import wrap_blocks as wrap_blocks
 from .engine.cpu_bf16 import bf16_arithmetic as bf16_arithmetic
 from .engine.environment import environment_notes as environment_notes
@@ -25,15 +25,15 @@ from .run.console import Console as Console
 from .run.data_of_run import as_begun as as_begun
 from .run.data_of_run import differing_data as differing_data
 from .run.data_of_run import settle_data as settle_data
-from .run.failures import failures_recorded as failures_recorded
 from .run.folder import RunFolder as RunFolder
 from .run.preflight import design_problem as design_problem
 from .run.profiling import StartUp as StartUp
 from .run.reporter import Reporter as Reporter
-from .run.stop import StopRequest as StopRequest
 from .samples import sample_texts as sample_texts
 from .schedule import learning_rate as learning_rate
 from .step import begin_step as begin_step
 from .step import train_step as train_step
 from .validation import bits_per_byte as bits_per_byte
 from .validation import validate as validate
+from .watch.failures import failures_recorded as failures_recorded
+from .watch.stop import StopRequest as StopRequest

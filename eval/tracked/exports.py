@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from training.run.reader import read_summary
-from training.run.tracking import CONFIG_FACTS, new_id
-from training.wandb_run import artifact_name, finish_run, reference, start_run
+from training.tracking.tracker import CONFIG_FACTS, new_id
+from training.tracking.wandb_run import artifact_name, finish_run, reference, start_run
 
 from .late import tracked_run
 

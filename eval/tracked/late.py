@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from training.config.tracking import TrackingConfig, wandb_mode
 from training.evaluations import unsent
 from training.run.reader import complete_checkpoints, read_metrics, read_summary
-from training.run.tracking import CONFIG_FACTS, Tracker
+from training.tracking.tracker import CONFIG_FACTS, Tracker
 
 
 def log_late(run_dir: Path, step: int, say: Callable[[str], None]) -> None:

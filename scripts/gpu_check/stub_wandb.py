@@ -1,7 +1,7 @@
 """Write a wheel that stands in for W&B where there is no network: `python stub_wandb.py FOLDER VERSION`.
 
-It has only what training/run/tracking.py and training/wandb_run.py touch. The real wheel is 20 MB and needs
-eleven more packages (opentelemetry, platformdirs, ...) that the machine may lack.
+It has only what the modules of training/tracking/ touch. The real wheel is 20 MB and needs eleven more
+packages (opentelemetry, platformdirs, ...) that the machine may lack.
 """
 
 import sys

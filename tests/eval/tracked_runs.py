@@ -9,7 +9,7 @@ import wandb
 
 from model.files import write_json
 from tests.training.wandb_server import Run, wandb_server
-from training.run.tracking import Tracker, TrackingConfig
+from training.tracking.tracker import Tracker, TrackingConfig
 
 SUMMARY = {"status": "finished", "step": 4, "tokens": 256, "tokens_per_step": 64, "flops_per_token": 10}
 

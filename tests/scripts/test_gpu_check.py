@@ -109,7 +109,8 @@ def test_a_failed_part_is_named_and_the_next_runs(kit: Path) -> None:
 def test_the_stand_in_for_wandb_has_what_tracking_uses(kit: Path, tmp_path: Path) -> None:
     (wheel,) = (kit / "kit" / "wheels").iterdir()
     code = (
-        "from pathlib import Path\nimport wandb\nfrom training.run.tracking import Tracker, TrackingConfig\n"
+        "from pathlib import Path\nimport wandb\n"
+        "from training.tracking.tracker import Tracker, TrackingConfig\n"
         "from training.state import TrainState\n"
         "assert '0.31.0-py3-none-any.whl' in wandb.__file__\n"
         f"tracker = Tracker(TrackingConfig(), Path({str(tmp_path)!r}), None, {{}}, print)\n"

@@ -23,8 +23,8 @@ from tests.eval.tracked_runs import offline, server
 from tests.training.test_reporter import after_step, begun
 from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of
 from tests.training.wandb_server import Run
-from training.run.tracking import Tracker, TrackingConfig
 from training.state import TrainState
+from training.tracking.tracker import Tracker, TrackingConfig
 
 __all__ = ["no_account", "offline", "server"]
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # of W&B itself

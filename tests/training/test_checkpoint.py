@@ -16,7 +16,7 @@ import torch.distributed as dist
 from model import GPT, GPTConfig
 from model.errors import UserError
 from tests.tiny import TINIEST
-from training.engine.checkpoint import (
+from training.checkpoints.checkpoint import (
     TrainState,
     load_checkpoint,
     newest_checkpoint,

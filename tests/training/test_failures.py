@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from training.run.failures import failures_recorded, is_lost_connection
 from training.run.folder import RunFolder
+from training.watch.failures import failures_recorded, is_lost_connection
 
 SPAWN = multiprocessing.get_context("spawn")
 LOST = (

@@ -14,11 +14,11 @@ from tests.distributed import run_on_ranks
 from tests.engines import SMALL, batches, load, step
 from tests.own_designs import KEPT, LEFTOVER
 from tests.tiny import DS_CONFIG, TINY, zero
+from training.checkpoints.checkpoint import save_checkpoint
 from training.config import read_deepspeed_config
 from training.diagnostics.plain_copy import PlainCopy, fp32_weights
 from training.engine import weights
 from training.engine.build import build_engine
-from training.engine.checkpoint import save_checkpoint
 from training.engine.compilation import wrap_blocks
 from training.engine.cpu_bf16 import bf16_arithmetic
 from training.state import TrainState

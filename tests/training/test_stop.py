@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.run.stop import StopRequest
+from training.watch.stop import StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +33,7 @@ def test_a_signal_asks_to_stop_and_ends_nothing(signum: signal.Signals) -> None:
 def test_without_deepspeeds_launcher_the_parent_may_go(tmp_path: Path) -> None:
     """A parent that is no launcher, such as a shell that started the run in the background."""
     rank = (
-        "import os, time; from training.run.stop import StopRequest\n"
+        "import os, time; from training.watch.stop import StopRequest\n"
         "request, parent = StopRequest(), os.getppid()\n"
         "open('ready', 'w').close()\n"
         "while os.getppid() == parent: time.sleep(0.01)\n"

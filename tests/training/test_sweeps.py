@@ -12,7 +12,7 @@ from tests.eval.tracked_runs import server
 from tests.training.wandb_runs import no_account
 from tests.training.wandb_server import Run
 from training import read_command
-from training.run.tracking import Tracker, TrackingConfig
+from training.tracking.tracker import Tracker, TrackingConfig
 
 __all__ = ["no_account", "server"]
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ import wandb
 from wandb.errors import CommError
 
 from tests.training.wandb_runs import no_account, offline_folders, records
-from training.run.tracking import Tracker, TrackingConfig
+from training.tracking.tracker import Tracker, TrackingConfig
 
 __all__ = ["no_account"]
 KEY = "0123456789" * 4
@@ -69,7 +69,8 @@ def test_without_a_key_the_run_is_offline_and_says_how_to_send_it(
 
 def test_nothing_is_imported_or_written_before_the_first_log(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom training.run.tracking import Tracker, TrackingConfig\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from training.tracking.tracker import Tracker, TrackingConfig\n"
         "tracker = Tracker(TrackingConfig(), Path(sys.argv[1]), None, {}, print)\n"
         "assert not {'wandb', 'requests', 'torch'} & sys.modules.keys()\n"
         "assert list(Path(sys.argv[1]).iterdir()) == []\n"

@@ -13,8 +13,8 @@ from model import GPT
 from tests.distributed import run_on_ranks
 from tests.engines import batches, load, step, weights
 from tests.tiny import AUTOCAST, BF16, DS_CONFIG, ENGINE_TINY, zero
+from training.checkpoints.checkpoint import TrainState, save_checkpoint
 from training.engine.build import build_engine
-from training.engine.checkpoint import TrainState, save_checkpoint
 from training.engine.cpu_bf16 import bf16_arithmetic
 from training.engine.weights import load_model
 

@@ -18,8 +18,8 @@ from tests.distributed import run_on_ranks
 from tests.training.test_reporter import DS, after_step, begun, recipe
 from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of, sync
 from tests.training.wandb_server import wandb_server
-from training.run.tracking import CONFIG_FACTS, Tracker, TrackingConfig
 from training.state import TrainState
+from training.tracking.tracker import CONFIG_FACTS, Tracker, TrackingConfig
 
 __all__ = ["no_account"]
 LOSSES = {1: 3.5, 2: 3.0, 3: 3.25, 4: 3.125}

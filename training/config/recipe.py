@@ -18,7 +18,11 @@ RANGES = {
     "init_seed": Range(at_least=-(2**63), below=2**63),  # what torch draws with
     "val_every": FROM_1,
     "checkpoint_every": FROM_1,
+    "checkpoint_minutes": Range(above=0),
     "keep_checkpoints": FROM_1,
+    "milestone_every": FROM_1,
+    "max_rollbacks": Range(at_least=0),
+    "max_minutes": Range(above=0),
     "max_skipped_steps": FROM_1,
     "profile_steps": FROM_1,
 }
@@ -36,8 +40,16 @@ class TrainConfig:
             its checkpoints' folders, an export, or a GPT-2 of Hugging Face; of the same shape and design
         val_every: steps between validations; one always follows the last step
         checkpoint_every: steps between checkpoints; one always follows the last step
+        checkpoint_minutes: minutes between checkpoints, beside those of `checkpoint_every`
         keep_checkpoints: how many of the newest stay, beside the one with the best validation loss
+        milestone_every: the checkpoints of every so many steps stay too; a multiple of `checkpoint_every`
+        on_divergence: what follows a loss or gradients that are not finite: skip the step, rollback to the
+            last good checkpoint and pass over the batches that led there, or stop; the last two also follow a
+            loss that explodes
         max_skipped_steps: so many steps in a row with gradients that are not finite end the run as diverged
+        max_rollbacks: so many rollbacks may happen in a run; the next divergence ends it as diverged
+        max_minutes: after so many minutes since the command began, the run is saved and stops as by a signal
+        stop_file: the run is saved and stops once this file exists; a relative one lies in the run folder
         preflight: whether the design is checked before the run begins; --skip_preflight sets it to false
         compile: whether torch.compile compiles the blocks; it changes numbers by rounding only
         diagnostics: whether each layer is measured at steps 1, 2, 4, 8 and so on and at the last, into
@@ -52,8 +64,14 @@ class TrainConfig:
     init_from: str | None = None
     val_every: int = 50
     checkpoint_every: int = 50
+    checkpoint_minutes: float | None = None
     keep_checkpoints: int = 2
+    milestone_every: int | None = None
+    on_divergence: Literal["skip", "rollback", "stop"] = "skip"
     max_skipped_steps: int = 10
+    max_rollbacks: int = 3
+    max_minutes: float | None = None
+    stop_file: str | None = None
     preflight: bool = True
     compile: bool = True
     diagnostics: bool = True
@@ -123,8 +141,14 @@ FREE_TO_CHANGE = {
     "train.steps",
     "train.val_every",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
     "train.keep_checkpoints",
+    "train.milestone_every",
+    "train.on_divergence",
     "train.max_skipped_steps",
+    "train.max_rollbacks",
+    "train.max_minutes",
+    "train.stop_file",
     "train.preflight",
     "train.diagnostics",
     "train.profile_steps",

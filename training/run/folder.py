@@ -78,7 +78,7 @@ class RunFolder:
 
     @property
     def failure_file(self) -> Path:
-        """How this rank ended, where it ended with an exception; `training.run.failures` writes it."""
+        """How this rank ended, where it ended with an exception; `training.watch.failures` writes it."""
         return self.path / "logs" / f"failure_rank{self.rank}.json"
 
     def claim(self, wait_s: float = 30.0) -> None:

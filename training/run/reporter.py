@@ -21,13 +21,13 @@ from ..engine.ranks import Ranks
 from ..samples import Sample, write_samples
 from ..state import TrainState
 from ..step import StepResult
+from ..tracking.tracker import CONFIG_FACTS, Tracker
 from ..validation import loss_floors, write_document_losses
 from .console import Console
 from .folder import RunFolder, recipe_as_dict
 from .profiling import StartUp, StepProfiler
 from .reader import checkpoint_name
 from .throughput import DataWait, Throughput
-from .tracking import CONFIG_FACTS, Tracker
 
 
 class Reporter:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from model.files import write_json
 
-from .folder import RunFolder
+from ..run.folder import RunFolder
 
 if TYPE_CHECKING:
-    from .console import Console
+    from ..run.console import Console
 
 LOCK_TIMEOUT_S = 10.0
 _LOST_CONNECTION = re.compile(

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from model.errors import UserError
 from model.files import write_json
 
+from ..engine.unusual import frozen, scalars_merged
+from ..engine.weights import without_pattern
 from ..run.reader import checkpoint_name, damage, file_sha256, step_folders
 from ..state import TrainState
-from .unusual import frozen, scalars_merged
-from .weights import without_pattern
 
 
 def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> Path:

@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 
 from ..config.tracking import TrackingConfig, run_id_of_sweep, wandb_mode
 from ..evaluations import COLUMNS, axes_at, latest_values, note_sent, rows_sent, score_rows, unsent
+from ..run.reader import read_metrics, read_summary
 from ..state import TrainState
-from ..wandb_run import EXTREMES, artifact_name, finish_run, reference, start_run
-from .reader import read_metrics, read_summary
+from .wandb_run import EXTREMES, artifact_name, finish_run, reference, start_run
 
 CONFIG_FACTS = (
     "variant", "precision", "model", "block_size", "parameters", "flops_per_token", "world_size", "init_seed",

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config.tracking import wandb_mode
-from .run.wandb_parts import mend_parts, unsent_parts
+from ..config.tracking import wandb_mode
+from .wandb_parts import mend_parts, unsent_parts
 
 AXES = ("step", "tokens", "total_flops", "gpu_hours", "cpu_rank_hours")
 """What all values can be drawn against: each row has them. W&B draws against the step unless asked."""

@@ -1,0 +1,1 @@
+"""What survives a stop: checkpoints, complete or absent, verified when read."""

@@ -1,0 +1,1 @@
+"""Weights & Biases: a view of the run that never holds it."""
