@@ -97,7 +97,12 @@ def note_sent(run_dir: Path, step: int, run_id: str, values: dict[str, float]) -
     """Remember that a row with these values of `step` is in the W&B run."""
     before = _sent(run_dir, step, run_id)
     after = {"run": run_id, "rows": before["rows"] + 1, "values": before["values"] | values}
-    write_json(evaluation_folder(run_dir, step) / "wandb.json", after)
+    write_json(sent_file(run_dir, step), after)
+
+
+def sent_file(run_dir: Path, step: int) -> Path:
+    """Where `note_sent` notes what the W&B run has of a step."""
+    return evaluation_folder(run_dir, step) / "wandb.json"
 
 
 def rows_sent(run_dir: Path, run_id: str) -> int:
@@ -107,7 +112,7 @@ def rows_sent(run_dir: Path, run_id: str) -> int:
 
 def _sent(run_dir: Path, step: int, run_id: str) -> dict[str, Any]:
     """What wandb.json says; nothing was sent where it is of another W&B run, as in a copied folder."""
-    file = evaluation_folder(run_dir, step) / "wandb.json"
+    file = sent_file(run_dir, step)
     sent = read_json(file) if file.is_file() else {}
     return sent if sent.get("run") == run_id else {"rows": 0, "values": {}}
 

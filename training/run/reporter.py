@@ -163,6 +163,9 @@ class Reporter:
         if advice := self._data_wait.advice(result.data_wait, result.seconds):
             say(advice)
         self._diagnostics.write(self._tracker, state.step, self._used(state))
+        if self._tracker and self._tracker.id != state.wandb_id:  # W&B could not use that one
+            state.wandb_id = self._tracker.id
+            self.folder.update_summary(wandb=self._tracker.noted)
 
     def validation(
         self,
@@ -212,7 +215,8 @@ class Reporter:
             diverged: whether too many steps were skipped in a row.
             data_error: why a rank's data ended.
 
-        Returns the exit status: 0 finished, or stopped and saved; 1 diverged, or out of data.
+        Returns the exit status: 0 finished, or stopped and saved; 1 diverged, or out of data. W&B is not
+        waited for here: the process of rank 0 does so before it ends, for 30 s at most.
         """
         self._bar.close()
         self._profiler.finish()
@@ -230,12 +234,14 @@ class Reporter:
         if self._tracker and diverged:
             self._tracker.alert(f"{self.folder.path.name} diverged", f"step {state.step}: {sentence}")
         if self._tracker:
-            self._tracker.finish(self.folder.summary, exit_status)
+            self._tracker.finish(self.folder.summary, exit_status, is_stopped=status == "interrupted")
+            self.folder.update_summary(wandb=self._tracker.noted)
         log_communication(self.ds)
         dist.barrier()  # the ranks end together, so that the next run does not meet one of this
         skips = f"; {state.skipped_steps} step(s) were skipped" if state.skipped_steps else ""
         self.console.say(f"{self.folder.path} {sentence}{skips}")
-        return exit_status
+        # A launcher ends all ranks at the first that fails: the others leave, and rank 0 may still send.
+        return exit_status if self.folder.rank == 0 else 0
 
     def wall_time_s(self) -> float:
         """Seconds in the loop, those of earlier starts included."""
