@@ -3,12 +3,13 @@
 import atexit
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -18,6 +19,7 @@ from model.errors import UserError
 
 from .config import MOST_LANES, DataConfig
 from .corpus import Corpus, lanes_of
+from .interrupts import LOOK_SECONDS, check_interrupted, interruptible, never
 from .lanes import Cursor, Lane, open_lanes
 from .parallel import portable
 
@@ -76,6 +78,7 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
         world_size: The number of processes; it divides the lanes.
         first_sequence: The sequence of the run to begin with, a multiple of `world_size`.
         cursors: Where lanes continue; a lane that is not named begins at its beginning.
+        interrupted: Asked several times per second while there is no data; waiting ends once it is true.
 
     Raises:
         UserError: `data.lanes` does not fit the source or the number of processes, or a size is not positive.
@@ -93,6 +96,7 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
         world_size: int = 1,
         first_sequence: int = 0,
         cursors: Mapping[int, Sequence[int]] | None = None,
+        interrupted: Callable[[], bool] = never,
     ) -> None:
         if block_size < 1 or micro_batch < 1:
             raise UserError(f"block_size {block_size} and micro_batch {micro_batch} must both be 1 or more")
@@ -105,6 +109,7 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
                 f"first_sequence is {first_sequence}: it must be a multiple of the world size {world_size}"
             )
         self.bad: Counter[str] = Counter()
+        self._interrupted = interrupted
         self._shape = (micro_batch, block_size + 1)
         self._dtype = corpus.tokenizer.dtype
         places = cursors or {}
@@ -116,7 +121,7 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
         turn = [(first_sequence + rank + i * world_size) % lanes for i in range(len(mine))]
         self._workers: list[_Worker] = []
         if config.workers == 0:
-            self._sequences = _fill_in_turn(mine, turn, block_size, self._dtype)
+            self._sequences = _unless_interrupted(_fill_in_turn(mine, turn, block_size, self._dtype))
             return
         count = min(config.workers, len(mine))
         worker_of = {lane: number % count for number, lane in enumerate(mine)}
@@ -150,15 +155,17 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
         Raises:
             UserError: a document is bad and stops the run, or a cursor does not fit the corpus.
             OSError: the source cannot be read, or a worker was killed.
+            Interrupted: it was, before the micro-batch was whole; the loader is of no use any more.
         """
         import torch  # only here, so that workers can be forked before it is loaded
 
         blocks = np.empty(self._shape, dtype=self._dtype)
         moved = {}
-        for block in blocks:
-            block[:], lane, moved[lane], bad = next(self._sequences)
-            if bad:
-                self.bad += bad
+        with interruptible(self._interrupted):
+            for block in blocks:
+                block[:], lane, moved[lane], bad = next(self._sequences)
+                if bad:
+                    self.bad += bad
         return torch.from_numpy(blocks), moved
 
 
@@ -185,6 +192,12 @@ def _fill_in_turn(
         if lane.bad:
             bad, lane.bad = lane.bad, Counter()
         yield _Sequence(block, number, cursor, bad)
+
+
+def _unless_interrupted(sequences: Iterator[_Sequence]) -> Iterator[_Sequence]:
+    while True:
+        check_interrupted()
+        yield next(sequences)
 
 
 def _from_workers(workers: Sequence["_Worker"], turn: Sequence[int]) -> Iterator[_Sequence]:
@@ -255,7 +268,12 @@ class _Worker(Iterator[_Sequence]):
 
     def _receive(self) -> Iterator[_Sequence]:
         try:
-            made = self._queue.get()
+            while True:
+                try:
+                    made = self._queue.get(timeout=LOOK_SECONDS)
+                    break
+                except queue.Empty:
+                    check_interrupted()
         except (EOFError, OSError):  # the end of the pipe, also inside a message
             self._process.join()
             raise OSError(
@@ -272,11 +290,12 @@ class _Worker(Iterator[_Sequence]):
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         chunk: list[_Sequence] = []
         try:
-            for sequence in self._sequences:
-                chunk.append(sequence)
-                if len(chunk) == self._chunk:
-                    self._queue.put(_Chunk.of(chunk))
-                    chunk = []
+            with interruptible(never):  # the parent asks
+                for sequence in self._sequences:
+                    chunk.append(sequence)
+                    if len(chunk) == self._chunk:
+                        self._queue.put(_Chunk.of(chunk))
+                        chunk = []
         except Exception as error:
             if chunk:
                 self._queue.put(_Chunk.of(chunk))
