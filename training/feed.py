@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from data import BAD_REASONS, Corpus, LaneLoader
+from data import BAD_REASONS, Corpus, Interrupted, LaneLoader
 
 from .state import TrainState
 
@@ -89,15 +89,21 @@ class Feed:
             world_size=ranks.world_size,
             first_sequence=state.step * ds.train_batch_size,
             cursors=state.cursors,
+            interrupted=stop.asked,
         )
         loader.start()
         return cls(loader, ds.accumulation, state.bad_documents)
 
     def fetch(self) -> None:
-        """Fetch the next global batch; an error is kept in `error`, until all ranks know of it."""
+        """Fetch the next global batch; an error is kept in `error`, until all ranks know of it.
+
+        Where this rank is asked to stop meanwhile, there is none: the ranks stop before it is needed.
+        """
         started = time.perf_counter()
         try:
             self._batch = [next(self._loader) for _ in range(self._accumulation)]
+        except Interrupted:
+            pass
         except (ValueError, OSError) as error:
             self.error = str(error)
         self._bad_of_next = Counter(self._loader.bad)
