@@ -16,6 +16,7 @@ import pytest
 
 from data import build_sample
 from data.sources import DamagedShard, ParquetSource, Shard, network
+from model.errors import INTERRUPTED
 from tests.data.servers import serving
 from tests.jobs import (
     Started,
@@ -129,7 +130,7 @@ def test_stopped_with_any_workers_it_is_the_whole_run_and_leaves_none(job: Path,
         processes = workers_of(process)
         assert len(processes) == workers
         send(process.pid, signum)
-        assert process.wait() == (0 if signum == signal.SIGTERM else -signum)
+        assert process.wait() == (INTERRUPTED if signum == signal.SIGTERM else -signum)
         assert_end(processes)
         expected = "interrupted" if signum == signal.SIGTERM else "running"
         assert summary_of(run_dir)["status"] == expected

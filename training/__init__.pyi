@@ -29,11 +29,12 @@ from .run.folder import RunFolder as RunFolder
 from .run.preflight import design_problem as design_problem
 from .run.profiling import StartUp as StartUp
 from .run.reporter import Reporter as Reporter
-from .samples import sample_texts as sample_texts
 from .schedule import learning_rate as learning_rate
+from .state import TrainState as TrainState
 from .step import begin_step as begin_step
 from .step import train_step as train_step
 from .validation import bits_per_byte as bits_per_byte
 from .validation import validate as validate
 from .watch.failures import failures_recorded as failures_recorded
+from .watch.stop import Stopped as Stopped
 from .watch.stop import StopRequest as StopRequest

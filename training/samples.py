@@ -81,23 +81,30 @@ def next_token(
 
 @torch.no_grad()
 def sample_texts(
-    engine: Any, tokenizer: Tokenizer, prompts: Sequence[str], device: torch.device
+    engine: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    device: torch.device,
+    before_token: Callable[[], None],
 ) -> list[Sample]:
     """The likeliest continuations of `eval.sample_text`, after a validation. All ranks call it.
 
     Nothing is drawn, and the model goes back into the mode that it had. Every rank makes as many forward
-    passes, whatever the texts are: ZeRO-3 gathers the weights of each.
+    passes, whatever the texts are: ZeRO-3 gathers the weights of each. What `before_token` raises, on all
+    ranks, ends it.
     """
     gpt, was_training = engine.module, engine.training
     engine.eval()
 
     def choose(tokens: list[int]) -> int:
+        before_token()
         logits, _ = engine(torch.tensor([tokens[-gpt.config.block_size :]], device=device))
         return int(logits[0, -1, : tokenizer.vocab_size].float().argmax())
 
-    samples = [_continued(choose, tokenizer, prompt, SAMPLE_TOKENS, stops=False) for prompt in prompts]
-    engine.train(was_training)
-    return samples
+    try:
+        return [_continued(choose, tokenizer, prompt, SAMPLE_TOKENS, stops=False) for prompt in prompts]
+    finally:
+        engine.train(was_training)
 
 
 def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:

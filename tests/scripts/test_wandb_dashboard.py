@@ -57,7 +57,7 @@ def logged(rank: int, folder: Path) -> None:
     losses = np.full(len(validation.tokens) - 1, 2.5)
     state.note_validation(2.5, 1.25)
     report.validation(state, losses, validation)
-    report.end(state, diverged=False, data_error=None)
+    report.end(state, diverged=False, failure=None)
     report._tracker.wait()  # type: ignore[union-attr]
 
 

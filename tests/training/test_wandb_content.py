@@ -15,6 +15,7 @@ import wandb
 
 from data import open_data
 from model import PRESETS
+from model.errors import DIVERGED
 from tests.distributed import run_on_ranks
 from tests.training.test_reporter import DS, after_step, begun, recipe
 from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of, sync
@@ -92,7 +93,7 @@ def killed_then_diverged(rank: int, folder: Path) -> None:
     report, second = begun(folder, at_checkpoint)
     for step in (3, 4):
         after_step(at_checkpoint, report, loss=LOSSES[step])
-    assert report.end(at_checkpoint, diverged=True, data_error=None) == 1
+    assert report.end(at_checkpoint, diverged=True, failure=None) == DIVERGED
     report._tracker.wait()  # type: ignore[union-attr]
     (sentence,) = (said for said in first.said if "wandb sync" in said)
     assert sentence in second.said

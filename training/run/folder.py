@@ -198,15 +198,17 @@ class RunFolder:
             yield self.summary
             write_json(self.path / "summary.json", self.summary)
 
-    def keep_metrics_until(self, step: int) -> None:
-        """Drop the lines after `step` from metrics.jsonl, and what follows a line that is cut short."""
+    def keep_metrics_until(self, step: int, validation_due: bool = False) -> None:
+        """Drop the lines after `step` from metrics.jsonl, and what follows a line that is cut short; with
+        `validation_due` the validation of this step too, which is made again."""
         path = self.path / "metrics.jsonl"
         if self.rank != 0 or not path.is_file():
             return
         kept = []
         with suppress(UserError):  # the steps of a broken line and those after it are trained again
             for values in read_metrics(self.path):
-                if values["step"] <= step:
+                is_due = validation_due and values["kind"] == "val" and values["step"] == step
+                if values["step"] <= step and not is_due:
                     kept.append(json.dumps(values) + "\n")
         write_text(path, "".join(kept))
 
