@@ -31,6 +31,7 @@ from .run.profiling import StartUp as StartUp
 from .run.reporter import Reporter as Reporter
 from .samples import sample_texts as sample_texts
 from .schedule import learning_rate as learning_rate
+from .state import TrainState as TrainState
 from .step import begin_step as begin_step
 from .step import train_step as train_step
 from .validation import bits_per_byte as bits_per_byte

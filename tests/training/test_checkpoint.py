@@ -17,8 +17,9 @@ from model import GPT, GPTConfig
 from model.errors import UserError
 from tests.tiny import TINIEST
 from training.checkpoints.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from training.checkpoints.found import damage
 from training.checkpoints.newest import newest_checkpoint, read_state
-from training.run.reader import checkpoint_name, damage
+from training.run.reader import checkpoint_name
 
 DATA = "a" * 64
 
