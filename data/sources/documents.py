@@ -177,24 +177,24 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """A hash of the files' names and content, their shards and the text column.
 
-        It stays the same when the files move to another folder, and when the hub's commit changes none of
-        them. Files here are read when it is first asked for. Raises UserError where one cannot be.
+        It stays the same when the files move to another folder, when a URL is signed anew, and when the hub's
+        commit changes none of them. Files here are read when it is first asked for. Raises UserError where
+        one cannot be.
         """
         here = [path for path in self.file_sizes if path not in self.versions]
         versions = {**self.versions, **content_hashes(here)}
-        files = [[os.path.basename(path), versions[path]] for path in self.file_sizes]
-        content = [self.config.text_column, files, self._cut(), self.shards_per_window]
+        files = [[_name(path), versions[path]] for path in self.file_sizes]
+        cut = [[_name(s.path), s.group, s.first_row, s.rows] for s in self.shards]
+        content = [self.config.text_column, files, cut, self.shards_per_window]
         return FORM + hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @cached_property
     def older_fingerprint(self) -> str:
         """What the fingerprint was until NormLab hashed content: of names, sizes and the hub's commit."""
         files = [[os.path.basename(path), size] for path, size in self.file_sizes.items()]
-        content = [self.config.text_column, files, self._cut(), [self.revision] if self.revision else []]
+        cut = [[os.path.basename(s.path), s.group, s.first_row, s.rows] for s in self.shards]
+        content = [self.config.text_column, files, cut, [self.revision] if self.revision else []]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-    def _cut(self) -> list[list[str | int]]:
-        return [[os.path.basename(s.path), s.group, s.first_row, s.rows] for s in self.shards]
 
     def read(self, shard: Shard) -> Documents:
         """The documents of a shard.
@@ -261,3 +261,9 @@ class Source(ABC):
             if size > self.config.max_document_bytes:
                 return "too_long"
         return None
+
+
+def _name(path: str) -> str:
+    """A file's name, without what signs its URL."""
+    is_on_web = path.startswith(("http://", "https://"))
+    return os.path.basename(path.partition("?")[0] if is_on_web else path)

@@ -3,9 +3,12 @@
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from model.redaction import redact
 
 from ..config.tracking import wandb_mode
 from .wandb_parts import mend_parts, unsent_parts
@@ -43,6 +46,8 @@ def start_run(
     import wandb
     from wandb.errors import CommError, UsageError
 
+    # W&B keeps the command line; here it has been read, and is of no other use
+    sys.argv[1:] = map(redact, sys.argv[1:])
     folder = Path(os.environ.get("WANDB_DIR") or run_dir)
     mode: Any = wandb_mode().replace("dryrun", "offline")
     reason = None
