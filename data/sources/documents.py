@@ -19,7 +19,7 @@ from model.errors import UserError
 from ..config import DataConfig
 from ..files.hashes import content_hashes
 from ..files.versions import WITHOUT_CHECKSUM
-from .places import is_remote
+from .places import is_remote, local_path
 
 ROWS_PER_SHARD = 1_000
 """No shard has more rows."""
@@ -202,10 +202,12 @@ class Source(ABC):
         Raises:
             UserError: one is bad and `data.on_bad_document` is `stop`.
             ConnectionError: the shard cannot be fetched, after several tries.
+            OSError: its file has changed since it was opened.
         """
         try:
             rows = self._rows(shard)
         except DamagedShard as error:
+            self._check_size(shard)
             if self.config.on_bad_document == "stop":
                 raise UserError(
                     f"data.source: {shard.path} is damaged in part {shard.group}, from row {shard.first_row} "
@@ -224,6 +226,24 @@ class Source(ABC):
             else:
                 bad[reason] += 1
         return Documents(kept, bad)
+
+    def _check_size(self, shard: Shard) -> None:
+        """Raise OSError where a shard was damaged after its file was opened: a run without it would be
+        another run."""
+        path = self._file_of(shard)
+        if path not in self.file_sizes or is_remote(path):
+            return
+        here = local_path(path)
+        size = here.stat().st_size if here.is_file() else 0
+        if size != self.file_sizes[path]:
+            raise OSError(
+                f"{path} had {self.file_sizes[path]:,} bytes when the run began, and has {size:,} now: bring "
+                "it back as it was, and the same command goes on"
+            )
+
+    def _file_of(self, shard: Shard) -> str:
+        """Which of `file_sizes` a shard is read from."""
+        return shard.path
 
     def leave_out(self, document: str, shards: Sequence[Shard], reason: str) -> None:
         """Raises UserError with the place of a bad document, which is in one of these shards, where
