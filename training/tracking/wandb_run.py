@@ -5,11 +5,14 @@ import re
 import secrets
 import shlex
 import string
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from model.redaction import redact
 
 from ..config.tracking import wandb_mode
 from .thread import START_S, kill_service
@@ -57,6 +60,8 @@ def start_run(
     """
     import wandb
 
+    # W&B keeps the command line; here it has been read, and is of no other use
+    sys.argv[1:] = map(redact, sys.argv[1:])
     folder = Path(os.environ.get("WANDB_DIR") or run_dir)
     mode: Any = wandb_mode().replace("dryrun", "offline")
     reason = None
