@@ -51,9 +51,10 @@ class WandbThread:
         self._waiting: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._losing = threading.Lock()
-        self._has_begun = False
+        self._begun_at: float | None = None
         self._start_ends: float | None = None
-        self._ends: float | None = None
+        self._closed_at: float | None = None
+        self._seconds = END_S
         self._pid = os.getpid()
 
     def put(self, action: Callable[[], object]) -> None:
@@ -62,7 +63,7 @@ class WandbThread:
         Where too much waits it is dropped and counted, and where W&B is lost it is forgotten.
         """
         self._look_at_start()
-        if self.lost or self._ends is not None:
+        if self.lost or self._closed_at is not None:
             return
         if self._waiting.qsize() >= QUEUED:
             if not self.dropped:
@@ -74,6 +75,8 @@ class WandbThread:
             return
         self._waiting.put(action)
         if self._thread is None:
+            # W&B's reports on its own faults wait for a server at exit, and nothing can end that.
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
             self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
             _wait_for_at_exit(self)
             self._thread.start()
@@ -85,32 +88,32 @@ class WandbThread:
 
     def has_begun(self) -> None:
         """The W&B run has begun."""
-        self._has_begun, self._start_ends = True, None
+        self._begun_at, self._start_ends = time.monotonic(), None
 
     def close(self, last: Callable[[], object], seconds: float = END_S) -> None:
-        """Have the thread call `last` and end, within so many seconds, and those of a start not yet over.
+        """Have the thread call `last` and end, within so many seconds from now or from the end of the start.
 
         Returns at once; `wait` waits, or else the process before it ends.
         """
-        if self.lost or self._thread is None or self._ends is not None:
+        if self.lost or self._thread is None or self._closed_at is not None:
             return
         if self.dropped:
             self._say(f"W&B lacks {self.dropped:,} rows that came while it took none: metrics.jsonl has them")
-        self._ends = time.monotonic() + seconds + (0 if self._has_begun else START_S)
-        self._limit = seconds
+        self._closed_at, self._seconds = time.monotonic(), seconds
         self._waiting.put(last)
         self._waiting.put(None)
 
     def wait(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Until all is done that was given before `close`; W&B is lost once its time is up, or `is_over`."""
-        if self._thread is None or self._ends is None:
+        if self._thread is None or self._closed_at is None:
             return
         try:
             while self._thread.is_alive() and not self.lost:
                 if is_over():
                     raise InterruptedError("a signal ended the wait for it")
-                if time.monotonic() > self._ends:
-                    raise TimeoutError(f"it did not end within {self._limit:.0f} s")
+                begun_at = self._closed_at + START_S if self._begun_at is None else self._begun_at
+                if time.monotonic() > max(begun_at, self._closed_at) + self._seconds:
+                    raise TimeoutError(f"it did not end within {self._seconds:.0f} s")
                 self._look_at_start()
                 self._thread.join(0.1)
         except (InterruptedError, TimeoutError) as error:

@@ -68,7 +68,15 @@ def start_run(
     mend_parts(folder / "wandb", run_id)
 
     def begin(mode: Any, run_id: str, timeout: float) -> Any:
-        options = wandb.Settings(init_timeout=timeout, silent=True, console="off", quiet=True)
+        options = wandb.Settings(
+            init_timeout=timeout,
+            silent=True,
+            console="off",
+            quiet=True,
+            # The command line and the git remote may have keys in them; environment.json has what matters.
+            x_disable_meta=True,
+            disable_git=True,
+        )
         return wandb.init(
             **settings, mode=mode, dir=folder, id=run_id, resume="allow", config=facts, settings=options
         )
