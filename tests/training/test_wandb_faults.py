@@ -41,6 +41,7 @@ def tracked(folder: Path, case: str) -> int:
         thread.END_S = 5.0
     said: list[str] = []
     tracker = Tracker(TrackingConfig(), folder / "run", None, {}, said.append)
+    write_json(folder / "run" / "summary.json", SUMMARY | {"status": "running"})
     facts: dict[str, Any] = {"said": said, "first_id": tracker.id}
     log_steps(tracker, 1, STEPS)
     facts["began_before_logs_returned"] = tracker._thread._begun_at is not None
@@ -83,7 +84,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[i
             running[case] = process, folder
         process, folder = running["ended by a signal"]
         give_up = time.monotonic() + BOUND_S
-        while process.poll() is None and time.monotonic() < give_up:
+        # Until the wait is over: what comes later meets an interpreter without handlers.
+        while not (folder / "facts.json").exists() and time.monotonic() < give_up:
             if (folder / "ends").exists():
                 os.kill(process.pid, signal.SIGTERM)
             time.sleep(0.2)

@@ -3,6 +3,7 @@
 import concurrent.futures.thread  # noqa: F401 (it has a hook at exit too, which must come after that of here)
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -134,6 +135,10 @@ class WandbThread:
             self.lost = reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if threading.current_thread() is not self._thread:
             kill_service()
+            # Its first act is to take W&B's hook off the interpreter's exit; the rest may wait without end.
+            leaving = threading.Thread(target=_tear_down, daemon=True)
+            leaving.start()
+            leaving.join(2)
         self._give_up(reason)
 
     def end_with_process(self, is_over: Callable[[], bool]) -> None:
@@ -162,6 +167,12 @@ def kill_service() -> None:
             with suppress(psutil.Error):
                 if child.name() == "wandb-core":
                     child.kill()
+
+
+def _tear_down() -> None:
+    if "wandb" in sys.modules:
+        with suppress(BaseException):  # W&B calls sys.exit where its process was killed
+            sys.modules["wandb"].teardown()
 
 
 def wait_for_closed() -> None:

@@ -27,7 +27,7 @@ EXTREMES = {
 """Of which values W&B's summary has more than the last."""
 LONGEST_REASON = 200
 """Characters; a server may have answered with a page."""
-OFFLINE_START_S = 6.0
+OFFLINE_START_S = 10.0
 """Of the time of a start, what is kept for an offline run after an online one that failed."""
 
 
