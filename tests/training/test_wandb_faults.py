@@ -37,8 +37,6 @@ OF_SERVICE = ("stopped", "ended by a signal")
 def tracked(folder: Path, case: str) -> int:
     """A run of some steps; `facts.json` has what was said and noted of it."""
     thread.QUEUED = WAITING
-    if case != "ended by a signal":
-        thread.END_S = 5.0
     said: list[str] = []
     tracker = Tracker(TrackingConfig(), folder / "run", None, {}, said.append)
     write_json(folder / "run" / "summary.json", SUMMARY | {"status": "running"})
@@ -135,7 +133,7 @@ def test_a_run_made_in_part_goes_on_offline_under_a_free_id(
 
 def test_an_end_that_hangs_is_left_behind_and_named(ends: dict[str, tuple[int, Path]]) -> None:
     facts = facts_of(ends["hang_after_start"][1])
-    reason = "TimeoutError: it did not end within 5 s"
+    reason = "TimeoutError: it did not end within 30 s"
     assert facts["said"] == [f"W&B is lost ({reason}): the run folder has it all"]
     assert facts["noted"]["lost"] == reason and facts["noted"]["id"] == facts["first_id"]
 
@@ -147,7 +145,7 @@ def test_what_a_stopped_service_does_not_take_is_counted_once(ends: dict[str, tu
     dropped = facts["noted"]["dropped_rows"]
     assert full.startswith("W&B takes nothing, and 300 rows wait for it") and 0 < dropped < 100 * STEPS
     assert lacks == f"W&B lacks {dropped:,} rows that came while it took none: metrics.jsonl has them"
-    assert lost.startswith("W&B is lost (TimeoutError: it did not end within 5 s)")
+    assert lost.startswith("W&B is lost (")  # by W&B's own deadline, or at the end by ours
     written = json.loads((folder / "run" / "summary.json").read_text())
     assert written["wandb"]["dropped_rows"] == dropped
     assert not psutil.pid_exists(facts["service"])

@@ -56,6 +56,7 @@ class WandbThread:
         self._start_ends: float | None = None
         self._closed_at: float | None = None
         self._seconds = END_S
+        self._leaving: threading.Thread | None = None
         self._pid = os.getpid()
 
     def put(self, action: Callable[[], object]) -> None:
@@ -96,7 +97,7 @@ class WandbThread:
 
         Returns at once; `wait` waits, or else the process before it ends.
         """
-        if self.lost or self._thread is None or self._closed_at is not None:
+        if self._thread is None or self._closed_at is not None:
             return
         if self.dropped:
             self._say(f"W&B lacks {self.dropped:,} rows that came while it took none: metrics.jsonl has them")
@@ -106,25 +107,25 @@ class WandbThread:
 
     def wait(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Until all is done that was given before `close`; W&B is lost once its time is up, or `is_over`."""
-        if self._thread is None or self._closed_at is None:
-            return
         try:
-            while self._thread.is_alive() and not self.lost:
-                if is_over():
-                    raise InterruptedError("a signal ended the wait for it")
+            while self._thread and self._thread.is_alive() and self._closed_at is not None and not self.lost:
                 begun_at = self._closed_at + START_S if self._begun_at is None else self._begun_at
-                if time.monotonic() > max(begun_at, self._closed_at) + self._seconds:
-                    raise TimeoutError(f"it did not end within {self._seconds:.0f} s")
-                self._look_at_start()
-                self._thread.join(0.1)
-        except (InterruptedError, TimeoutError) as error:
-            self.lose(error)
+                if is_over():
+                    self.lose(InterruptedError("a signal ended the wait for it"))
+                elif time.monotonic() > max(begun_at, self._closed_at) + self._seconds:
+                    self.lose(TimeoutError(f"it did not end within {self._seconds:.0f} s"))
+                else:
+                    self._look_at_start()
+                    self._thread.join(0.1)
         except BaseException:  # the handler of a signal's: whoever raised it need not wait again at the exit
             self.lose(InterruptedError("a signal ended the wait for it"))
             raise
         finally:
-            self._thread.join(2)  # one that was waiting for wandb-core ends now
-            if self in _open:
+            with self._losing:
+                leaving = self._leaving
+            if leaving:
+                leaving.join(5)
+            if self in _open and self._closed_at is not None:
                 _open.remove(self)
 
     def lose(self, error: BaseException) -> None:
@@ -133,12 +134,16 @@ class WandbThread:
             if self.lost:
                 return
             self.lost = reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if threading.current_thread() is not self._thread:
-            kill_service()
-            # Its first act is to take W&B's hook off the interpreter's exit; the rest may wait without end.
-            leaving = threading.Thread(target=_tear_down, daemon=True)
-            leaving.start()
-            leaving.join(2)
+            self._leaving = threading.Thread(target=self._leave, args=(reason,), daemon=True)
+            self._leaving.start()
+
+    def _leave(self, reason: str) -> None:
+        """Beside whoever found out: a loop must not wait for this either."""
+        # Its first act is to take W&B's hook off the interpreter's exit; the rest may wait for wandb-core.
+        tearing_down = threading.Thread(target=_tear_down, daemon=True)
+        tearing_down.start()
+        tearing_down.join(2)
+        kill_service()
         self._give_up(reason)
 
     def end_with_process(self, is_over: Callable[[], bool]) -> None:
