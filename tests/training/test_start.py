@@ -13,6 +13,7 @@ import yaml
 
 from model import GPT, GPTConfig, to_hf
 from model.errors import UserError
+from tests.eval.tiny_runs import write_manifest
 from tests.tiny import TINY
 from training.config.commands import TRAIN, read_command
 from training.engine.start import check_start
@@ -46,7 +47,7 @@ def check(source: Path, config: GPTConfig, run_dir: Path = Path("nowhere"), toke
 def make_run(folder: Path, config: GPTConfig, design: str | None = None) -> Path:
     """A run with a complete checkpoint of step 1, as far as its configs tell."""
     (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
-    (folder / "checkpoints" / "step_00000001" / "manifest.json").write_text('{"files": {}}')
+    write_manifest(folder / "checkpoints" / "step_00000001")
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": asdict(config)}))
     if design:
         (folder / "designs").mkdir()
