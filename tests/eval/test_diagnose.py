@@ -19,6 +19,7 @@ from eval.diagnose import check, choose_sequences, diagnose, parse
 from eval.diagnosis.files import diagnosis_file, read_facts
 from model import GPT, GPTConfig
 from model.errors import UserError
+from tests.eval.tiny_runs import write_manifest
 
 BLOCK_SIZE = 12
 

@@ -23,6 +23,7 @@ from eval.running.job import check
 from eval.slices.losses import slice_losses
 from model import GPT, GPTConfig
 from model.errors import UserError
+from tests.eval.tiny_runs import write_manifest
 
 BLOCK_SIZE = 12
 
