@@ -119,6 +119,7 @@ def start(command: str, run: Path, *options: str) -> object:
         return report.main([str(run), "--out", str(run.parent / "page.html")])
     main, words = COMMANDS[command]
     words = [*words, str(run.parent / "out")] if command == "export" else words
+    words = [*words, "--eval_data", str(run.parent / "sets")] if command == "eval" else words
     return main([str(run), *words, *options])
 
 

@@ -40,7 +40,7 @@ SHAPE = GPTConfig(**TINY)
 def check(source: Path, config: GPTConfig, run_dir: Path = Path("nowhere"), tokenizer: str = "gpt2") -> None:
     train, data = SimpleNamespace(init_from=str(source)), SimpleNamespace(tokenizer=tokenizer)
     recipe: Any = SimpleNamespace(model=config, train=train, data=data)
-    folder: Any = SimpleNamespace(path=run_dir)
+    folder: Any = SimpleNamespace(path=run_dir, restarts=False)
     check_start(recipe, folder)
 
 
