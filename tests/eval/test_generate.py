@@ -15,7 +15,6 @@ from eval.export import export
 from eval.generate import SEPARATOR, main
 from model import GPT, GPTConfig
 from tests.eval.tiny_runs import write_manifest
-from training.run.reader import file_sha256
 from training.samples import continue_text, next_token, write_samples
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32, "vocab_size": 257}
@@ -33,7 +32,6 @@ def make_run(folder: Path, norm: str) -> Path:
     checkpoint.mkdir(parents=True)
     file = checkpoint / "mp_rank_00_model_states.pt"
     torch.save({"module": gpt.state_dict()}, file)
-    entry = {"size": file.stat().st_size, "sha256": file_sha256(file)}
     write_manifest(checkpoint)
     recipe = {"model": asdict(gpt.config), "data": {"tokenizer": "bytes"}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -47,6 +47,7 @@ def check(source: Path, config: GPTConfig, run_dir: Path = Path("nowhere"), toke
 def make_run(folder: Path, config: GPTConfig, design: str | None = None) -> Path:
     """A run with a complete checkpoint of step 1, as far as its configs tell."""
     (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (folder / "checkpoints" / "step_00000001" / "model.pt").write_bytes(b"weights")
     write_manifest(folder / "checkpoints" / "step_00000001")
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": asdict(config)}))
     if design:
@@ -132,7 +133,7 @@ def test_what_is_no_source_is_said(tmp_path: Path) -> None:
         (tmp_path / "none", "there is no run folder"),
         (tmp_path / "empty", "is not a run folder: it holds no recipe.yaml"),
         (llama, "is no GPT-2: its model_type is 'llama'"),
-        (begun, "has no complete checkpoint yet"),
+        (begun, "has no checkpoint that is whole"),
     ):
         with pytest.raises(UserError, match=f"train.init_from is {source}: .*{sentence}"):
             check(source, SHAPE)
