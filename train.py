@@ -135,7 +135,8 @@ def train(
     report.begin(state, checkpoint, corpus, validation, start_up)
 
     # The loop. Ranks decide together at the end of a step whether another follows, so that none waits alone.
-    stop_request, keep = training.StopRequest(), recipe.train.keep_checkpoints
+    stop_request = training.StopRequest()
+    checkpoints = training.Checkpoints(engine, folder.path, recipe.train, stop_request.ask, report.checkpoint)
     feed.fetch()
     stop, diverged = ranks.any(stop_request.asked() or feed.error is not None), False
     while state.step < recipe.train.steps and not stop:
@@ -165,12 +166,11 @@ def train(
                 state.note_validation(float(losses.mean()), training.bits_per_byte(losses, validation))
                 texts = training.sample_texts(engine, corpus.tokenizer, recipe.eval.sample_text, ranks.device)
                 report.validation(state, losses, validation, texts)
-        if not diverged and (last or stop or state.step % recipe.train.checkpoint_every == 0):
+        if not diverged and checkpoints.are_due(state, last=last, stop=stop):
             with report.phase("checkpoint"):
                 state.wall_time_s = report.wall_time_s()
-                saved = training.save_checkpoint(engine, folder.checkpoints, state, keep)
-                report.checkpoint(state, saved)
-    return report.end(state, diverged, feed.error_of_any_rank())
+                checkpoints.save(state)
+    return report.end(state, diverged, feed.error_of_any_rank(), checkpoints.wait())
 
 
 if __name__ == "__main__":

@@ -188,8 +188,8 @@ class Reporter:
             texts = {prompt or "(empty)": text for prompt, text in samples}
             self._tracker.log("sample", state.step, texts, self._used(state))
 
-    def checkpoint(self, state: TrainState, last: Path) -> None:
-        """The checkpoint `last` is written."""
+    def checkpoint(self, state: TrainState, last: Path, facts: Mapping[str, Any]) -> None:
+        """The checkpoint `last` of an earlier `state` is written; `facts` are those of all checkpoints."""
         folder = self.folder
         best = last if state.best_step is None else folder.checkpoints / checkpoint_name(state.best_step)
         folder.update_summary(
@@ -200,19 +200,23 @@ class Reporter:
             tokens_per_s=round(state.tokens / state.wall_time_s, 1),
             last_checkpoint=str(last.relative_to(folder.path)),
             best_checkpoint=str(best.relative_to(folder.path)) if best.exists() else None,
+            checkpoints=facts,
         )
         if self._tracker:
             self._tracker.log_checkpoint(last, state, folder.summary)
 
-    def end(self, state: TrainState, diverged: bool, data_error: str | None) -> int:
+    def end(
+        self, state: TrainState, diverged: bool, data_error: str | None, write_error: str | None = None
+    ) -> int:
         """The loop is over, on all ranks.
 
         Args:
             state: where it stopped.
             diverged: whether too many steps were skipped in a row.
             data_error: why a rank's data ended.
+            write_error: why the last checkpoint could not be written.
 
-        Returns the exit status: 0 finished, or stopped and saved; 1 diverged, or out of data.
+        Returns the exit status: 0 finished, or stopped and saved; 1 diverged, out of data or of disk.
         """
         self._bar.close()
         self._profiler.finish()
@@ -222,11 +226,11 @@ class Reporter:
         facts |= {"skipped_steps": state.skipped_steps, "throughput": self._throughput.summary()}
         if status == "finished":
             facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
-        if data_error:
-            facts["error"] = data_error
-            self.console.fail(data_error)
+        if error := write_error or data_error:
+            facts |= {"error": error} | ({"status": "failed"} if write_error else {})
+            self.console.fail(error)
         self.folder.update_summary(**facts)
-        exit_status = 1 if diverged or data_error else 0
+        exit_status = 1 if diverged or data_error or write_error else 0
         if self._tracker and diverged:
             self._tracker.alert(f"{self.folder.path.name} diverged", f"step {state.step}: {sentence}")
         if self._tracker:
@@ -251,8 +255,11 @@ class Reporter:
             return "finished", (
                 f"is finished: validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
             )
-        if state.step:
+        saved = self.folder.summary.get("last_checkpoint")
+        if state.step and not (saved and state.skipped_in_a_row):
             where = f"is stopped and saved at step {state.step}: the same command goes on from there"
+        elif saved:
+            where = f"is stopped between skipped steps: the same command goes on from {saved}"
         else:
             where = "is stopped before its first step: the same command begins again"
         return "interrupted", where
