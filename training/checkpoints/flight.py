@@ -172,7 +172,7 @@ def write_problem(final: Path, error: Exception) -> str:
         advice = (
             f": {_WHAT_TO_DO.get(error.errno or 0, 'mend that')}, and the same command goes on from there"
         )
-    return f"{final} could not be written ({what}); the checkpoint before it stands{advice}"
+    return f"{final} could not be written ({what}); what was saved before stands{advice}"
 
 
 def _save(state: Any, file: HashedFile) -> None:

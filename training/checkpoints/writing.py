@@ -119,8 +119,8 @@ class Checkpoints:
         needed, free = sum(sizes) + 4 * _parameters(self._engine.module), min(free_sizes)
         if needed > free:
             self._fail(
-                f"{final} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; the checkpoint "
-                "before it stands: free some space, and the same command goes on from there"
+                f"{final} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; what was "
+                "saved before stands: free some space, and the same command goes on from there"
             )
             return
         cursors = {lane: cursor for of_rank in lanes for lane, cursor in of_rank.items()}

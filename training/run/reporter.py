@@ -221,13 +221,13 @@ class Reporter:
         self._bar.close()
         self._profiler.finish()
         self.console.say(self._throughput.sentence())
-        status, sentence = self._outcome(state, diverged)
+        status, sentence = ("failed", "has failed") if write_error else self._outcome(state, diverged)
         facts: dict[str, Any] = {"status": status, "step": state.step, **self._used(state)}
         facts |= {"skipped_steps": state.skipped_steps, "throughput": self._throughput.summary()}
         if status == "finished":
             facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
         if error := write_error or data_error:
-            facts |= {"error": error} | ({"status": "failed"} if write_error else {})
+            facts["error"] = error
             self.console.fail(error)
         self.folder.update_summary(**facts)
         exit_status = 1 if diverged or data_error or write_error else 0
