@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
         if is_finished and not eval.is_evaluation_missing(recipe.eval, folder):
             return 0
         if not explain:
+            training.check_writable(folder.path)
             eval.check_evaluation(recipe.eval)
         if is_finished:
             return eval.evaluate_finished(recipe.eval, folder)
@@ -80,11 +81,11 @@ def main(argv: list[str]) -> int:
     problem = ranks.broadcast(problem or folder.sharing_problem(ranks.world_size))
     if problem := problem or training.differing_data(folder, ranks):
         return console.fail(problem)
-    folder.write_configs(vars(recipe), ds.raw, argv)
-    folder.keep_designs(model.files_to_keep(recipe.model))
-    folder.keep_tokenizer(corpus.tokenizer.file)
-    folder.update_summary(**overrides.facts())
-    with training.failures_recorded(folder, ranks.world_size, console), training.bf16_arithmetic():
+    with training.run_watched(folder, ranks, console), training.bf16_arithmetic():
+        folder.write_configs(vars(recipe), ds.raw, argv)
+        folder.keep_designs(model.files_to_keep(recipe.model))
+        folder.keep_tokenizer(corpus.tokenizer.file)
+        folder.update_summary(**overrides.facts())
         status = train(recipe, ds, folder, console, corpus, validation, ranks, start_up)
     if folder.is_finished(recipe.train.steps):
         eval.evaluate_run(recipe.eval, folder, console, ranks)

@@ -13,8 +13,11 @@ from tqdm import tqdm
 from model.errors import REFUSED, LauncherError
 
 
-class _Terminal(io.FileIO):
-    """What is written after its reader is gone, as when ssh breaks off, is lost: the run goes on."""
+class _Lossy(io.FileIO):
+    """What cannot be written is lost, and the run goes on.
+
+    Of a terminal that is when its reader is gone, as when ssh breaks off, and of a log when the disk is full.
+    """
 
     def write(self, data: Any) -> int:
         try:
@@ -38,13 +41,16 @@ class Console:
     def __init__(self, log_file: Path, silent: bool = False) -> None:
         self.silent = silent
         self.names_crash = True
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(line_buffering=True)  # what a killed run printed last is in its log
-        terminal = io.BufferedWriter(_Terminal(os.dup(2), "w"))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        terminal = io.BufferedWriter(_Lossy(os.dup(2), "w"))
         self.terminal: TextIO = io.TextIOWrapper(terminal, line_buffering=True)
         self.log_to(log_file)
+        for name, descriptor in (("stdout", 1), ("stderr", 2)):
+            if isinstance(getattr(sys, name), io.TextIOWrapper):
+                # by lines: what a killed run printed last is in its log
+                log = io.BufferedWriter(_Lossy(descriptor, "w", closefd=False))
+                setattr(sys, name, io.TextIOWrapper(log, errors="backslashreplace", line_buffering=True))
         sys.excepthook = self._crashed
 
     def log_to(self, log_file: Path) -> None:
