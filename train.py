@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 
 # Each of these loads a name when it is first used: a refusal does not wait for torch.
 import data
@@ -81,12 +82,20 @@ def main(argv: list[str]) -> int:
     problem = ranks.broadcast(problem or folder.sharing_problem(ranks.world_size))
     if problem := problem or training.differing_data(folder, ranks):
         return console.fail(problem)
+    if before := folder.set_aside():
+        console.say(f"{before} holds the run that was here: this one begins again")
+    try:
+        # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
+        checkpoint = training.newest_checkpoint(folder.checkpoints, console.say)
+        state = training.read_state(checkpoint, corpus.fingerprints, any_ranks=ds.load_universal)
+    except model.UserError as error:
+        return console.fail(error)
     with training.run_watched(folder, ranks, console), training.bf16_arithmetic():
-        folder.write_configs(vars(recipe), ds.raw, argv)
+        folder.write_configs(vars(recipe), ds.raw, argv, state.step)
         folder.keep_designs(model.files_to_keep(recipe.model))
         folder.keep_tokenizer(corpus.tokenizer.file)
         folder.update_summary(**overrides.facts())
-        status = train(recipe, ds, folder, console, corpus, validation, ranks, start_up)
+        status = train(recipe, ds, folder, console, corpus, validation, ranks, start_up, checkpoint, state)
     if folder.is_finished(recipe.train.steps):
         eval.evaluate_run(recipe.eval, folder, console, ranks)
     return status
@@ -101,13 +110,11 @@ def train(
     validation: data.ValidationSet,
     ranks: training.Ranks,
     start_up: training.StartUp,
+    checkpoint: Path | None,
+    state: training.TrainState,
 ) -> int:
     """Build the engine, resume where a checkpoint is, run the loop. Returns the exit status."""
     import torch
-
-    # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
-    checkpoint = training.newest_checkpoint(folder.checkpoints, console.say)
-    state = training.read_state(checkpoint, corpus.fingerprints, any_ranks=ds.load_universal)
 
     # Data first: its workers are forked while this process is small, and copy the pages it writes later.
     training.finish_loading()

@@ -1,7 +1,7 @@
 from .checkpoints.checkpoint import load_checkpoint as load_checkpoint
-from .checkpoints.checkpoint import newest_checkpoint as newest_checkpoint
-from .checkpoints.checkpoint import read_state as read_state
 from .checkpoints.checkpoint import save_checkpoint as save_checkpoint
+from .checkpoints.newest import newest_checkpoint as newest_checkpoint
+from .checkpoints.newest import read_state as read_state
 from .config import DeepSpeedConfig as DeepSpeedConfig
 from .config import Recipe as Recipe
 from .config import check_design as check_design
@@ -31,6 +31,7 @@ from .run.profiling import StartUp as StartUp
 from .run.reporter import Reporter as Reporter
 from .samples import sample_texts as sample_texts
 from .schedule import learning_rate as learning_rate
+from .state import TrainState as TrainState
 from .step import begin_step as begin_step
 from .step import train_step as train_step
 from .validation import bits_per_byte as bits_per_byte

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from model.files import write_json
 
-from .run.reader import evaluation_folder, read_json, read_results, step_folders
+from .run.reader import evaluation_folder, read_json, read_results, reading, step_folders
 
 COLUMNS = ("step", "task", "metric", "value", "standard error", "items")
 """Of the table of all scores."""
@@ -47,7 +47,9 @@ def slices(run_dir: Path, step: int) -> dict[str, float]:
         return {}
     import pyarrow.parquet as pq  # here: most runs have no slices
 
-    sums = pq.read_table(file).group_by(["kind", "low"]).aggregate([("loss", "sum"), ("tokens", "sum")])
+    with reading(file):
+        table = pq.read_table(file)
+    sums = table.group_by(["kind", "low"]).aggregate([("loss", "sum"), ("tokens", "sum")])
     return {
         f"slices/{row['kind']}/{row['low']}": row["loss_sum"] / row["tokens_sum"] for row in sums.to_pylist()
     }

@@ -12,6 +12,8 @@ from data import Tokenizer
 from model import GPT
 from model.files import write_text
 
+from .run.reader import read_json_lines
+
 SAMPLE_TOKENS = 40
 """How many tokens follow each prompt of `eval.sample_text`."""
 
@@ -102,10 +104,9 @@ def sample_texts(
 
 def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
     """Add the samples of a step to a run's samples.jsonl; lines of later steps go, which are made again."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] < step]
-    new = [json.dumps({"step": step, **sample._asdict()}, ensure_ascii=False) for sample in samples]
-    write_text(path, "".join(f"{line}\n" for line in (*kept, *new)))
+    kept, _ = read_json_lines(path, lambda line: type(line.get("step")) is int and line["step"] < step)
+    new = [{"step": step, **sample._asdict()} for sample in samples]
+    write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in (*kept, *new)))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
 from training.config.evaluation import EvalConfig
-from training.run.reader import read_recipe
+from training.run.reader import section_of
 
 from ..result_files import check_limit, stored_results
 from ..tasks import check_tasks
@@ -128,7 +128,7 @@ def _facts(config: EvalConfig, folder: "RunFolder", status: str) -> dict[str, An
 
 def _command(config: EvalConfig, folder: "RunFolder") -> str:
     """What a user types to evaluate the same: what the run's own recipe says need not be said."""
-    recipe = EvalConfig(**read_recipe(folder.path).get("eval") or {})
+    recipe = section_of(folder.path, "eval")
     words = ["python", "-m", "eval", str(folder.path)]
     for key, option in OPTIONS.items():
         value = getattr(config, key)

@@ -8,9 +8,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from training.checkpoints.found import complete_checkpoints
 from training.config.tracking import TrackingConfig, wandb_mode
 from training.evaluations import unsent
-from training.run.reader import complete_checkpoints, read_metrics, read_summary
+from training.run.reader import read_metrics, read_summary
 from training.tracking.tracker import CONFIG_FACTS, Tracker
 
 

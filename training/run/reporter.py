@@ -89,7 +89,7 @@ class Reporter:
         """
         folder, console, recipe = self.folder, self.console, self.recipe
         # Steps after the checkpoint are made again: their lines go, so that no step has two.
-        folder.keep_metrics_until(state.step)
+        folder.keep_metrics_until(state.step, console.say)
         if folder.rank == 0 and "floors" not in folder.summary:
             floors = loss_floors(corpus, validation, recipe.data, recipe.model.block_size)
             folder.summary["floors"] = floors
