@@ -12,8 +12,8 @@ Run again, the same command goes on where it stopped.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import sys
-from pathlib import Path
 
 # Each of these loads a name when it is first used: a refusal does not wait for torch.
 import data
@@ -110,7 +110,7 @@ def train(
     validation: data.ValidationSet,
     ranks: training.Ranks,
     start_up: training.StartUp,
-    checkpoint: Path | None,
+    checkpoint: pathlib.Path | None,
     state: training.TrainState,
 ) -> int:
     """Build the engine, resume where a checkpoint is, run the loop. Returns the exit status."""

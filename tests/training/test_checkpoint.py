@@ -139,6 +139,12 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(saved: Path) -> None
     assert len(warnings) == 2 and not any("\n" in warning for warning in warnings)
     assert str(saved) in warnings[0] and "model.pt has another checksum" in warnings[0]
     assert "step_00000020" in warnings[1] and "manifest.json" in warnings[1]
+    renamed = ["damaged_step_00000020", "damaged_step_00000030", "step_00000010"]
+    assert names(saved.parent) == renamed
+    # Once more, and the last one too: what was renamed before is no reason to begin again.
+    flip_a_bit(saved.parent / "step_00000010" / "model.pt")
+    with pytest.raises(UserError, match=r"step_00000010: model\.pt .*; damaged_step_00000020: found damaged"):
+        newest_checkpoint(saved.parent, warnings.append)
 
 
 def test_every_rank_takes_the_checkpoint_that_rank_0_found(
@@ -147,16 +153,21 @@ def test_every_rank_takes_the_checkpoint_that_rank_0_found(
     """Rank 1, whose own look at the folder would find another one."""
     found_by_rank_0 = saved.parent / "step_00000020"
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
-    monkeypatch.setattr(dist, "broadcast_object_list", lambda found: found.__setitem__(0, found_by_rank_0))
+    monkeypatch.setattr(
+        dist, "broadcast_object_list", lambda found: found.__setitem__(0, (found_by_rank_0, None))
+    )
     assert newest_checkpoint(saved.parent, print) == found_by_rank_0
 
 
-def test_without_a_whole_checkpoint_there_is_none(saved: Path, tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(saved: Path, tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "not there", print) is None
     for path in saved.parent.iterdir():
         cut_short(path / "model.pt")
-    warnings: list[str] = []
-    assert newest_checkpoint(saved.parent, warnings.append) is None and len(warnings) == 3
+    with pytest.raises(UserError) as caught:
+        newest_checkpoint(saved.parent, print)
+    message = str(caught.value)
+    assert "--restart" in message and message.count("model.pt is missing or has another size") == 3
+    assert len(names(saved.parent)) == 3 and "step_00000030" in names(saved.parent)  # as they were
 
 
 def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
