@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
         if is_finished and not eval.is_evaluation_missing(recipe.eval, folder):
             return 0
         if not explain:
+            training.check_writable(folder.path)
             eval.check_evaluation(recipe.eval)
         if is_finished:
             return eval.evaluate_finished(recipe.eval, folder, stop)
@@ -95,12 +96,12 @@ def main(argv: list[str]) -> int:
         state = training.read_state(checkpoint, corpus.fingerprints, any_ranks=ds.load_universal)
     except model.UserError as error:
         return console.fail(error)
-    folder.write_configs(vars(recipe), ds.raw, argv, state.step)
-    folder.keep_designs(model.files_to_keep(recipe.model))
-    folder.keep_tokenizer(corpus.tokenizer.file)
-    folder.update_summary(**overrides.facts())
-    failures = training.failures_recorded(folder, ranks.world_size, console)
-    with failures, stop.joined(ranks, folder), training.bf16_arithmetic():
+    watched, joined = training.run_watched(folder, ranks, console), stop.joined(ranks, folder)
+    with watched, joined, training.bf16_arithmetic():
+        folder.write_configs(vars(recipe), ds.raw, argv, state.step)
+        folder.keep_designs(model.files_to_keep(recipe.model))
+        folder.keep_tokenizer(corpus.tokenizer.file)
+        folder.update_summary(**overrides.facts())
         status = train(
             recipe, ds, folder, console, corpus, validation, ranks, start_up, stop, checkpoint, state
         )

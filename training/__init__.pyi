@@ -35,5 +35,6 @@ from .step import begin_step as begin_step
 from .step import train_step as train_step
 from .validation import bits_per_byte as bits_per_byte
 from .validation import validate as validate
-from .watch.failures import failures_recorded as failures_recorded
+from .watch.disk import check_writable as check_writable
+from .watch.endings import run_watched as run_watched
 from .watch.stop import StopRequest as StopRequest

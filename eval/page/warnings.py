@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from training.watch.standing import DEAD
+
 from ..evidence.blow_ups import FAILED, SPIKE
 from ..evidence.comparison import Scorecard
 from ..evidence.problems import (
@@ -37,6 +39,7 @@ REMEDIES = {
 """By what `run_problems` are about."""
 UNFINISHED = {
     "running": "write the page again when it has ended",
+    DEAD: "its processes ended without a word; the same training command goes on from its last checkpoint",
     "interrupted": "the same training command goes on from its last checkpoint",
     "failed": "its error is in summary.json and in logs/; the same training command goes on",
 }
