@@ -105,23 +105,13 @@ def train(
     import torch
 
     # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
+    divergence = training.Divergence(recipe, ds, folder, corpus, ranks, console)
     checkpoint = training.newest_checkpoint(folder.checkpoints, console.say)
     state = training.read_state(checkpoint, corpus.fingerprints, any_ranks=ds.load_universal)
 
     # Data first: its workers are forked while this process is small, and copy the pages it writes later.
     training.finish_loading()
-    loader = data.LaneLoader(
-        corpus,
-        recipe.data,
-        block_size=recipe.model.block_size,
-        micro_batch=ds.micro_batch,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        first_sequence=state.step * ds.train_batch_size,
-        cursors=state.cursors,
-    )
-    loader.start()
-    feed = training.Feed(loader, ds.accumulation, state.bad_documents)
+    feed = divergence.start_feed(state)
 
     # The model. Unless its weights are given, init_seed alone decides them: two variants with the same seed
     # are a pair.
@@ -136,8 +126,10 @@ def train(
 
     # The loop. Ranks decide together at the end of a step whether another follows, so that none waits alone.
     stop_request, keep = training.StopRequest(), recipe.train.keep_checkpoints
+    if checkpoint is None and recipe.train.on_divergence == "rollback":  # there is always one to go back to
+        report.checkpoint(state, training.save_checkpoint(engine, folder.checkpoints, state, keep))
     feed.fetch()
-    stop, diverged = ranks.any(stop_request.asked() or feed.error is not None), False
+    stop, diverged = ranks.any(stop_request.asked() or feed.error is not None), None
     while state.step < recipe.train.steps and not stop:
         # Rate and designs follow from the step alone: a resumed run cannot drift from an uninterrupted one.
         lr = training.learning_rate(state.step, ds.peak_lr, recipe.schedule)
@@ -155,9 +147,15 @@ def train(
                 phase=report.phase,
             )
         state.advance(result)
+        diverged = divergence.after_step(state, result)
         report.step(state, result, lr)
-        diverged = state.skipped_in_a_row >= recipe.train.max_skipped_steps
-        stop = result.stop or diverged
+        if diverged and diverged.rolls_back and (before := divergence.go_back(engine, diverged, state)):
+            state, stop, diverged = before, result.stop, None
+            report.rolled_back(state)
+            feed = divergence.start_feed(state)
+            feed.fetch()
+            continue
+        stop = result.stop or diverged is not None
         # Neither a score nor a checkpoint of a model that diverged: the one before it stays the newest.
         if not diverged and (last or state.step % recipe.train.val_every == 0):
             with report.phase("validation"):
@@ -170,6 +168,8 @@ def train(
                 state.wall_time_s = report.wall_time_s()
                 saved = training.save_checkpoint(engine, folder.checkpoints, state, keep)
                 report.checkpoint(state, saved)
+    if diverged:
+        diverged = divergence.explain(engine, feed, diverged)
     return report.end(state, diverged, feed.error_of_any_rank())
 
 

@@ -7,6 +7,7 @@ from .config import Recipe as Recipe
 from .config import check_design as check_design
 from .config import ineffective_keys as ineffective_keys
 from .config import read_command as read_command
+from .divergence.rollback import Divergence as Divergence
 from .engine.build import build_engine as build_engine
 from .engine.build import check_with_deepspeed as check_with_deepspeed
 from .engine.compilation import wrap_blocks as wrap_blocks
@@ -20,7 +21,6 @@ from .engine.ranks import join_ranks as join_ranks
 from .engine.start import check_start as check_start
 from .engine.start import initial_model as initial_model
 from .explain import explanation as explanation
-from .feed import Feed as Feed
 from .run.console import Console as Console
 from .run.data_of_run import as_begun as as_begun
 from .run.data_of_run import differing_data as differing_data

@@ -34,6 +34,7 @@ class Feed:
 
     Attributes:
         error: One sentence, once the loader cannot go on.
+        taken: The global batch that was taken last.
 
     Args:
         loader: Gives (tokens, cursors) micro-batches, and counts bad documents in `loader.bad`.
@@ -54,6 +55,7 @@ class Feed:
         self._accumulation = accumulation
         self._bad_before = dict(bad_before)
         self._reasons = tuple(bad_reasons)
+        self.taken: list[Any] = []
         self._batch: list[Any] = []
         self._bad: Counter[str] = Counter()  # up to the batch that was taken
         self._bad_of_next: Counter[str] = Counter()
@@ -73,6 +75,7 @@ class Feed:
         """The global batch that was fetched."""
         batch, self._batch, self._bad = self._batch, [], self._bad_of_next
         self._wait = 0.0  # until the next one is fetched, which after the last step none is
+        self.taken = batch
         return batch
 
     def of_all_ranks(self, loss_and_targets: torch.Tensor, stop: bool) -> OfAllRanks:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ import torch.distributed as dist
 
 from data import BAD_REASONS, Corpus, ValidationSet
 from model import GPT, flops_per_token
+from model.errors import DIVERGED, FAILED
 
 from ..config.deepspeed import DeepSpeedConfig
 from ..config.recipe import Recipe
 from ..diagnostics.recorder import Diagnostics, fixed_batch
+from ..diagnostics.table import keep_until
+from ..divergence.losses import ended_above_floor
+from ..divergence.policy import Verdict
 from ..engine.build import log_communication
 from ..engine.ranks import Ranks
 from ..samples import Sample, write_samples
@@ -24,6 +28,7 @@ from ..step import StepResult
 from ..tracking.tracker import CONFIG_FACTS, Tracker
 from ..validation import loss_floors, write_document_losses
 from .console import Console
+from .derived import derived_numbers
 from .folder import RunFolder, recipe_as_dict
 from .profiling import StartUp, StepProfiler
 from .reader import checkpoint_name
@@ -103,9 +108,12 @@ class Reporter:
             source_fingerprint=corpus.source.fingerprint,
             **recipe.facts(self.ds),
         )
+        for key in ("divergence", "last_losses", "ended_above_floor"):
+            folder.summary.pop(key, None)
         folder.update_summary(status="running", val_loss=None, val_bits_per_byte=None, **settled)
         if folder.rank == 0:
-            self._say_derived_numbers(folder.summary)
+            for sentence in derived_numbers(folder.path, folder.summary, recipe, self.ds):
+                console.say(sentence)
             if checkpoint:
                 console.say(f"resumed from {checkpoint}")
             settled |= {key: folder.summary[key] for key in CONFIG_FACTS if key in folder.summary}
@@ -154,6 +162,7 @@ class Reporter:
             data_wait=result.data_wait / result.seconds,
             **self._throughput.step(result.tokens, result.seconds),
             **({} if result.applied else {"skipped": True}),
+            **({"spike": True} if state.last_spike == state.step else {}),
             **({"bad_documents": result.bad_documents} if result.bad_documents else {}),
         )
         self._bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{result.loss:.3f}", refresh=False)
@@ -163,6 +172,18 @@ class Reporter:
         if advice := self._data_wait.advice(result.data_wait, result.seconds):
             say(advice)
         self._diagnostics.write(self._tracker, state.step, self._used(state))
+
+    def rolled_back(self, state: TrainState) -> None:
+        """The run is where `state` is again: what was written of later steps goes."""
+        folder = self.folder
+        folder.keep_metrics_until(state.step)
+        if folder.rank == 0:
+            keep_until(folder.path, state.step)
+            if (samples := folder.path / "samples.jsonl").is_file():
+                write_samples(samples, state.step + 1, ())
+        folder.update_summary(step=state.step, rollbacks=state.rollbacks)
+        self._bar.n = state.tokens
+        self._bar.refresh()
 
     def validation(
         self,
@@ -204,15 +225,15 @@ class Reporter:
         if self._tracker:
             self._tracker.log_checkpoint(last, state, folder.summary)
 
-    def end(self, state: TrainState, diverged: bool, data_error: str | None) -> int:
+    def end(self, state: TrainState, diverged: Verdict | None, data_error: str | None) -> int:
         """The loop is over, on all ranks.
 
         Args:
             state: where it stopped.
-            diverged: whether too many steps were skipped in a row.
+            diverged: why it cannot go on.
             data_error: why a rank's data ended.
 
-        Returns the exit status: 0 finished, or stopped and saved; 1 diverged, or out of data.
+        Returns the exit status: 0 finished, or stopped and saved; 1 out of data; 3 diverged.
         """
         self._bar.close()
         self._profiler.finish()
@@ -220,13 +241,18 @@ class Reporter:
         status, sentence = self._outcome(state, diverged)
         facts: dict[str, Any] = {"status": status, "step": state.step, **self._used(state)}
         facts |= {"skipped_steps": state.skipped_steps, "throughput": self._throughput.summary()}
+        facts |= {"spikes": state.spikes, "explosions": state.explosions, "rollbacks": state.rollbacks}
+        facts |= {"passed_batches": len(state.passed_batches)}
+        if diverged:
+            facts |= diverged.facts(state.losses)
         if status == "finished":
             facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
+            facts["ended_above_floor"] = self._is_above_floor(state)
         if data_error:
             facts["error"] = data_error
             self.console.fail(data_error)
         self.folder.update_summary(**facts)
-        exit_status = 1 if diverged or data_error else 0
+        exit_status = DIVERGED if diverged else FAILED if data_error else 0
         if self._tracker and diverged:
             self._tracker.alert(f"{self.folder.path.name} diverged", f"step {state.step}: {sentence}")
         if self._tracker:
@@ -241,21 +267,28 @@ class Reporter:
         """Seconds in the loop, those of earlier starts included."""
         return self._wall_time_before + time.perf_counter() - self._began
 
-    def _outcome(self, state: TrainState, diverged: bool) -> tuple[str, str]:
+    def _outcome(self, state: TrainState, diverged: Verdict | None) -> tuple[str, str]:
         """The run's status, and how it ended in words."""
         if diverged:
-            steps = state.skipped_in_a_row
-            return "diverged", f"diverged: the gradients of the last {steps} steps were not finite"
+            return "diverged", f"diverged at step {state.step}: {diverged.sentence}"
         if state.step == self.recipe.train.steps:
             loss, bits = state.val_loss or math.nan, state.val_bits_per_byte or math.nan
-            return "finished", (
-                f"is finished: validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
-            )
+            scored = f"validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
+            if self._is_above_floor(state):
+                uniform = self.folder.summary["floors"]["uniform"]
+                scored += (
+                    f", which is above the {uniform:.2f} of guessing every token alike: it learnt nothing"
+                )
+                return "finished", f"has made its steps, but ended above its floor: {scored}"
+            return "finished", f"is finished: {scored}"
         if state.step:
             where = f"is stopped and saved at step {state.step}: the same command goes on from there"
         else:
             where = "is stopped before its first step: the same command begins again"
         return "interrupted", where
+
+    def _is_above_floor(self, state: TrainState) -> bool:
+        return ended_above_floor(state.val_loss, self.folder.summary.get("floors"))
 
     def _write_metrics(self, kind: str, state: TrainState, **values: Any) -> None:
         """One line of metrics.jsonl, and the same to W&B."""
@@ -271,22 +304,3 @@ class Reporter:
             "total_flops": float(state.tokens) * self._flops_per_token,
             hours: self.wall_time_s() * self._ranks.world_size / 3600,
         }
-
-    def _say_derived_numbers(self, summary: Mapping[str, Any]) -> None:
-        """Every number of a run that follows from others."""
-        say, ds = self.console.say, self.ds
-        ranks, tokens, floors = summary["world_size"], summary["tokens_per_step"], summary["floors"]
-        say(
-            f"{self.folder.path}: {summary['variant']}, GPT-2 {self.recipe.model.size}, "
-            f"{summary['parameters']:,} parameters, {ds.precision}, ZeRO-{ds.stage}, {ranks} rank(s)"
-        )
-        say(
-            f"each step: {ds.micro_batch} sequences x {ds.accumulation} accumulation steps x {ranks} rank(s) "
-            f"x {summary['block_size']} tokens = {tokens:,} tokens; {summary['steps']:,} steps = "
-            f"{summary['steps'] * tokens:,} tokens"
-        )
-        say(
-            f"validation: {summary['val_tokens']:,} tokens of {summary['val_bytes']:,} bytes, on which "
-            f"guessing every token alike scores {floors['uniform']:.2f} nats per token and a unigram model "
-            f"{floors['unigram']:.2f}"
-        )
