@@ -22,8 +22,8 @@ import training
 
 
 def main(argv: list[str]) -> int:
-    """The main job. Returns the exit status: 0 trained (or stopped and saved), 1 diverged or out of data, 2
-    refused. An evaluation that fails changes none of them."""
+    """The main job. Returns the exit status: 0 trained (or stopped and saved), 1 out of data, 2 refused,
+    3 diverged. An evaluation that fails changes none of them."""
     start_up = training.StartUp()
     try:
         # What reading files can refuse is refused before torch, DeepSpeed and W&B are imported,
@@ -127,6 +127,7 @@ def train(
     # The loop. Ranks decide together at the end of a step whether another follows, so that none waits alone.
     stop_request, keep = training.StopRequest(), recipe.train.keep_checkpoints
     if checkpoint is None and recipe.train.on_divergence == "rollback":  # there is always one to go back to
+        state.wall_time_s = report.wall_time_s()
         report.checkpoint(state, training.save_checkpoint(engine, folder.checkpoints, state, keep))
     feed.fetch()
     stop, diverged = ranks.any(stop_request.asked() or feed.error is not None), None

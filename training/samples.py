@@ -105,7 +105,8 @@ def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
     lines = path.read_text().splitlines() if path.is_file() else []
     kept = [line for line in lines if json.loads(line)["step"] < step]
     new = [json.dumps({"step": step, **sample._asdict()}, ensure_ascii=False) for sample in samples]
-    write_text(path, "".join(f"{line}\n" for line in (*kept, *new)))
+    if lines or new:
+        write_text(path, "".join(f"{line}\n" for line in (*kept, *new)))
 
 
 @torch.no_grad()

@@ -73,3 +73,12 @@ class TrainState:
         self.val_loss, self.val_bits_per_byte = loss, bits_per_byte
         if math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss):
             self.best_val_loss, self.best_step = loss, self.step
+
+    def divergence_facts(self) -> dict[str, int]:
+        """What summary.json says of spikes, explosions and rollbacks."""
+        return {
+            "spikes": self.spikes,
+            "explosions": self.explosions,
+            "rollbacks": self.rollbacks,
+            "passed_batches": len(self.passed_batches),
+        }

@@ -20,7 +20,7 @@ class Found(NamedTuple):
     """What a rank has found.
 
     Attributes:
-        order: what was wrong first has the lowest: weights, then the forward passes, then the backward passes.
+        order: the lowest of what one look found was wrong first.
         layer: the name of the module or parameter.
         what: of it is not finite, in words.
     """

@@ -1,7 +1,7 @@
 """What a step leads to: nothing, a rollback, or the end of the run. The same on all ranks.
 
-Decisions follow from the step and from what `TrainState` holds, which a checkpoint carries: a run that goes on
-decides as one in one piece.
+Decisions follow from the step and from what `TrainState` holds, which a checkpoint carries: a run that goes
+on decides as one in one piece.
 """
 
 import math

@@ -1,7 +1,8 @@
 """Going back to a checkpoint from before a divergence, in a way that a kill at any moment does not change.
 
-`rollbacks.json` in the run folder is written before anything else changes. A start that finds it does what was
-left undone: checkpoints from after the point to which the run went back go, and its batches are passed over.
+`rollbacks.json` in the run folder is written before anything else changes. A start that finds it does what
+was left undone: checkpoints from after the point to which the run went back go, and its batches are passed
+over.
 """
 
 import json
@@ -84,7 +85,7 @@ class Divergence:
         )
 
     def after_step(self, state: TrainState, result: StepResult) -> Verdict | None:
-        """Have the state, which has counted the step, note its loss. Returns what follows; None for nothing."""
+        """Have the state, which has counted the step, note its loss; returns what follows, if anything."""
         state.passed_batches = passed_before(state.step, self._passed(state))
         spikes = state.spikes
         note_loss(state, result.loss)
@@ -103,7 +104,7 @@ class Divergence:
         return verdict
 
     def go_back(self, engine: Any, verdict: Verdict, state: TrainState) -> TrainState | None:
-        """Load the newest good checkpoint from before the divergence, whose batches are passed over from here.
+        """Load the newest good checkpoint from before the divergence, whose batches are passed over now.
 
         Returns where the run is then; None where there is no such checkpoint, and nothing has changed.
         """

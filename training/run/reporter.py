@@ -175,13 +175,11 @@ class Reporter:
 
     def rolled_back(self, state: TrainState) -> None:
         """The run is where `state` is again: what was written of later steps goes."""
-        folder = self.folder
-        folder.keep_metrics_until(state.step)
-        if folder.rank == 0:
-            keep_until(folder.path, state.step)
-            if (samples := folder.path / "samples.jsonl").is_file():
-                write_samples(samples, state.step + 1, ())
-        folder.update_summary(step=state.step, rollbacks=state.rollbacks)
+        self.folder.keep_metrics_until(state.step)
+        if self.folder.rank == 0:
+            keep_until(self.folder.path, state.step)
+            write_samples(self.folder.path / "samples.jsonl", state.step + 1, ())
+        self.folder.update_summary(step=state.step, rollbacks=state.rollbacks)
         self._bar.n = state.tokens
         self._bar.refresh()
 
@@ -241,13 +239,10 @@ class Reporter:
         status, sentence = self._outcome(state, diverged)
         facts: dict[str, Any] = {"status": status, "step": state.step, **self._used(state)}
         facts |= {"skipped_steps": state.skipped_steps, "throughput": self._throughput.summary()}
-        facts |= {"spikes": state.spikes, "explosions": state.explosions, "rollbacks": state.rollbacks}
-        facts |= {"passed_batches": len(state.passed_batches)}
-        if diverged:
-            facts |= diverged.facts(state.losses)
+        facts |= state.divergence_facts() | (diverged.facts(state.losses) if diverged else {})
         if status == "finished":
             facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
-            facts["ended_above_floor"] = self._is_above_floor(state)
+            facts["ended_above_floor"] = ended_above_floor(state.val_loss, self.folder.summary["floors"])
         if data_error:
             facts["error"] = data_error
             self.console.fail(data_error)
@@ -274,7 +269,7 @@ class Reporter:
         if state.step == self.recipe.train.steps:
             loss, bits = state.val_loss or math.nan, state.val_bits_per_byte or math.nan
             scored = f"validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
-            if self._is_above_floor(state):
+            if ended_above_floor(state.val_loss, self.folder.summary["floors"]):
                 uniform = self.folder.summary["floors"]["uniform"]
                 scored += (
                     f", which is above the {uniform:.2f} of guessing every token alike: it learnt nothing"
@@ -286,9 +281,6 @@ class Reporter:
         else:
             where = "is stopped before its first step: the same command begins again"
         return "interrupted", where
-
-    def _is_above_floor(self, state: TrainState) -> bool:
-        return ended_above_floor(state.val_loss, self.folder.summary.get("floors"))
 
     def _write_metrics(self, kind: str, state: TrainState, **values: Any) -> None:
         """One line of metrics.jsonl, and the same to W&B."""
