@@ -169,8 +169,7 @@ def train(
                 state.wall_time_s = report.wall_time_s()
                 saved = training.save_checkpoint(engine, folder.checkpoints, state, keep)
                 report.checkpoint(state, saved)
-    if diverged:
-        diverged = divergence.explain(engine, feed, diverged)
+    diverged = diverged and divergence.explain(engine, feed, diverged)
     return report.end(state, diverged, feed.error_of_any_rank())
 
 

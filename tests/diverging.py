@@ -65,7 +65,7 @@ def mark(folder: Path, batch: int, sequence: int = 0) -> list[int]:
 
 
 def main_without(words: list[str]) -> int:
-    """train.py on one rank over data that lack the batches of LEFT_OUT; notes its sequences beside RUN_DIR."""
+    """train.py over data that lack the batches of LEFT_OUT; notes its sequences beside RUN_DIR."""
     from training.divergence import rollback
 
     folder = Path(words[words.index("--run_dir") + 1]).parent

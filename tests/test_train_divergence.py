@@ -26,7 +26,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in (0, 3):
         config = DS_CONFIG | {"zero_optimization": {"stage": stage}}
         (folder / f"zero{stage}.json").write_text(json.dumps(config))
-    (folder / "zero0_bf16.json").write_text(json.dumps(DS_CONFIG | {"bf16": {"enabled": True}} | {"zero_optimization": {"stage": 0}}))
+    (folder / "zero0_bf16.json").write_text(
+        json.dumps(DS_CONFIG | {"bf16": {"enabled": True}} | {"zero_optimization": {"stage": 0}})
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENVIRONMENT, "LEFT_OUT", str(BATCH))
         words = arguments(folder, folder / "without", "--model.block", block(folder, []))

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from training.divergence.losses import FLOOR_MARGIN, SPIKE, ended_above_floor
+from training.divergence.losses import SPIKE, ended_above_floor
 
-from ..statistics.failures import LEAST_EXCESS, limits, rate_interval
+from ..statistics.failures import LEAST_EXCESS, describe_above_floor, limits, rate_interval
 from .results import RunRecord
 
 FAILED = "diverged"
@@ -41,13 +41,6 @@ def find_blow_ups(table: pd.DataFrame) -> pd.Series:
             elif (spike := unrecovered(record)) is not None:
                 reasons[index] = f"has a spike that it did not recover from: {spike:+.2f} nats per token"
     return reasons
-
-
-def describe_above_floor(loss: float) -> str:
-    """That a run ended above its floor, in words that follow its name."""
-    return (
-        f"ended at {loss:.3f} nats per token, more than {FLOOR_MARGIN:g} above guessing every token alike"
-    )
 
 
 def unrecovered(record: RunRecord) -> float | None:

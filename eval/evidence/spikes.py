@@ -1,11 +1,11 @@
 """Spikes of a run's training loss, by the rule by which the run itself counts them."""
 
-import math
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from training.divergence.losses import BEFORE, spike_height
+from training.divergence.losses import BEFORE, SPIKE, spike_height
 
 from .results import RunRecord
 
@@ -27,13 +27,14 @@ class Spikes:
 
 def spike_heights(losses: pd.Series) -> pd.Series:
     """Of a training loss those entries that are spikes: how far each is above the steps before."""
+    usual = losses.shift().rolling(BEFORE, min_periods=1).median()
     values = losses.tolist()
-    # Most steps are below the one before them or near it: the median is worked out for the others.
-    heights = [
-        spike_height(loss, values[max(0, at - BEFORE) : at]) if math.isfinite(loss) else None
-        for at, loss in enumerate(values)
-    ]
-    return pd.Series(heights, losses.index, dtype=float).dropna()
+    # The rule itself, one step at a time, is slow over a long run: most steps are nowhere near one.
+    heights = {
+        losses.index[at]: spike_height(values[at], values[max(0, at - BEFORE) : at])
+        for at in np.flatnonzero(losses > usual + SPIKE)
+    }
+    return pd.Series(heights, dtype=float).dropna()
 
 
 def find_spikes(record: RunRecord) -> Spikes | None:

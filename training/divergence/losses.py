@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-BEFORE = 20
-"""Steps whose losses say what the next one should be. The loss of a healthy run changes little over so many,
-and their median and spread are those of the noise of batches."""
+BEFORE = 40
+"""Steps whose losses say what the next one should be: few enough that the loss of a healthy run changes little
+over them, and enough for a spread that is not too small by chance."""
 DEVIATIONS = 6.0
 """Robust standard deviations of the steps before above which a loss is no noise of batches."""
 SPIKE = 0.5

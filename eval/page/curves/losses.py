@@ -11,6 +11,7 @@ from plotly import graph_objects as go
 
 from ...evidence.blow_ups import FAILED
 from ...evidence.comparison import Scorecard
+from ...evidence.spikes import spike_heights
 from ..blocks import Chart, Section, Sentences
 from .logged import StyledRun, hours_at, late, over_tokens, padded, smooth, styled_runs, thin
 

@@ -11,9 +11,8 @@ import numpy as np
 
 from training.run.reader import read_summary
 
-from ...evidence.blow_ups import describe_above_floor
 from ...evidence.results import RunRecord
-from ...statistics.failures import LEAST_EXCESS, limits
+from ...statistics.failures import LEAST_EXCESS, describe_above_floor, limits
 from ..outcomes import Outcome
 
 Arm = Sequence[Outcome]
