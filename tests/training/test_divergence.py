@@ -1,4 +1,4 @@
-"""What a series of losses is taken for, what a policy makes of it, and which batches a rollback leaves out."""
+"""What losses are taken for, what a policy makes of it, and the batches that a rollback leaves out."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def test_tiny_runs_at_the_floor_are_nothing() -> None:
 
 def test_a_spike_is_counted_once_and_its_height_is_above_the_median() -> None:
     losses = falling(200, 1)
-    losses[150:153] = [7.0, 6.5, 6.0]
+    losses[150:153] = [7.0, 6.8, 6.6]
     verdicts, state = judged(losses, "stop")
     assert (verdicts, state.spikes, state.last_spike, state.explosions) == ([], 1, 153, 0)
     assert spike_height(7.0, [4.0] * 40) == 3.0

@@ -9,8 +9,8 @@ from statistics import median
 from typing import NamedTuple
 
 BEFORE = 40
-"""Steps whose losses say what the next one should be: few enough that the loss of a healthy run changes little
-over them, and enough for a spread that is not too small by chance."""
+"""Steps whose losses say what the next one should be: few enough that the loss of a healthy run changes
+little over them, and enough for a spread that is not too small by chance."""
 DEVIATIONS = 6.0
 """Robust standard deviations of the steps before above which a loss is no noise of batches."""
 SPIKE = 0.5
