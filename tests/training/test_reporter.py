@@ -23,10 +23,10 @@ from training.config.recipe import Recipe, TrainConfig
 from training.config.tracking import VARIABLES, TrackingConfig
 from training.engine.ranks import Ranks
 from training.run.folder import RunFolder
-from training.run.profiling import StartUp
 from training.run.reporter import Reporter
 from training.schedule import ScheduleConfig
 from training.state import TrainState
+from training.timing.profiling import StartUp
 
 DS = DeepSpeedConfig(
     {
