@@ -190,24 +190,16 @@ def train(
                 and diverged.rolls_back
                 and (before := divergence.go_back(engine, diverged, state, checkpoints))
             ):
-                state, saved, diverged = before, before.step, None
+                state, feed = before, divergence.start_feed(before, stop.asked)
                 report.rolled_back(state)
-                feed = divergence.start_feed(state, stop.asked)
                 feed.fetch()
-                ends = ranks.any(stop.asked() or feed.error is not None)
+                saved, diverged, ends = state.step, None, ranks.any(stop.asked() or feed.error is not None)
                 continue
             # Neither a score nor a checkpoint of a model that diverged: the one before it stays the newest.
             ends = result.stop or diverged is not None
             last = state.step == recipe.train.steps
             state.validation_due = last or state.step % recipe.train.val_every == 0
-    request, failure = stop.of_all_ranks(), feed.error_of_any_rank()
-    if request and request.is_failure:
-        failure = request.reason
-    elif state.step != saved and not diverged and checkpoints.are_due(state, last=last, stop=True):
-        training.save(checkpoints, state, report, stop)
-    with stop.phase("checkpoint"):
-        failure = checkpoints.wait() or failure
-    stop.progress.enter("end")
+    failure = training.save_last(checkpoints, feed, state, saved, diverged is not None, report, stop)
     diverged = diverged and divergence.explain(engine, feed, diverged)
     return report.end(state, diverged, failure)
 

@@ -2,6 +2,7 @@ from .checkpoints.loading import load_checkpoint as load_checkpoint
 from .checkpoints.newest import newest_checkpoint as newest_checkpoint
 from .checkpoints.newest import read_state as read_state
 from .checkpoints.saving import save as save
+from .checkpoints.saving import save_last as save_last
 from .checkpoints.writing import Checkpoints as Checkpoints
 from .config import DeepSpeedConfig as DeepSpeedConfig
 from .config import Recipe as Recipe
