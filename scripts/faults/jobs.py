@@ -97,9 +97,10 @@ class Job:
         return []
 
     def workers(self, rank: int) -> list[int]:
-        """The processes that read a rank's data."""
+        """The processes that read a rank's data: those below it that have none below themselves."""
         with suppress(psutil.NoSuchProcess):
-            return [process.pid for process in psutil.Process(self.rank_pids()[rank]).children()]
+            below = psutil.Process(self.rank_pids()[rank]).children(recursive=True)
+            return [process.pid for process in below if not process.children()]
         return []
 
     def send(self, signum: signal.Signals, ranks: Sequence[int] | None = None) -> None:
@@ -121,9 +122,12 @@ class Job:
     def is_over(self) -> bool:
         return None not in self.statuses()
 
-    def wait(self, limit_s: float) -> list[int | None]:
-        """The exit statuses once all have ended; after `limit_s` seconds what still runs is killed: None."""
-        wait_until(self.is_over, limit_s)
+    def wait(self, limit_s: float, ranks: Sequence[int] = ()) -> list[int | None]:
+        """The exit statuses once all have ended, or these ranks; what still runs then is killed: None.
+
+        So it is after `limit_s` seconds.
+        """
+        wait_until(lambda: None not in [self.statuses()[rank] for rank in ranks or range(len(self.statuses()))], limit_s)
         statuses = self.statuses()
         self.kill()
         return statuses

@@ -5,15 +5,14 @@ import os
 import random
 import shutil
 import signal
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .ambush import Ambush, operations
 from .jobs import Job, wait_until
-from .runs import Bench, Stage, counted, operations_of
+from .runs import Bench, Stage, operations_of, seconds_of
 
 STAGES = {
     "stays": (Stage(2, 18),),
@@ -26,8 +25,8 @@ LAUNCHED_EVERY = 10
 """Every so many kills the real launcher starts the ranks, whose imports take seconds."""
 SURVIVORS_S = 60.0
 """So long after one rank was killed the others may need to end."""
-LATEST_S = {False: 4.0, True: 14.0}
-"""Moments by the clock are drawn up to here, in seconds after the start: forked, and launched."""
+IMPORTS_S = 6.0
+"""What a launched start takes more than a forked one, about."""
 MOST_STARTS = 40
 """A run that so many starts did not bring to its end never ends."""
 
@@ -109,11 +108,12 @@ class Kills:
         job = self._bench.start_stage(
             run_dir, stage, len(stages) > 1, ambushes=ambushes, launched=launched and stage.ranks > 1
         )
-        killed = self._kill(job, moment, stage, bool(ambushes))
+        after_s = moment.share * seconds_of(reference, index) + IMPORTS_S * launched if moment else 0.0
+        killed = self._kill(job, moment, stage, after_s, bool(ambushes))
         if killed and moment:
             done = operations(log)
-            place = f"{done[-1].replace(str(run_dir) + os.sep, '')}" if ambushes and done else None
-            self._note(name, moment, number, index, place)
+            place = done[-1].replace(str(run_dir) + os.sep, "") if ambushes and done else ""
+            self._note(name, moment, index, place or f"{after_s:.2f} s after the start")
             if None in job.statuses():
                 self._problem(f"kill {number} of {run_dir}: a rank that was left had not ended after {SURVIVORS_S:g} s")
             job.kill()
@@ -147,13 +147,15 @@ class Kills:
         at = 1 + int(moment.share * most)
         return {rank: Ambush(inside, log, at, moment.delay_s, kills_all=moment.rank is None)}
 
-    def _kill(self, job: Job, moment: Moment | None, stage: Stage, lies_in_wait: bool) -> bool:
+    def _kill(
+        self, job: Job, moment: Moment | None, stage: Stage, after_s: float, lies_in_wait: bool
+    ) -> bool:
         """Whether somebody was killed; when this returns, all have ended or SURVIVORS_S have passed."""
         if moment is None or (moment.kind != "clock" and not lies_in_wait):
             wait_until(job.is_over, 5 * SURVIVORS_S)
             return False
         if moment.kind == "clock":
-            wait_until(job.is_over, moment.share * LATEST_S[moment.launched])
+            wait_until(job.is_over, after_s)
             if job.is_over():
                 return False
             job.send(signal.SIGKILL, None if moment.rank is None else [moment.rank % stage.ranks])
@@ -181,12 +183,11 @@ class Kills:
         self.found["starts"][name] = count
         self._write()
 
-    def _note(self, name: str, moment: Moment, number: int, stage: int, place: str | None) -> None:
+    def _note(self, name: str, moment: Moment, stage: int, place: str) -> None:
         self.found["kills"].append(asdict(moment) | {"run": name, "stage": stage, "at": place})
         self._write()
         who = "all ranks" if moment.rank is None else f"rank {moment.rank}"
-        where = place or f"{moment.share * LATEST_S[moment.launched]:.2f} s after the start"
-        self._say(f"kill {number + 1}: {who}, {moment.kind}, {where}")
+        self._say(f"kill {len(self.found['kills'])}: {who}, {moment.kind}, {place}")
 
     def _problem(self, sentence: str) -> None:
         self.found["problems"].append(sentence)

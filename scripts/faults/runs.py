@@ -62,27 +62,27 @@ class Bench:
             (folder / "recipe.yaml").write_text(RECIPE)
 
     def words(self, run_dir: Path, *options: str) -> list[str]:
-        """The arguments of train.py; a later option wins over an earlier one."""
+        """The arguments of train.py."""
         recipe, engine = self.folder / "recipe.yaml", self.folder / "fp32.json"
         words = ["--config", str(recipe), "--deepspeed_config", str(engine), "--run_dir", str(run_dir)]
-        given = {"--data.source": str(self.folder / "corpus")}
-        given |= dict(zip(options[::2], options[1::2], strict=True))
-        return [*words, *(word for pair in given.items() for word in pair)]
+        given = [] if "--data.source" in options else ["--data.source", str(self.folder / "corpus")]
+        return [*words, *given, *options]
 
-    def start(self, run_dir: Path, *options: str, **how: Any) -> Job:
-        """Begin or go on with a run; see Job for `how`."""
-        output = self.folder / "output" / f"{run_dir.name}.txt"
+    def start(self, run_dir: Path, *options: str, name: str = "", **how: Any) -> Job:
+        """Begin or go on with a run; its output goes to a file of its name. See Job for `how`."""
+        output = self.folder / "output" / f"{name or run_dir.name}.txt"
         output.parent.mkdir(exist_ok=True)
         return Job(self.forks, self.words(run_dir, *options), output, **how)
 
-    def start_stage(self, run_dir: Path, stage: Stage, moves: bool, **how: Any) -> Job:
+    def start_stage(self, run_dir: Path, stage: Stage, moves: bool, *more: str, **how: Any) -> Job:
         """One stage of a run; one that `moves` between numbers of ranks converts its checkpoints."""
-        options = ["--train.steps", str(stage.steps), *(UNIVERSAL if moves else ())]
+        options = [*more, "--train.steps", str(stage.steps), *(UNIVERSAL if moves else ())]
         return self.start(run_dir, *options, ranks=stage.ranks, **how)
 
-    def reference(self, stages: Sequence[Stage]) -> Path:
+    def reference(self, stages: Sequence[Stage], *options: str) -> Path:
         """The run that nobody disturbs; made once. Beside it lies what its ranks did to their checkpoints."""
-        run_dir = self.folder / "undisturbed" / "_".join(f"{stage.steps}on{stage.ranks}" for stage in stages)
+        name = "_".join([*(f"{stage.steps}on{stage.ranks}" for stage in stages), *options[1::2]])
+        run_dir = self.folder / "undisturbed" / name
         if (run_dir / "complete").is_file():
             return run_dir
         shutil.rmtree(run_dir, ignore_errors=True)
@@ -91,9 +91,10 @@ class Bench:
                 rank: Ambush("/checkpoints/", counted(run_dir, number, rank)) for rank in range(stage.ranks)
             }
             counted(run_dir, number, 0).parent.mkdir(parents=True, exist_ok=True)
-            job = self.start_stage(run_dir, stage, len(stages) > 1, ambushes=counting)
+            job = self.start_stage(run_dir, stage, len(stages) > 1, *options, ambushes=counting)
             if set(job.wait(START_LIMIT_S)) != {0}:
                 raise TortureError(f"a run that nobody disturbed did not end well:\n{job.printed()}")
+            seconds_file(run_dir, number).write_text(f"{job.seconds():.3f}")
         (run_dir / "complete").touch()
         return run_dir
 
@@ -107,17 +108,28 @@ def counted(reference: Path, stage: int, rank: int) -> Path:
     return reference.with_name(f"{reference.name}_operations") / f"stage{stage}_rank{rank}.txt"
 
 
+def seconds_file(reference: Path, stage: int) -> Path:
+    """Where the undisturbed run notes how long a stage took."""
+    return counted(reference, stage, 0).with_name(f"stage{stage}_seconds.txt")
+
+
+def seconds_of(reference: Path, stage: int) -> float:
+    """How long a stage took, from start to end."""
+    return float(seconds_file(reference, stage).read_text())
+
+
 def operations_of(reference: Path, stage: int, rank: int, inside: str) -> int:
     """How many things a rank did to files whose path has that part."""
     return sum(inside in line for line in operations(counted(reference, stage, rank)))
 
 
 def write_corpus(file: str) -> None:
-    """Real English, which every Python has with it, as documents in row groups of four."""
+    """Real English, which every Python has with it: its paragraphs as documents, in row groups of four."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+    pages = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+    texts = [part for text in pages for part in text.split("\n\n") if len(part) > 200]
     pq.write_table(pa.table({"text": texts}), file, row_group_size=4)
 
 

@@ -141,18 +141,28 @@ def serve(client: Connection) -> Request:
         try:
             if client.poll(0.01):
                 request = client.recv()
+                reap()
                 if (pid := os.fork()) == 0:
                     client.close()
                     return request
                 running.add(pid)
                 client.send((pid, None))
             for pid in list(running):
-                ended, status = os.waitpid(pid, os.WNOHANG)
+                # A launcher waits for its ranks now and then: until then how one ended can be read from it.
+                ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if ended:
                     running.remove(pid)
-                    client.send((pid, os.waitstatus_to_exitcode(status)))
+                    by_itself = ended.si_code == os.CLD_EXITED
+                    client.send((pid, ended.si_status if by_itself else -ended.si_status))
         except (EOFError, BrokenPipeError):
             os._exit(0)
+
+
+def reap() -> None:
+    """Let go of the processes that have ended."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def do(request: Request) -> Any:
