@@ -13,18 +13,25 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 # Each of these loads a name when it is first used: a refusal does not wait for torch.
 import data
 import eval
 import model
 import training
+from model.errors import FAILED
 
 
 def main(argv: list[str]) -> int:
-    """The main job. Returns the exit status: 0 trained (or stopped and saved), 1 diverged or out of data, 2
-    refused. An evaluation that fails changes none of them."""
-    start_up = training.StartUp()
+    """The main job. Returns its status: 0 finished, 1 failed, 2 refused, 3 diverged, 75 stopped and saved.
+
+    An evaluation that fails changes none of them, and one that is stopped gives 75. A launcher ends all ranks
+    at the first status that is not 0: of ranks that end together, rank 0 alone says how.
+    """
+    stop, start_up = training.StopRequest(), training.StartUp()
     try:
         # What reading files can refuse is refused before torch, DeepSpeed and W&B are imported,
         recipe, ds, folder, overrides = training.read_command(argv)
@@ -37,7 +44,9 @@ def main(argv: list[str]) -> int:
         if not explain:
             eval.check_evaluation(recipe.eval)
         if is_finished:
-            return eval.evaluate_finished(recipe.eval, folder)
+            return eval.evaluate_finished(recipe.eval, folder, stop)
+        if not explain:
+            stop.limit(recipe.train, folder, start_up.began)
         start_up.mark("command")
         # and what needs them before anything is written.
         training.load_libraries(recipe.train.compile)
@@ -50,6 +59,7 @@ def main(argv: list[str]) -> int:
             return 0
         start_up.mark("imports")
         console = training.Console(folder.log_file, silent=folder.rank > 0)
+        stop.speak_on(console)
     except (model.UserError, OSError) as error:
         return model.print_error(error)
     try:
@@ -80,15 +90,26 @@ def main(argv: list[str]) -> int:
     problem = ranks.broadcast(problem or folder.sharing_problem(ranks.world_size))
     if problem := problem or training.differing_data(folder, ranks):
         return console.fail(problem)
-    folder.write_configs(vars(recipe), ds.raw, argv)
+    if before := folder.set_aside():
+        console.say(f"{before} holds the run that was here: this one begins again")
+    try:
+        # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
+        checkpoint = training.newest_checkpoint(folder.checkpoints, console.say)
+        state = training.read_state(checkpoint, corpus.fingerprints, any_ranks=ds.load_universal)
+    except model.UserError as error:
+        return console.fail(error)
+    folder.write_configs(vars(recipe), ds.raw, argv, state.step)
     folder.keep_designs(model.files_to_keep(recipe.model))
     folder.keep_tokenizer(corpus.tokenizer.file)
     folder.update_summary(**overrides.facts())
-    with training.failures_recorded(folder, ranks.world_size, console), training.bf16_arithmetic():
-        status = train(recipe, ds, folder, console, corpus, validation, ranks, start_up)
+    failures = training.failures_recorded(folder, ranks.world_size, console)
+    with failures, stop.joined(ranks, folder), training.bf16_arithmetic():
+        status = train(
+            recipe, ds, folder, console, corpus, validation, ranks, start_up, stop, checkpoint, state
+        )
     if folder.is_finished(recipe.train.steps):
-        eval.evaluate_run(recipe.eval, folder, console, ranks)
-    return status
+        eval.evaluate_run(recipe.eval, folder, console, ranks, stop)
+    return status if folder.rank == 0 else 0
 
 
 def train(
@@ -100,28 +121,16 @@ def train(
     validation: data.ValidationSet,
     ranks: training.Ranks,
     start_up: training.StartUp,
+    stop: training.StopRequest,
+    checkpoint: Path | None,
+    state: training.TrainState,
 ) -> int:
     """Build the engine, resume where a checkpoint is, run the loop. Returns the exit status."""
     import torch
 
-    # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
-    checkpoint = training.newest_checkpoint(folder.checkpoints, console.say)
-    state = training.read_state(checkpoint, corpus.fingerprints, any_ranks=ds.load_universal)
-
     # Data first: its workers are forked while this process is small, and copy the pages it writes later.
     training.finish_loading()
-    loader = data.LaneLoader(
-        corpus,
-        recipe.data,
-        block_size=recipe.model.block_size,
-        micro_batch=ds.micro_batch,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        first_sequence=state.step * ds.train_batch_size,
-        cursors=state.cursors,
-    )
-    loader.start()
-    feed = training.Feed(loader, ds.accumulation, state.bad_documents)
+    feed = training.Feed.open(corpus, recipe, ds, ranks, state, stop)
 
     # The model. Unless its weights are given, init_seed alone decides them: two variants with the same seed
     # are a pair.
@@ -134,43 +143,67 @@ def train(
         training.load_checkpoint(engine, checkpoint, state)
     report.begin(state, checkpoint, corpus, validation, start_up)
 
-    # The loop. Ranks decide together at the end of a step whether another follows, so that none waits alone.
-    stop_request, keep = training.StopRequest(), recipe.train.keep_checkpoints
+    # The loop, which all ranks leave together: where a step ends, or by Stopped, before the next micro-batch.
+    stop.start_is_over()
     feed.fetch()
-    stop, diverged = ranks.any(stop_request.asked() or feed.error is not None), False
-    while state.step < recipe.train.steps and not stop:
-        # Rate and designs follow from the step alone: a resumed run cannot drift from an uninterrupted one.
-        lr = training.learning_rate(state.step, ds.peak_lr, recipe.schedule)
-        training.begin_step(engine, state.step, lr)
-        last = state.step + 1 == recipe.train.steps
-        with report.profiled_step(), report.diagnosed_step(engine, state.step + 1):
-            result = training.train_step(
-                engine,
-                feed,
-                device=ranks.device,
-                eot=corpus.tokenizer.eot,
-                document_mask=recipe.data.document_mask,
-                fetch_next=not last,
-                stop_asked=stop_request.asked,
-                phase=report.phase,
-            )
-        state.advance(result)
-        report.step(state, result, lr)
-        diverged = state.skipped_in_a_row >= recipe.train.max_skipped_steps
-        stop = result.stop or diverged
-        # Neither a score nor a checkpoint of a model that diverged: the one before it stays the newest.
-        if not diverged and (last or state.step % recipe.train.val_every == 0):
-            with report.phase("validation"):
-                losses = training.validate(engine, state.step, validation, recipe, ds, ranks.device)
-                state.note_validation(float(losses.mean()), training.bits_per_byte(losses, validation))
-                texts = training.sample_texts(engine, corpus.tokenizer, recipe.eval.sample_text, ranks.device)
-                report.validation(state, losses, validation, texts)
-        if not diverged and (last or stop or state.step % recipe.train.checkpoint_every == 0):
-            with report.phase("checkpoint"):
-                state.wall_time_s = report.wall_time_s()
-                saved = training.save_checkpoint(engine, folder.checkpoints, state, keep)
-                report.checkpoint(state, saved)
-    return report.end(state, diverged, feed.error_of_any_rank())
+    saved, diverged, ends = state.step, False, ranks.any(stop.asked() or feed.error is not None)
+    with suppress(training.Stopped):
+        while not ends:
+            # A validation or a checkpoint follows its step here, also where it was stopped between the two.
+            if state.validation_due:
+                with report.phase("validation"), stop.phase("validation"):
+                    losses, texts = training.validate(
+                        engine, state.step, validation, corpus.tokenizer, recipe, ds, ranks.device, stop.check
+                    )
+                    state.note_validation(float(losses.mean()), training.bits_per_byte(losses, validation))
+                    report.validation(state, losses, validation, texts)
+            last = state.step == recipe.train.steps
+            if state.step != saved and (last or state.step % recipe.train.checkpoint_every == 0):
+                saved = save(engine, folder, state, report, stop, recipe.train.keep_checkpoints)
+            if last:
+                break
+            # Rate and designs follow from the step alone: a resumed run cannot drift from one in one piece.
+            lr = training.learning_rate(state.step, ds.peak_lr, recipe.schedule)
+            training.begin_step(engine, state.step, lr)
+            with report.profiled_step(), report.diagnosed_step(engine, state.step + 1):
+                result = training.train_step(
+                    engine,
+                    feed,
+                    device=ranks.device,
+                    eot=corpus.tokenizer.eot,
+                    document_mask=recipe.data.document_mask,
+                    fetch_next=state.step + 1 < recipe.train.steps,
+                    stop=stop,
+                    phase=report.phase,
+                )
+            state.advance(result)
+            report.step(state, result, lr)
+            # Neither a score nor a checkpoint of a model that diverged: the one before it stays the newest.
+            diverged = state.skipped_in_a_row >= recipe.train.max_skipped_steps
+            ends = result.stop or diverged
+            last = state.step == recipe.train.steps
+            state.validation_due = last or state.step % recipe.train.val_every == 0
+    request, data_error = stop.of_all_ranks(), feed.error_of_any_rank()
+    failure = request.reason if request and request.exit_status == FAILED else data_error
+    if state.step != saved and not diverged and not (request and request.exit_status == FAILED):
+        save(engine, folder, state, report, stop, recipe.train.keep_checkpoints)
+    stop.progress.enter("end")
+    return report.end(state, diverged, failure)
+
+
+def save(
+    engine: Any,
+    folder: training.RunFolder,
+    state: training.TrainState,
+    report: training.Reporter,
+    stop: training.StopRequest,
+    keep: int,
+) -> int:
+    """Write a checkpoint of where the run stands. All ranks call it. Returns its step."""
+    with report.phase("checkpoint"), stop.phase("checkpoint"):
+        state.wall_time_s = report.wall_time_s()
+        report.checkpoint(state, training.save_checkpoint(engine, folder.checkpoints, state, keep))
+    return state.step
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from .corpus import settled as settled
 from .files.commits import COMMITS as COMMITS
 from .files.commits import keep_commits as keep_commits
 from .files.commits import with_commits_of as with_commits_of
+from .interrupts import Interrupted as Interrupted
+from .interrupts import interruptible as interruptible
 from .lanes import Cursor as Cursor
 from .lanes import Lane as Lane
 from .lanes import deal as deal

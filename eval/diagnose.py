@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
 from model.values import FROM_1
-from training.run.reader import find_checkpoint, is_model_folder, read_recipe, tokenizer_note
+from training.checkpoints.found import find_checkpoint
+from training.run.reader import is_model_folder, read_recipe, reading, section_of
+from training.run.tokenizer import tokenizer_note
 
 from .command import checkpoint_parser, run_job
 from .given import STEP, check_given, load_given
@@ -111,8 +113,11 @@ def diagnose(job: Job, console: "Console") -> None:
     facts = read_facts(file)
     if job.source != job.like or facts is None or facts["sequences_asked"] != job.sequences:
         facts = _measure(job, file, console)
+    with reading(file):
+        table = pd.read_parquet(file)
+    console.say(f"step {job.step} of {job.source}" if job.source == job.like else str(job.source))
     console.say(f"{facts['sequences']} sequences of {facts['block_size']} validation tokens")
-    console.say(format_diagnosis(pd.read_parquet(file)))
+    console.say(format_diagnosis(table))
     for note in facts["notes"]:
         console.say(note)
     console.say(f"diagnosis in {file}")
@@ -122,8 +127,6 @@ def _measure(job: Job, file: Path, console: "Console") -> dict[str, Any]:
     """Measure and write the file; returns what it was measured on."""
     import torch
 
-    from data import DataConfig
-    from model import GPTConfig
     from training.engine.start import fingerprint
     from training.engine.weights import load_model
 
@@ -133,14 +136,14 @@ def _measure(job: Job, file: Path, console: "Console") -> dict[str, Any]:
 
     if note := tokenizer_note(job.like):
         console.say(note)
-    recipe, validation = read_recipe(job.like), validation_set(job.like)
+    validation = validation_set(job.like)
     if job.source == job.like:
         gpt = load_model(job.source, job.step)[0]
     else:
         gpt = load_given(job.source, job.like)[0]
     gpt.to("cuda" if torch.cuda.is_available() else "cpu")
-    block_size = min(GPTConfig(**recipe["model"]).block_size, gpt.config.block_size)
-    document_mask = DataConfig(**recipe.get("data") or {}).document_mask
+    block_size = min(section_of(job.like, "model").block_size, gpt.config.block_size)
+    document_mask = section_of(job.like, "data").document_mask
     sequences = choose_sequences(gpt, validation, block_size, job.sequences, document_mask)
     facts = {
         "sequences_asked": job.sequences,

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError
-from training.run.reader import find_checkpoint, read_recipe, read_tokenizer, tokenizer_note
+from training.checkpoints.found import find_checkpoint
+from training.run.reader import read_recipe
+from training.run.tokenizer import read_tokenizer, tokenizer_note
 
 from .command import checkpoint_parser, run_job
 from .tracked.exports import log_export

@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING
 
 from model.errors import UserError, print_error
 from model.values import FROM_0, FROM_1, Range
-from training.run.reader import (
-    find_checkpoint,
-    is_model_folder,
-    read_recipe,
-    read_tokenizer,
-    run_and_step,
-    tokenizer_note,
-)
+from training.checkpoints.found import find_checkpoint
+from training.run.reader import is_model_folder, read_recipe, run_and_step
+from training.run.tokenizer import read_tokenizer, tokenizer_note
 
 if TYPE_CHECKING:
     from data import Tokenizer
@@ -81,7 +76,8 @@ def check(options: argparse.Namespace) -> None:
     if not is_model_folder(options.source):
         run_dir, step = run_and_step(options.source)
         read_recipe(run_dir)
-        find_checkpoint(run_dir, step if options.step is None else options.step)
+        _, options.step = find_checkpoint(run_dir, step if options.step is None else options.step)
+        print(f"note: step {options.step} of {run_dir}", file=sys.stderr)
 
 
 def generate(options: argparse.Namespace) -> list[str]:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from model.files import write_json
-from training.run.reader import read_json, read_recipe, read_tokenizer
+from training.run.reader import read_json, read_recipe, section_of
+from training.run.tokenizer import read_tokenizer
 
 from .evidence.results import GIVEN_WEIGHTS
 
@@ -66,8 +67,7 @@ def score_validation(
 
     Raises UserError where `out` has the evaluation of other weights, or on another validation set.
     """
-    from data import DataConfig
-    from model import GPTConfig, variant_name
+    from model import variant_name
     from training.engine.weights import fingerprint
     from training.run.reader import evaluation_folder
     from training.validation import bits_per_byte, token_losses, write_document_losses
@@ -75,11 +75,10 @@ def score_validation(
     from .scoring.lm import TOKENS_PER_BATCH
     from .scoring.windows import validation_set
 
-    recipe = read_recipe(like)
     validation, shape = validation_set(like), gpt.config
-    of_run = GPTConfig(**recipe["model"]).block_size
+    of_run = section_of(like, "model").block_size
     block_size = min(of_run, shape.block_size)
-    document_mask = DataConfig(**recipe.get("data") or {}).document_mask
+    document_mask = section_of(like, "data").document_mask
     is_about = {
         "weights_fingerprint": fingerprint(gpt.state_dict()),
         "val_fingerprint": validation.fingerprint,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from model.errors import UserError
 from model.files import write_text, write_whole
 from training.config.evaluation import KNOWN_TASKS, EvalConfig
-from training.run.reader import evaluation_folder, read_results, read_summary
+from training.run.reader import evaluation_folder, read_results, read_summary, reading
 
 from .harness.tasks import definitions_fingerprint
 
@@ -123,7 +123,9 @@ def write_results(run_dir: Path, step: int, results: dict[str, Any], config: Eva
     if (there := read_results(run_dir, step)) and there["normlab"]["limit"] == limit:
         results = merge_results(there, results)
         by_task = {key: there["normlab"].get(key, {}) | of_tasks for key, of_tasks in by_task.items()}
-        others = pd.read_parquet(items_file).reindex(columns=list(ITEM_COLUMNS))
+        with reading(items_file):
+            others = pd.read_parquet(items_file)
+        others = others.reindex(columns=list(ITEM_COLUMNS))
         others = others[~others["task"].isin(how)]
         items = pd.concat([others, items], ignore_index=True) if len(items) and len(others) else others
     results["normlab"] = _stamp(run_dir, step, results) | {"limit": limit} | by_task

@@ -60,7 +60,7 @@ def error_in(printed: str) -> str:
 def assert_interrupted(run_dir: Path, sentence: str) -> int:
     """Stopped by its data, with a checkpoint of the last step, which is given."""
     summary = summary_of(run_dir)
-    assert (summary["status"], summary["error"]) == ("interrupted", sentence)
+    assert (summary["status"], summary["error"]) == ("failed", sentence)
     steps = [line["step"] for line in lines_of(run_dir) if line["kind"] == "train"]
     assert summary["step"] == steps[-1] < STEPS
     assert summary["last_checkpoint"] == f"checkpoints/step_{steps[-1]:08d}"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import train
+from model.errors import DIVERGED, INTERRUPTED
 from tests.jobs import arguments, lines_of, make_job, run, run_until, steps_of, summary_of
 from tests.processes import ENVIRONMENT
 from training.engine.weights import load_model
@@ -103,7 +104,7 @@ def test_killed_twice_and_resumed_a_run_is_the_uninterrupted_bit_for_bit(
 @pytest.mark.slow
 def test_stopped_by_sigterm_a_run_saves_and_goes_on(job: Path, uninterrupted: Path) -> None:
     run_dir = job / "stopped"
-    assert run_until(arguments(job, run_dir), 2, signal.SIGTERM) == 0
+    assert run_until(arguments(job, run_dir), 2, signal.SIGTERM) == INTERRUPTED
     summary = summary_of(run_dir)
     assert summary["status"] == "interrupted" and 0 < summary["step"] < STEPS
     assert run(arguments(job, run_dir)).returncode == 0
@@ -173,7 +174,7 @@ def test_a_run_of_skipped_steps_ends_as_diverged(job: Path) -> None:
     run_dir = job / "nan_on"
     norm = f"{job / 'nan_on.py'}:NanNorm"
     result = run(arguments(job, run_dir, "--model.norm", norm, "--train.max_skipped_steps", "2"))
-    assert result.returncode == 1
+    assert result.returncode == DIVERGED
     assert "diverged: the gradients of the last 2 steps were not finite" in result.stderr
     summary = summary_of(run_dir)
     assert summary["status"] == "diverged" and summary["val_loss"] is None and summary["step"] == 4

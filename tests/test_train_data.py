@@ -16,6 +16,7 @@ import pytest
 
 from data import build_sample
 from data.sources import DamagedShard, ParquetSource, Shard, network
+from model.errors import INTERRUPTED
 from tests.data.servers import serving
 from tests.jobs import (
     Started,
@@ -65,7 +66,7 @@ def copy_of_corpus(job: Path, folder: Path, damaged: Sequence[int]) -> Path:
 
 def workers_of(process: Started) -> list[psutil.Process]:
     main = psutil.Process(process.pid)
-    return [child for child in main.children() if child.cmdline() == main.cmdline()]
+    return [child for child in main.children(recursive=True) if child.name() == "data worker"]
 
 
 def assert_end(processes: Sequence[psutil.Process]) -> None:
@@ -129,7 +130,7 @@ def test_stopped_with_any_workers_it_is_the_whole_run_and_leaves_none(job: Path,
         processes = workers_of(process)
         assert len(processes) == workers
         send(process.pid, signum)
-        assert process.wait() == (0 if signum == signal.SIGTERM else -signum)
+        assert process.wait() == (INTERRUPTED if signum == signal.SIGTERM else -signum)
         assert_end(processes)
         expected = "interrupted" if signum == signal.SIGTERM else "running"
         assert summary_of(run_dir)["status"] == expected
@@ -142,16 +143,14 @@ def test_stopped_with_any_workers_it_is_the_whole_run_and_leaves_none(job: Path,
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_the_run_with_a_sentence_and_it_goes_on(job: Path, uninterrupted: Path) -> None:
+def test_a_killed_worker_is_started_again_and_changes_nothing(job: Path, uninterrupted: Path) -> None:
     run_dir = job / "worker_killed"
     words = arguments(job, run_dir, "--data.workers", "2", "--data.prefetch", "16")
     process = start_until(words, 6)
     workers_of(process)[-1].kill()
-    assert process.wait() == 1
-    sentence = error_in(process.printed()[1])
-    assert sentence.startswith("a process that reads the data was killed (exit code -9)")
-    assert_interrupted(run_dir, sentence)
-    assert run(words).returncode == 0
+    assert process.wait() == 0
+    said = "a process that reads the data was killed (SIGKILL), perhaps for want of memory: another goes on"
+    assert said in "".join(process.printed())
     assert steps_of(run_dir) == steps_of(uninterrupted)
     assert "error" not in summary_of(run_dir)
 

@@ -108,7 +108,7 @@ def test_bad_documents_are_skipped_and_counted_or_stop_the_run_there(bad_job: Pa
         part = int(where[1]) if where else 5
         start = where[0] if where else f"data.source: {file} "
         assert sentence.removeprefix(start).startswith(IN_WORDS[BAD[part]])
-    assert summary_of(stopped_at_once)["status"] == "interrupted"
+    assert summary_of(stopped_at_once)["status"] == "failed"
     assert summary_of(stopped_at_once)["error"] == error_in(stop_at_once.stderr)
     assert summary_of(stopped_at_once)["step"] == 0 and "saved" not in stop_at_once.stderr
     step = assert_interrupted(stopped, error_in(stop.stderr))

@@ -1,7 +1,7 @@
 from .checkpoints.checkpoint import load_checkpoint as load_checkpoint
-from .checkpoints.checkpoint import newest_checkpoint as newest_checkpoint
-from .checkpoints.checkpoint import read_state as read_state
 from .checkpoints.checkpoint import save_checkpoint as save_checkpoint
+from .checkpoints.newest import newest_checkpoint as newest_checkpoint
+from .checkpoints.newest import read_state as read_state
 from .config import DeepSpeedConfig as DeepSpeedConfig
 from .config import Recipe as Recipe
 from .config import check_design as check_design
@@ -29,11 +29,12 @@ from .run.folder import RunFolder as RunFolder
 from .run.preflight import design_problem as design_problem
 from .run.profiling import StartUp as StartUp
 from .run.reporter import Reporter as Reporter
-from .samples import sample_texts as sample_texts
 from .schedule import learning_rate as learning_rate
+from .state import TrainState as TrainState
 from .step import begin_step as begin_step
 from .step import train_step as train_step
 from .validation import bits_per_byte as bits_per_byte
 from .validation import validate as validate
 from .watch.failures import failures_recorded as failures_recorded
+from .watch.stop import Stopped as Stopped
 from .watch.stop import StopRequest as StopRequest

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from model.files import write_json
 
-from .run.reader import evaluation_folder, read_json, read_results, step_folders
+from .run.reader import evaluation_folder, read_json, read_results, reading, step_folders
 
 COLUMNS = ("step", "task", "metric", "value", "standard error", "items")
 """Of the table of all scores."""
@@ -47,7 +47,9 @@ def slices(run_dir: Path, step: int) -> dict[str, float]:
         return {}
     import pyarrow.parquet as pq  # here: most runs have no slices
 
-    sums = pq.read_table(file).group_by(["kind", "low"]).aggregate([("loss", "sum"), ("tokens", "sum")])
+    with reading(file):
+        table = pq.read_table(file)
+    sums = table.group_by(["kind", "low"]).aggregate([("loss", "sum"), ("tokens", "sum")])
     return {
         f"slices/{row['kind']}/{row['low']}": row["loss_sum"] / row["tokens_sum"] for row in sums.to_pylist()
     }
@@ -97,7 +99,12 @@ def note_sent(run_dir: Path, step: int, run_id: str, values: dict[str, float]) -
     """Remember that a row with these values of `step` is in the W&B run."""
     before = _sent(run_dir, step, run_id)
     after = {"run": run_id, "rows": before["rows"] + 1, "values": before["values"] | values}
-    write_json(evaluation_folder(run_dir, step) / "wandb.json", after)
+    write_json(sent_file(run_dir, step), after)
+
+
+def sent_file(run_dir: Path, step: int) -> Path:
+    """Where `note_sent` notes what the W&B run has of a step."""
+    return evaluation_folder(run_dir, step) / "wandb.json"
 
 
 def rows_sent(run_dir: Path, run_id: str) -> int:
@@ -107,7 +114,7 @@ def rows_sent(run_dir: Path, run_id: str) -> int:
 
 def _sent(run_dir: Path, step: int, run_id: str) -> dict[str, Any]:
     """What wandb.json says; nothing was sent where it is of another W&B run, as in a copied folder."""
-    file = evaluation_folder(run_dir, step) / "wandb.json"
+    file = sent_file(run_dir, step)
     sent = read_json(file) if file.is_file() else {}
     return sent if sent.get("run") == run_id else {"rows": 0, "values": {}}
 

@@ -6,12 +6,19 @@ So all ranks know that the data of one has ended while they can still stop toget
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from data import BAD_REASONS
+from data import BAD_REASONS, Corpus, Interrupted, LaneLoader
+
+from .state import TrainState
+
+if TYPE_CHECKING:
+    from .config import DeepSpeedConfig, Recipe
+    from .engine.ranks import Ranks
+    from .watch.stop import StopRequest
 
 
 class OfAllRanks(NamedTuple):
@@ -59,11 +66,44 @@ class Feed:
         self._bad_of_next: Counter[str] = Counter()
         self._wait = 0.0
 
+    @classmethod
+    def open(
+        cls,
+        corpus: Corpus,
+        recipe: "Recipe",
+        ds: "DeepSpeedConfig",
+        ranks: "Ranks",
+        state: TrainState,
+        stop: "StopRequest",
+    ) -> "Feed":
+        """This rank's feed from where the run stands. It forks the processes that read the data.
+
+        Raises UserError where the ranks cannot share the data.
+        """
+        loader = LaneLoader(
+            corpus,
+            recipe.data,
+            block_size=recipe.model.block_size,
+            micro_batch=ds.micro_batch,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            first_sequence=state.step * ds.train_batch_size,
+            cursors=state.cursors,
+            interrupted=stop.asked,
+        )
+        loader.start()
+        return cls(loader, ds.accumulation, state.bad_documents)
+
     def fetch(self) -> None:
-        """Fetch the next global batch; an error is kept in `error`, until all ranks know of it."""
+        """Fetch the next global batch; an error is kept in `error`, until all ranks know of it.
+
+        Where this rank is asked to stop meanwhile, there is none: the ranks stop before it is needed.
+        """
         started = time.perf_counter()
         try:
             self._batch = [next(self._loader) for _ in range(self._accumulation)]
+        except Interrupted:
+            pass
         except (ValueError, OSError) as error:
             self.error = str(error)
         self._bad_of_next = Counter(self._loader.bad)

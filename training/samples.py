@@ -12,6 +12,8 @@ from data import Tokenizer
 from model import GPT
 from model.files import write_text
 
+from .run.reader import read_json_lines
+
 SAMPLE_TOKENS = 40
 """How many tokens follow each prompt of `eval.sample_text`."""
 
@@ -81,31 +83,37 @@ def next_token(
 
 @torch.no_grad()
 def sample_texts(
-    engine: Any, tokenizer: Tokenizer, prompts: Sequence[str], device: torch.device
+    engine: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    device: torch.device,
+    before_token: Callable[[], None],
 ) -> list[Sample]:
     """The likeliest continuations of `eval.sample_text`, after a validation. All ranks call it.
 
     Nothing is drawn, and the model goes back into the mode that it had. Every rank makes as many forward
-    passes, whatever the texts are: ZeRO-3 gathers the weights of each.
+    passes, whatever the texts are: ZeRO-3 gathers the weights of each. What `before_token` raises, on all
+    ranks, ends it.
     """
     gpt, was_training = engine.module, engine.training
     engine.eval()
 
     def choose(tokens: list[int]) -> int:
+        before_token()
         logits, _ = engine(torch.tensor([tokens[-gpt.config.block_size :]], device=device))
         return int(logits[0, -1, : tokenizer.vocab_size].float().argmax())
 
-    samples = [_continued(choose, tokenizer, prompt, SAMPLE_TOKENS, stops=False) for prompt in prompts]
-    engine.train(was_training)
-    return samples
+    try:
+        return [_continued(choose, tokenizer, prompt, SAMPLE_TOKENS, stops=False) for prompt in prompts]
+    finally:
+        engine.train(was_training)
 
 
 def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
     """Add the samples of a step to a run's samples.jsonl; lines of later steps go, which are made again."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] < step]
-    new = [json.dumps({"step": step, **sample._asdict()}, ensure_ascii=False) for sample in samples]
-    write_text(path, "".join(f"{line}\n" for line in (*kept, *new)))
+    kept, _ = read_json_lines(path, lambda line: type(line.get("step")) is int and line["step"] < step)
+    new = [{"step": step, **sample._asdict()} for sample in samples]
+    write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in (*kept, *new)))
 
 
 @torch.no_grad()

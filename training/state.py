@@ -40,6 +40,8 @@ class TrainState:
     """Lowest validation loss so far, nats per token."""
     best_step: int | None = None
     """The step that had it."""
+    validation_due: bool = False
+    """Whether a validation follows this step that is not made yet: a stop came before it, or gave it up."""
 
     def advance(self, result: "StepResult") -> None:
         """Count a step that all ranks have made."""
@@ -52,6 +54,6 @@ class TrainState:
 
     def note_validation(self, loss: float, bits_per_byte: float) -> None:
         """Remember a validation after this step, and whether it is the best so far."""
-        self.val_loss, self.val_bits_per_byte = loss, bits_per_byte
+        self.val_loss, self.val_bits_per_byte, self.validation_due = loss, bits_per_byte, False
         if self.best_val_loss is None or loss < self.best_val_loss:
             self.best_val_loss, self.best_step = loss, self.step

@@ -1,8 +1,8 @@
 """One optimizer step on one global batch: forward, backward, accumulation, and what all ranks make of it."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from model import IGNORED_TARGET
 
 from .engine.build import gradient_norm, set_learning_rate
 from .feed import Feed
+from .watch.stop import Stopped, StopRequest
 
 
 class StepResult(NamedTuple):
@@ -54,7 +55,7 @@ def train_step(
     eot: int,
     document_mask: bool,
     fetch_next: bool,
-    stop_asked: Callable[[], bool],
+    stop: StopRequest,
     phase: Callable[[Any], AbstractContextManager[None]],
 ) -> StepResult:
     """Train on the global batch that `feed` has fetched. All ranks call it.
@@ -66,34 +67,41 @@ def train_step(
         eot: the token that ends a document.
         document_mask: whether attention stays within a document.
         fetch_next: whether another step follows; its batch is fetched while this one is computed.
-        stop_asked: whether this rank was asked to stop.
+        stop: of this rank.
         phase: times what happens inside as `forward`, `backward`, `optimizer` or `data`.
+
+    Raises Stopped on all ranks where one was asked to stop between two micro-batches: as if the step had not
+    begun, but for the gradients, which nothing saves.
     """
     started = time.perf_counter()
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss in nats, targets
     cursors: dict[int, Sequence[int]] = {}
-    for tokens, moved in feed.take():
-        tokens = tokens.to(device, non_blocking=True).long()  # (B, T + 1)
-        inputs, targets = inputs_and_targets(tokens, eot)
-        documents = document_ids(inputs, eot) if document_mask else None
-        with phase("forward"):
-            _, loss = engine(inputs, targets, documents=documents)
-        # DeepSpeed averages the losses of micro-batches and ranks. Scaled by its share of live targets, every
-        # target of the global batch has the same weight, wherever ignored ones lie.
-        live = (targets != IGNORED_TARGET).sum()
-        loss = loss * (live / targets.numel())
-        with phase("backward"):
-            engine.backward(loss)
-        with phase("optimizer"):
-            engine.step()  # the weights move at the last micro-batch
-        sums += torch.stack([loss.detach().double() * targets.numel(), live])
-        cursors.update(moved)
+    with stop.phase("step"), _undone_where_stopped(engine, device):
+        for number, (tokens, moved) in enumerate(feed.take()):
+            if number > 0:  # before the first one they have agreed at the end of the last step
+                stop.check()
+            tokens = tokens.to(device, non_blocking=True).long()  # (B, T + 1)
+            inputs, targets = inputs_and_targets(tokens, eot)
+            documents = document_ids(inputs, eot) if document_mask else None
+            with phase("forward"):
+                _, loss = engine(inputs, targets, documents=documents)
+            # DeepSpeed averages the losses of micro-batches and ranks. Scaled by its share of live targets,
+            # every target of the global batch has the same weight, wherever ignored ones lie.
+            live = (targets != IGNORED_TARGET).sum()
+            loss = loss * (live / targets.numel())
+            with phase("backward"):
+                engine.backward(loss)
+            with phase("optimizer"):
+                engine.step()  # the weights move at the last micro-batch
+            sums += torch.stack([loss.detach().double() * targets.numel(), live])
+            cursors.update(moved)
     # The CPU tokenises the next batch while a GPU still computes this one: nothing above waits for it.
     if fetch_next:
-        with phase("data"):
+        with phase("data"), stop.phase("data"):
             feed.fetch()
     # The first and only wait: one gather brings the loss, the counts, and whether anybody wants to stop.
-    ranks = feed.of_all_ranks(sums, stop_asked())
+    with stop.phase("step"):
+        ranks = feed.of_all_ranks(sums, stop.asked())
     return StepResult(
         loss=ranks.loss,
         tokens=ranks.tokens,
@@ -105,3 +113,24 @@ def train_step(
         cursors=cursors,
         bad_documents=ranks.bad_documents,
     )
+
+
+@contextmanager
+def _undone_where_stopped(engine: Any, device: torch.device) -> Iterator[None]:
+    """Where Stopped is raised inside, random numbers and buffers are again what they were before.
+
+    A checkpoint holds them, and the run that goes on from it makes the whole step.
+    """
+    generator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    cpu_generator = torch.get_rng_state()
+    buffers = [(buffer, buffer.clone()) for buffer in engine.module.buffers()]
+    try:
+        yield
+    except Stopped:
+        torch.set_rng_state(cpu_generator)
+        if generator is not None:
+            torch.cuda.set_rng_state(generator, device)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        raise

@@ -1,6 +1,6 @@
 """Validation loss: every token of the fixed validation set, scored once, and the floors it is read beside."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from data import Corpus, DataConfig, LaneLoader, ValidationSet, document_ids
+from data import Corpus, DataConfig, LaneLoader, Tokenizer, ValidationSet, document_ids
 from model import IGNORED_TARGET
 from model.files import write_whole
+
+from .samples import Sample, sample_texts
 
 if TYPE_CHECKING:
     from .config import DeepSpeedConfig, Recipe
@@ -29,11 +31,13 @@ def token_losses(
     batch: int,
     device: torch.device,
     document_mask: bool = False,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """The loss of each target of the validation set, (N,) float64 in nats, on every rank.
 
     The ranks share the blocks; `model` is a GPT or an engine around one, put into evaluation mode and back.
-    With `document_mask` no document sees another.
+    With `document_mask` no document sees another. Every rank calls `before_batch` and the model as often,
+    as one that has no blocks left computes its first again: under ZeRO-3 the others would wait for it.
     """
     inputs, targets = validation.blocks(block_size)
     world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -42,13 +46,17 @@ def token_losses(
     mine = list(range(rank, len(targets), world_size))
     was_training = model.training
     model.eval()
-    for start in range(0, len(mine), batch):
-        rows = mine[start : start + batch]
-        of_batch = inputs[rows].to(device)
-        documents = document_ids(of_batch, int(validation.tokens[0])) if document_mask else None
-        _, loss = model(of_batch, targets[rows].to(device), reduction="none", documents=documents)
-        losses[rows] = loss.double()
-    model.train(was_training)
+    try:
+        for start in range(0, -(-len(targets) // world_size), batch):
+            before_batch()
+            rows = mine[start : start + batch] or mine[:1] or [0]
+            of_batch = inputs[rows].to(device)
+            documents = document_ids(of_batch, int(validation.tokens[0])) if document_mask else None
+            _, loss = model(of_batch, targets[rows].to(device), reduction="none", documents=documents)
+            if rows[0] % world_size == rank:
+                losses[rows] = loss.double()
+    finally:
+        model.train(was_training)
     if world_size > 1:
         dist.all_reduce(losses)
     return losses[targets.to(device) != IGNORED_TARGET].cpu().numpy()
@@ -58,17 +66,21 @@ def validate(
     engine: Any,
     step: int,
     validation: ValidationSet,
+    tokenizer: Tokenizer,
     recipe: "Recipe",
     ds: "DeepSpeedConfig",
     device: torch.device,
-) -> np.ndarray:
-    """`token_losses` of a run: in its blocks and micro-batches, with its document mask. All ranks call it.
+    between: Callable[[], None],
+) -> tuple[np.ndarray, list[Sample]]:
+    """A run's `token_losses`, in its blocks and micro-batches, and its `sample_texts`. All ranks call it.
 
     The designs see `step`, the steps that were taken: the one under which a checkpoint would be written now.
+    `between` is called before each forward; what it raises, on all ranks, ends the validation.
     """
     engine.module.set_training_step(step)
-    mask = recipe.data.document_mask
-    return token_losses(engine, validation, recipe.model.block_size, ds.micro_batch, device, mask)
+    batch, mask = ds.micro_batch, recipe.data.document_mask
+    losses = token_losses(engine, validation, recipe.model.block_size, batch, device, mask, between)
+    return losses, sample_texts(engine, tokenizer, recipe.eval.sample_text, device, between)
 
 
 def document_losses(losses: np.ndarray, validation: ValidationSet) -> pa.Table:

@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from itertools import chain, repeat
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ import zstandard
 
 from model.errors import UserError
 
+from ..interrupts import is_done, pause
 from .places import is_remote
 
 RETRY_SECONDS: tuple[float, ...] = (1, 2, 4, 8, 16, 32)
@@ -109,6 +110,7 @@ class Tries:
         """Wait for the next try. `bytes_read` that this try has added count as progress.
 
         Raises:
+            Interrupted: the wait was.
             ConnectionError, Exception: there is no next try, as `with_retries` says.
         """
         if isinstance(error, Unreadable):
@@ -139,7 +141,7 @@ class Tries:
             ) from error
         seconds = min(next(self._waits), self._timeout_s - passed)
         _log.warning("%s: %s; trying again in %.0f s", self._path, _error_text(reason), seconds)
-        time.sleep(seconds)
+        pause(seconds)
 
 
 def in_thread(function: Callable[[], T]) -> "Future[T]":
@@ -162,10 +164,11 @@ def result_of(future: "Future[T]", seconds: float, progress: Callable[[], int] |
 
     Raises:
         TimeoutError: it does not come.
+        Interrupted: waiting for it was.
         Exception: what the read raises.
     """
     before = 0
-    while not wait([future], timeout=seconds).done:
+    while not is_done(future, seconds):
         now = progress() if progress else 0
         if now - before <= SLOWEST_BYTES_PER_SECOND * seconds:
             future.cancel()

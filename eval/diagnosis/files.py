@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.files import write_whole
-from training.run.reader import evaluation_folder
+from training.run.reader import evaluation_folder, reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,8 @@ def write_diagnosis(path: Path, found: "Diagnosis", facts: Mapping[str, Any]) ->
 
 def read_facts(path: Path) -> dict[str, Any] | None:
     """What a diagnosis was measured on, and its `notes`; None where there is none."""
-    return json.loads(pq.read_schema(path).metadata[FACTS]) if path.is_file() else None
+    with reading(path):
+        return json.loads(pq.read_schema(path).metadata[FACTS]) if path.is_file() else None
 
 
 def format_diagnosis(table: "pd.DataFrame") -> str:

@@ -48,6 +48,7 @@ def tabulate_runs(records: Sequence[RunRecord], baseline: str | None) -> tuple[p
     table["skipped_steps"] = pd.to_numeric(table["skipped_steps"]).fillna(0).astype(int)
     table[VAL_LOSS.name] = [record.val_loss for record in records]
     table[VAL_BITS.name] = [record.val_bits_per_byte for record in records]
+    table["evaluated_step"] = [record.evaluated_step for record in records]
     table["tokenizer"] = [record.tokenizer for record in records]
     # Tokens decide the text: an older run gets the text's fingerprint from a newer one with its tokens.
     text = table.groupby("val_fingerprint")["val_text_fingerprint"].transform("first")

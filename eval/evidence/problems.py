@@ -21,6 +21,10 @@ SETTINGS = {
         "the same; as many tokens are not as much text",
     ),
     "val_text": ("validation set", "losses on them cannot be compared"),
+    "evaluated_step": (
+        "step of the checkpoints that tasks were scored at",
+        "their scores are of models that were trained for other lengths",
+    ),
     "world_size": ("number of processes", ROUNDING),
     **{group.name: (group.title, ROUNDING) for group in GROUPS if group.kind == "rounding"},
 }
@@ -83,6 +87,8 @@ def unlike_settings(table: pd.DataFrame) -> list[Unlike]:
     found = []
     for key, (title, consequence) in SETTINGS.items():
         compared = finished if key in ("tokenizer", "val_text") else trained
+        if key == "evaluated_step":  # a run without scores has none that differ
+            compared = compared[compared[key].notna()]
         groups = compared.groupby(key, sort=False, dropna=False)["name"].unique()
         if len(groups) > 1:
             who = [f"{_short(value)} in {', '.join(names)}" for value, names in groups.items()]
@@ -149,6 +155,13 @@ def run_problems(run: RunRecord) -> dict[str, str]:
         problems["limit"] = f"had its tasks scored with a limit of {run.limit:g}, not on all items"
     if run.evaluated_step is not None and run.evaluated_step != run.summary.get("step"):
         problems["step"] = f"had its tasks scored at step {run.evaluated_step}, not at its last one"
+    if broken := run.broken_metrics:
+        problems["lines"] = f"has metrics with gaps: {broken}"
+    if changes := run.summary.get("recipe_changes"):
+        listed = ", ".join(
+            f"{one['key']} {one['now']} for {one['before']} from step {one['step']}" for one in changes
+        )
+        problems["changed"] = f"was changed under way: {listed}"
     return problems
 
 

@@ -16,6 +16,7 @@ from training.run.reader import (
     read_recipe,
     read_results,
     read_summary,
+    reading,
 )
 
 from ..result_files import score_name
@@ -65,11 +66,22 @@ class RunRecord:
         return self.summary.get("tokenizer", "gpt2")
 
     @cached_property
+    def _metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The lines of metrics.jsonl, and a sentence on those that were left out."""
+        said: list[str] = []
+        return read_metrics(self.folder, said.append), said
+
+    @property
+    def broken_metrics(self) -> str | None:
+        """Which lines of metrics.jsonl are no JSON of a step, in words; None where all are."""
+        return next(iter(self._metrics[1]), None)
+
+    @cached_property
     def metrics(self) -> "pd.DataFrame":
         """metrics.jsonl, one row per line, without repeats of a step."""
         import pandas as pd
 
-        records = list(read_metrics(self.folder))
+        records, _ = self._metrics
         table = pd.DataFrame(records, columns=None if records else ["kind", "step"])
         return table.drop_duplicates(["kind", "step"], keep="last")
 
@@ -146,7 +158,8 @@ class RunRecord:
         import pandas as pd
 
         path = evaluation_folder(self.folder, step) / file_name
-        return pd.read_parquet(path) if path.exists() else None
+        with reading(path):
+            return pd.read_parquet(path) if path.exists() else None
 
 
 def _score_name(key: str) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.errors import UserError
+from training.checkpoints.found import find_checkpoint
 from training.config.evaluation import EvalConfig
-from training.run.reader import find_checkpoint
 
 from ..result_files import stored_results
 from .commands import Start

@@ -30,6 +30,8 @@ REMEDIES = {
     "mixing": "train all designs with data.document_mask off before you compare",
     "overrides": "--train.candidate_overrides ignore or apply trains it the other way",
     "limit": "score all items: python -m eval RUN_DIR",
+    "lines": "their steps are missing from its curves",
+    "changed": "compare it with runs that were trained alike from their first step",
     "step": "score the last one: python -m eval RUN_DIR --step last",
 }
 """By what `run_problems` are about."""

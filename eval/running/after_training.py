@@ -1,15 +1,13 @@
 """The recipe's evaluation, by itself when training ends: the run is finished whatever becomes of it."""
 
 import shlex
-import signal
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
 from training.config.evaluation import EvalConfig
-from training.run.reader import read_recipe
+from training.run.reader import section_of
 
 from ..result_files import check_limit, stored_results
 from ..tasks import check_tasks
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
     from training.engine.ranks import Ranks
     from training.run.console import Console
     from training.run.folder import RunFolder
+    from training.watch.stop import StopRequest
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 OPTIONS = {
     "tasks": "--tasks",
     "data_dir": "--eval_data",
@@ -33,10 +31,6 @@ OPTIONS = {
     "num_fewshot": "--num_fewshot",
 }
 """The keys of the `eval` section that decide what is scored, and the options of `python -m eval` for them."""
-
-
-class _Stopped(BaseException):
-    """A signal asked for the end."""
 
 
 def check_evaluation(config: EvalConfig) -> None:
@@ -67,25 +61,29 @@ def is_evaluation_missing(config: EvalConfig, folder: "RunFolder") -> bool:
     return not stored.keys() >= set(config.tasks)
 
 
-def evaluate_finished(config: EvalConfig, folder: "RunFolder") -> int:
+def evaluate_finished(config: EvalConfig, folder: "RunFolder", stop: "StopRequest") -> int:
     """What a finished run lacks, once it is started again. Returns the exit status."""
     from training.engine.ranks import join_ranks
     from training.run.console import Console
 
     console = Console(log_file(folder.path, folder.rank), silent=folder.rank > 0)
+    stop.speak_on(console)
     try:
         ranks = join_ranks(str(folder.path), console.say_by_any_rank)
     except (UserError, OSError) as error:
         return console.fail(error)
-    evaluate_run(config, folder, console, ranks)
+    with stop.joined(ranks, folder):
+        evaluate_run(config, folder, console, ranks, stop)
     return 0
 
 
-def evaluate_run(config: EvalConfig, folder: "RunFolder", console: "Console", ranks: "Ranks") -> None:
+def evaluate_run(
+    config: EvalConfig, folder: "RunFolder", console: "Console", ranks: "Ranks", stop: "StopRequest"
+) -> None:
     """Evaluate the last checkpoint of a run that is finished, if its recipe wants that. All ranks call it.
 
-    An evaluation that fails is said, with the command that repeats it, and so is one that a signal stops;
-    summary.json has as `evaluation` how it went.
+    An evaluation that fails is said, with the command that repeats it; summary.json has as `evaluation` how
+    it went. A stop ends the process, with the status INTERRUPTED: what is scored is kept.
     """
     if not (config.after_training and config.tasks):
         return
@@ -97,7 +95,8 @@ def evaluate_run(config: EvalConfig, folder: "RunFolder", console: "Console", ra
         command = _command(config, folder)
         console.log_to(log)
         _note(config, folder, "running")
-        with _stoppable():
+        stopped = f"the run is finished, and its evaluation stops: `{command}` goes on with it"
+        with stop.ends_at_once(stopped, lambda: _note(config, folder, "interrupted", command=command)):
             free_engines()
             evaluate_model(Job(folder.path, folder.path, folder.path, step, config), console, ranks)
         _note(config, folder, "finished")
@@ -110,10 +109,6 @@ def evaluate_run(config: EvalConfig, folder: "RunFolder", console: "Console", ra
         )
         with suppress(OSError):  # a full disk may be why it failed
             _note(config, folder, "failed", error=sentence, command=command)
-    except _Stopped:
-        console.say(f"{folder.path} is finished, and its evaluation was stopped: `{command}` goes on with it")
-        with suppress(OSError):
-            _note(config, folder, "interrupted", command=command)
 
 
 def _note(config: EvalConfig, folder: "RunFolder", status: str, **more: str) -> None:
@@ -128,27 +123,10 @@ def _facts(config: EvalConfig, folder: "RunFolder", status: str) -> dict[str, An
 
 def _command(config: EvalConfig, folder: "RunFolder") -> str:
     """What a user types to evaluate the same: what the run's own recipe says need not be said."""
-    recipe = EvalConfig(**read_recipe(folder.path).get("eval") or {})
+    recipe = section_of(folder.path, "eval")
     words = ["python", "-m", "eval", str(folder.path)]
     for key, option in OPTIONS.items():
         value = getattr(config, key)
         if value is not None and value != getattr(recipe, key):
             words += [option, ",".join(value) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """A signal raises `_Stopped`, once; training has noted signals, and would not see these."""
-
-    def stop(signum: int, frame: object) -> None:
-        for one in STOPPING:
-            signal.signal(one, signal.SIG_IGN)
-        raise _Stopped
-
-    before = {one: signal.signal(one, stop) for one in STOPPING}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from model.errors import UserError
-from training.run.reader import complete_checkpoints, find_checkpoint, read_metrics
+from training.checkpoints.found import complete_checkpoints, find_checkpoint, whole_checkpoints
+from training.run.reader import read_metrics
 
 WORDS = ("all", "best", "last")
 """What --step takes beside a number."""
@@ -26,7 +27,7 @@ def choose_steps(run_dir: Path, step: int | str) -> list[int]:
     if step == "best":
         return [_best_step(run_dir)]
     _, found = find_checkpoint(run_dir, step if isinstance(step, int) else None)
-    return list(complete_checkpoints(run_dir)) if step == "all" else [found]
+    return list(whole_checkpoints(run_dir)) if step == "all" else [found]
 
 
 def is_there(run_dir: Path, step: int) -> bool:
@@ -36,7 +37,7 @@ def is_there(run_dir: Path, step: int) -> bool:
 
 def _best_step(run_dir: Path) -> int:
     find_checkpoint(run_dir)
-    complete = complete_checkpoints(run_dir)
+    complete = whole_checkpoints(run_dir)
     losses = {
         line["step"]: line["loss"]
         for line in read_metrics(run_dir)

@@ -5,7 +5,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from training.config.evaluation import KNOWN_TASKS, EvalConfig
-from training.run.reader import evaluation_folder, read_tokenizer, tokenizer_note
+from training.run.reader import evaluation_folder
+from training.run.tokenizer import read_tokenizer, tokenizer_note
 
 from ..given import load_given, score_validation
 from ..harness.tasks import expand, group_results, takes_fewshot, tasks_within

@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from data import DataConfig, Tokenizer, ValidationSet, open_data
+from data import Tokenizer, ValidationSet, open_data
 from model.errors import UserError
-from training.run.reader import read_recipe, read_summary, read_tokenizer
+from training.run.reader import read_summary, section_of
+from training.run.tokenizer import read_tokenizer
 
 from .lm import NormLabLM
 
@@ -125,7 +126,7 @@ def published_validation(name: str, run_dir: Path) -> PublishedValidation:
 
 def validation_set(run_dir: Path) -> ValidationSet:
     """A run's validation set, opened as the run did. Raises as `published_validation`."""
-    config = DataConfig(**read_recipe(run_dir).get("data") or {})
+    config = section_of(run_dir, "data")
     if file := read_tokenizer(run_dir).file:
         config = replace(config, tokenizer=str(file))
     _, validation = open_data(config)

@@ -17,10 +17,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import DataConfig, ValidationSet
-from model import GPTConfig
+from data import ValidationSet
 from model.files import write_whole
-from training.run.reader import evaluation_folder, read_recipe
+from training.run.reader import evaluation_folder, section_of
 from training.validation import token_losses
 
 from ..scoring.lm import TOKENS_PER_BATCH
@@ -46,9 +45,9 @@ def write_slices(gpt: "GPT", step: int, like: Path, out: Path, console: "Console
     """
     file = slices_file(out, step)
     if not file.is_file():
-        validation, recipe = validation_set(like), read_recipe(like)
-        block_size = min(GPTConfig(**recipe["model"]).block_size, gpt.config.block_size)
-        document_mask = DataConfig(**recipe.get("data") or {}).document_mask
+        validation = validation_set(like)
+        block_size = min(section_of(like, "model").block_size, gpt.config.block_size)
+        document_mask = section_of(like, "data").document_mask
         device = next(gpt.parameters()).device
         console.say(f"scoring {len(validation.document):,} validation tokens in blocks of {block_size}")
         batch = max(1, TOKENS_PER_BATCH["cpu" if device.type == "cpu" else "cuda"] // block_size)

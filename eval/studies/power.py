@@ -9,7 +9,7 @@ import numpy as np
 
 from model import DESIGN_KEYS
 from model.errors import UserError
-from training.run.folder import differing_keys
+from training.run.changes import differing_keys
 from training.run.reader import read_summary
 from training.run.search import OF_NO_EFFECT
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from training.checkpoints.found import complete_checkpoints
 from training.config.tracking import TrackingConfig, wandb_mode
 from training.evaluations import unsent
-from training.run.reader import complete_checkpoints, read_metrics, read_summary
+from training.run.reader import read_metrics, read_summary
+from training.tracking.thread import END_S, wait_for_closed
 from training.tracking.tracker import CONFIG_FACTS, Tracker
 
 
@@ -19,7 +21,7 @@ def log_late(run_dir: Path, step: int, say: Callable[[str], None]) -> None:
 
     That is the scores and slices of the checkpoint at `step`, and those of others that could not be sent
     before. A process that trains the run sends them itself, after its next validation or at its end. A run
-    without W&B gets nothing. Where W&B fails, that is said in one sentence: the evaluation is done.
+    without W&B gets nothing. Where W&B fails or hangs, that is said in one sentence: the evaluation is done.
 
     Args:
         run_dir: the run folder, or one without a run.
@@ -82,19 +84,26 @@ def send(
         what: is to be sent, in words.
         say: is told where it went, if that is not plain.
         others: rows that nothing in the run folder holds.
+
+    Raises TimeoutError where another process writes the W&B run all the time.
     """
     noted = tracked_run(run_dir)
     if noted is None or not any(unsent(run_dir, noted["id"], others)):
         return
     summary = read_summary(run_dir)
     config = {key: summary[key] for key in CONFIG_FACTS if key in summary}
+    wait_for_closed()  # a training in this process has ended, and W&B may have been busy with it since
     tracker = Tracker(TrackingConfig(), run_dir, noted["id"], {"run": config}, say)
-    if not tracker.take_turn(wait_s=0) and is_being_trained(run_dir):
-        say(f"W&B: {run_dir} is being trained, and sends {what} itself after its next validation")
-        return
+    if not tracker.take_turn(wait_s=0):
+        if is_being_trained(run_dir):
+            say(f"W&B: {run_dir} is being trained, and sends {what} itself after its next validation")
+            return
+        if not tracker.take_turn(wait_s=END_S):
+            raise TimeoutError("another process writes its W&B run")
     steps = (line["step"] for line in read_metrics(run_dir))
     tracker.go_on(noted, after=max(steps, default=0))
     tracker.log_evaluations(others)
     summary = read_summary(run_dir)  # what a training has come to that was just ending
     has_failed = summary["status"] not in ("finished", "interrupted")
     tracker.finish(summary, exit_code=int(has_failed or "error" in summary))
+    tracker.wait()

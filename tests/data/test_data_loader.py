@@ -1,9 +1,8 @@
-"""The loader's processes: their errors come in their place, their death is noticed, and nothing is left."""
+"""The loader's processes: their errors come in their place, and nothing is left."""
 
 import gc
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,21 +49,6 @@ def test_loaders_side_by_side_do_not_disturb_each_other() -> None:
             found[number].append(take(batches, 1))
     for config, blocks in zip(configs, found, strict=True):
         assert np.array_equal(np.concatenate(blocks), reference(make_texts(), config, BLOCK_SIZE, 100))
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_killed_worker_is_noticed_whichever_it_is(number: int) -> None:
-    before = set(multiprocessing.active_children())
-    batches = loader()
-    next(batches)
-    workers = sorted(set(multiprocessing.active_children()) - before, key=lambda process: process.pid or 0)
-    assert len(workers) == 2
-    assert workers[number].pid
-    os.kill(workers[number].pid, signal.SIGKILL)
-    with pytest.raises(
-        OSError, match=r"that reads the data was killed \(exit code -9\), perhaps for want of"
-    ):
-        take(batches, 1000)
 
 
 class Failing(MemorySource):

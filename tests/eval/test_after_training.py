@@ -16,7 +16,7 @@ from eval import check_evaluation
 from eval.jobs import run_tasks
 from eval.running.evaluation import evaluate_model
 from eval.running.job import Job
-from model.errors import UserError
+from model.errors import INTERRUPTED, UserError
 from tests.jobs import Started, arguments, make_job, run, summary_of, train_main
 from tests.processes import ENVIRONMENT
 from training.config.evaluation import EvalConfig
@@ -162,8 +162,8 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(job: Path, piqa: list[st
     while started.poll() is None and not (finished / "waits").exists():
         time.sleep(0.02)
     started.send(signal.SIGTERM)
-    assert started.wait() == 0
-    assert "and its evaluation was stopped: `python -m eval" in started.printed()[1].splitlines()[-1]
+    assert started.wait() == INTERRUPTED
+    assert "and its evaluation stops: `python -m eval" in started.printed()[1].splitlines()[-1]
     summary = summary_of(finished)
     assert (summary["status"], summary["evaluation"]["status"]) == ("finished", "interrupted")
     assert results_of(finished, STEPS).keys() == {"piqa"}

@@ -36,6 +36,7 @@ def test_checkpoints_are_references_and_an_export_names_its_own(tmp_path: Path, 
         state = TrainState(step=step, tokens=64 * step, best_step=best, val_loss=2.5)
         tracker.log_checkpoint(checkpoint(run_dir, step), state, {"variant": "rmsnorm", "status": "running"})
     tracker.finish(SUMMARY)
+    tracker.wait()
     (of_run,) = map(records, offline_folders(tmp_path))
     first, second = of_kind(of_run, "artifact")
     assert first["name"] == second["name"] == f"run-{tracker.id}-checkpoints" and first["type"] == "model"
@@ -66,6 +67,7 @@ def test_an_export_is_linked_to_its_checkpoint_online(
     state = TrainState(step=4, tokens=256, best_step=4)
     tracker.log_checkpoint(checkpoint(run_dir, 4), state, {})
     tracker.finish(SUMMARY)
+    tracker.wait()
     used = []
     monkeypatch.setattr(wandb.Run, "use_artifact", lambda run, name: used.append((run.id, name)))
     log_export(run_dir, 4, checkpoint(tmp_path / "export", 0), said.append)
@@ -89,12 +91,15 @@ def test_an_export_of_a_run_that_wandb_does_not_know_says_so(tmp_path: Path, ser
     assert [artifact["artifactCollectionName"] for artifact in run.artifacts] == ["run-unsent00-export"]
 
 
-def test_a_server_that_takes_no_artifact_keeps_the_run(tmp_path: Path, server: dict[str, Run]) -> None:
+def test_a_server_that_takes_no_artifact_keeps_the_run(
+    tmp_path: Path, server: dict[str, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir = run_folder(tmp_path)
+    monkeypatch.setattr(wandb.Run, "log_artifact", lambda run, artifact, aliases: 1 / 0)
     tracker, said = trained(run_dir, range(1, 3))
-    tracker.run.log_artifact = lambda artifact, aliases: 1 / 0
     tracker.log_checkpoint(checkpoint(run_dir, 2), TrainState(step=2), {})
     tracker.log("train", 3, {"loss": 2.0})
     tracker.finish(SUMMARY)
+    tracker.wait()
     assert said == [f"W&B does not take run-{tracker.id}-checkpoints (ZeroDivisionError: division by zero)"]
     assert [json.loads(row)["step"] for row in server[tracker.id].rows] == [1, 2, 3]

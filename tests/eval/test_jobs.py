@@ -25,9 +25,11 @@ from eval.scoring.lm import NormLabLM
 from eval.tasks import load_tasks
 from model import GPT, GPTConfig
 from model.errors import UserError
+from training.checkpoints.found import find_checkpoint
 from training.config.evaluation import EvalConfig
 from training.engine.weights import load_model
-from training.run.reader import file_sha256, find_checkpoint, read_tokenizer
+from training.run.reader import file_sha256
+from training.run.tokenizer import read_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SHAPE = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, norm="rmsnorm")

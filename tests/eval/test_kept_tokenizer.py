@@ -20,7 +20,8 @@ from tests.jobs import arguments, make_job, run
 from tests.short_lines import TEXTS
 from tests.tiny import TINY
 from tests.training.test_start import check, make_run
-from training.run.reader import read_summary, read_tokenizer, tokenizer_note
+from training.run.reader import read_summary
+from training.run.tokenizer import read_tokenizer, tokenizer_note
 
 PROBE = "the topic of a line"
 

@@ -15,7 +15,7 @@ from filelock import FileLock
 from eval.tracked import log_late
 from eval.tracked.late import is_being_trained
 from model.files import write_json
-from tests.eval.tracked_runs import SUMMARY, finished, offline, run_folder, server, trained
+from tests.eval.tracked_runs import SUMMARY, finished, offline, run_folder, server, settle, trained
 from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of, sync
 from tests.training.wandb_server import Run, wandb_server
 
@@ -170,6 +170,7 @@ def test_after_parts_that_were_not_sent_a_run_stays_offline(
 def test_a_training_sends_what_is_scored_meanwhile(tmp_path: Path, offline: None) -> None:
     run_dir = run_folder(tmp_path)
     tracker, _ = trained(run_dir, range(1, 3))
+    settle(tracker)
     said: list[str] = []
     evaluated(run_dir, 2, ARC)
     with FileLock(run_dir / "logs" / "rank0.lock"):  # as each rank of a training does
@@ -183,8 +184,10 @@ def test_a_training_sends_what_is_scored_meanwhile(tmp_path: Path, offline: None
     tracker.log("val", 3, {"loss": 3.5})
     tracker.log("sample", 3, {"The": " end"})
     tracker.log("train", 4, {"loss": 2.0})
+    settle(tracker)
     evaluated(run_dir, 4, ARC_LATER)  # its end sends these
     tracker.finish(SUMMARY)
+    tracker.wait()
     (part,) = map(records, offline_folders(tmp_path))
     found = rows(part)
     assert [(row["step"], without_table(row).get("eval/arc/acc")) for row in found.values()] == [
@@ -202,8 +205,10 @@ def test_results_that_cannot_be_read_end_no_training(tmp_path: Path, offline: No
     (run_dir / "eval/step_00000002/results.json").write_text("{")
     tracker.log("val", 3, {"loss": 3.5})
     tracker.log("train", 4, {"loss": 2.0})
+    settle(tracker)
     evaluated(run_dir, 2, ARC)  # again, whole
     tracker.finish(SUMMARY)
+    tracker.wait()
     (sentence,) = said[1:]
     assert sentence.startswith("W&B has not got all evaluations (UserError: ")
     (part,) = map(records, offline_folders(tmp_path))

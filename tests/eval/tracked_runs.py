@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 import wandb
@@ -46,8 +47,16 @@ def finished(run_dir: Path, steps: range, run_id: str | None = None) -> tuple[Tr
     """The same, over."""
     tracker, said = trained(run_dir, steps, run_id)
     tracker.finish(SUMMARY)
+    tracker.wait()
     write_json(run_dir / "summary.json", SUMMARY | {"wandb": tracker.noted})
     return tracker, said
+
+
+def settle(tracker: Tracker) -> None:
+    """Until W&B's thread has done what it was given so far."""
+    done = Event()
+    tracker._thread.put(done.set)
+    assert done.wait(60)
 
 
 def run_folder(tmp_path: Path) -> Path:

@@ -57,7 +57,8 @@ def logged(rank: int, folder: Path) -> None:
     losses = np.full(len(validation.tokens) - 1, 2.5)
     state.note_validation(2.5, 1.25)
     report.validation(state, losses, validation)
-    report.end(state, diverged=False, data_error=None)
+    report.end(state, diverged=False, failure=None)
+    report._tracker.wait()  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,7 @@ def compared(folder: Path, tracked: bool) -> list[Path]:
             for step, loss in losses.items():
                 tracker.log("val", step, {"loss": loss})
             tracker.finish(summary)
+            tracker.wait()
     return run_dirs
 
 

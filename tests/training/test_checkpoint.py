@@ -16,14 +16,10 @@ import torch.distributed as dist
 from model import GPT, GPTConfig
 from model.errors import UserError
 from tests.tiny import TINIEST
-from training.checkpoints.checkpoint import (
-    TrainState,
-    load_checkpoint,
-    newest_checkpoint,
-    read_state,
-    save_checkpoint,
-)
-from training.run.reader import checkpoint_name, damage
+from training.checkpoints.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from training.checkpoints.found import damage
+from training.checkpoints.newest import newest_checkpoint, read_state
+from training.run.reader import checkpoint_name
 
 DATA = "a" * 64
 

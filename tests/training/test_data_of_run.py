@@ -16,7 +16,8 @@ import yaml
 from data import DataConfig, open_data
 from model.errors import UserError
 from tests.data.servers import COMMIT, Server, hub, serving
-from training.config.recipe import FREE_TO_CHANGE
+from training.config.recipe import FREE_TO_CHANGE, TrainConfig
+from training.run.changes import check_same_run
 from training.run.data_of_run import as_begun, settle_data
 from training.run.folder import RunFolder
 from training.run.reader import read_recipe
@@ -28,7 +29,7 @@ SECOND, THIRD = "2" * 40, "3" * 40
 def begin(run_dir: Path, data: DataConfig, say: Callable[[str], object] = print) -> dict[str, Any]:
     """What train.py does with a run's data at its start; it then counts as a run that has made a step."""
     folder = RunFolder(run_dir, rank=0)
-    folder.check_same_run({"data": data}, {}, FREE_TO_CHANGE)
+    check_same_run(folder, {"data": data, "train": TrainConfig()}, {}, FREE_TO_CHANGE)
     folder.claim(wait_s=0)
     try:
         begun = as_begun(data, folder, say)

@@ -22,6 +22,7 @@ from training.config import DeepSpeedConfig, read_deepspeed_config
 from training.engine.build import build_engine, gradient_norm, parameter_groups, set_learning_rate
 from training.feed import Feed
 from training.step import train_step
+from training.watch.stop import StopRequest
 
 SEQUENCES = 8
 SPLITS = {1: [(1, 8), (4, 2), (8, 1)], 2: [(1, 4), (2, 2), (4, 1)]}
@@ -143,6 +144,9 @@ def one_step(rank: int, folder: Path) -> None:
     norm = float(nn.utils.get_total_norm([p.grad for p in reference.parameters()]))
 
     engine = build_engine(model(), config(folder, 2, 2, 2, 1))
+    stop = StopRequest()
+    if rank == 1:
+        stop.ask("a test did")
     feed = Feed(Batches(iter(tokens[rank::2].split(2))), 2, {})
     feed.fetch()
     set_learning_rate(engine, 1e-3)
@@ -153,7 +157,7 @@ def one_step(rank: int, folder: Path) -> None:
         eot=eot,
         document_mask=False,
         fetch_next=False,
-        stop_asked=lambda: rank == 1,
+        stop=stop,
         phase=lambda name: nullcontext(),
     )
     assert result.applied and result.stop

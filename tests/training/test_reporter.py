@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data import DataConfig, open_data
 from model import GPT, GPTConfig
+from model.errors import DIVERGED, FAILED, INTERRUPTED
 from tests.distributed import run_on_ranks
 from tests.training.steps import step_result
 from training.config.deepspeed import DeepSpeedConfig
@@ -207,10 +208,10 @@ def ends(rank: int, folder: Path) -> None:
     """Each way to end: its exit status, its status in the summary, and its words."""
     cases = {
         "finished": (TrainState(step=3, val_loss=2.0, val_bits_per_byte=0.5), False, None, 0),
-        "interrupted": (TrainState(step=2), False, None, 0),
-        "not begun": (TrainState(), False, None, 0),
-        "diverged": (TrainState(step=2, skipped_steps=2, skipped_in_a_row=2), True, None, 1),
-        "out of data": (TrainState(step=2), False, "data.source: gone", 1),
+        "interrupted": (TrainState(step=2), False, None, INTERRUPTED),
+        "not begun": (TrainState(), False, None, INTERRUPTED),
+        "diverged": (TrainState(step=2, skipped_steps=2, skipped_in_a_row=2), True, None, DIVERGED),
+        "out of data": (TrainState(step=2), False, "data.source: gone", FAILED),
     }
     sentences = {
         "finished": "is finished: validation loss 2.0000 nats per token, 0.5000 bits per byte",
@@ -219,7 +220,7 @@ def ends(rank: int, folder: Path) -> None:
         "diverged": "diverged: the gradients of the last 2 steps were not finite; 2 step(s) were skipped",
         "out of data": "is stopped and saved at step 2: the same command goes on from there",
     }
-    statuses = {"not begun": "interrupted", "out of data": "interrupted"}
+    statuses = {"not begun": "interrupted", "out of data": "failed"}
     for name, (state, diverged, data_error, exit_status) in cases.items():
         place = folder / name
         place.mkdir()

@@ -17,6 +17,7 @@ import yaml
 from model.errors import UserError
 from model.files import write_json, write_text
 from tests.training.command_lines import be_rank_0
+from training.run.changes import check_same_run
 from training.run.folder import RunFolder, environment, recipe_as_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,11 +216,11 @@ def test_the_commit_is_that_of_the_code_wherever_the_command_is_run(
 
 
 def test_the_same_configs_go_on(begun: RunFolder) -> None:
-    RunFolder(begun.path, rank=1).check_same_run(recipe(), DS_CONFIG, set())
+    check_same_run(RunFolder(begun.path, rank=1), recipe(), DS_CONFIG, set())
 
 
 def test_a_folder_without_a_run_takes_any_config(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "new", rank=0).check_same_run(recipe(n_layer=5), DS_CONFIG, set())
+    check_same_run(RunFolder(tmp_path / "new", rank=0), recipe(n_layer=5), DS_CONFIG, set())
 
 
 @pytest.mark.parametrize(
@@ -241,18 +242,18 @@ def test_another_config_is_refused_by_the_first_key_that_differs(
     begun: RunFolder, changes: dict[str, Any], ds_changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        begun.check_same_run(recipe(**changes), DS_CONFIG | ds_changes, set())
+        check_same_run(begun, recipe(**changes), DS_CONFIG | ds_changes, set())
     message = str(caught.value)
     assert words in message and str(begun.path) in message and "--run_dir" in message and "\n" not in message
 
 
 def test_a_free_key_and_a_free_section_may_change(begun: RunFolder) -> None:
-    begun.check_same_run(recipe(steps=7), DS_CONFIG, {"train.steps"})
-    begun.check_same_run(recipe(steps=7, val_every=3, limits={"low": 9}), DS_CONFIG, {"train"})
+    check_same_run(begun, recipe(steps=7), DS_CONFIG, {"train.steps"})
+    check_same_run(begun, recipe(steps=7, val_every=3, limits={"low": 9}), DS_CONFIG, {"train"})
     with pytest.raises(UserError, match=r"train\.val_every = 10, but 3"):
-        begun.check_same_run(recipe(steps=7, val_every=3), DS_CONFIG, {"train.steps"})
+        check_same_run(begun, recipe(steps=7, val_every=3), DS_CONFIG, {"train.steps"})
     with pytest.raises(UserError, match=r"model\.n_layer = 2, but 3"):
-        begun.check_same_run(recipe(n_layer=3), DS_CONFIG, {"train", "n_layer"})
+        check_same_run(begun, recipe(n_layer=3), DS_CONFIG, {"train", "n_layer"})
 
 
 def test_a_folder_in_which_a_run_is_under_way_is_refused(tmp_path: Path) -> None:

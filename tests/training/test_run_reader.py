@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
+from training.checkpoints.found import complete_checkpoints, find_checkpoint
 from training.engine.weights import load_model
 from training.run.reader import (
     checkpoint_name,
     checkpoint_step,
-    complete_checkpoints,
     file_sha256,
-    find_checkpoint,
     last_evaluated_step,
     read_metrics,
     read_recipe,
@@ -60,7 +59,7 @@ def test_a_checkpoint_that_is_not_all_there_does_not_count(tmp_path: Path) -> No
     (write_checkpoint(tmp_path, 4) / "manifest.json").write_text('{"files": {"model.pt": {"size": 7}}}')
     (tmp_path / "checkpoints" / "step_00000005").mkdir()
     assert complete_checkpoints(tmp_path) == {}
-    with pytest.raises(UserError, match="has no complete checkpoint yet"):
+    with pytest.raises(UserError, match="has no checkpoint that is whole: step 5 is damaged"):
         find_checkpoint(tmp_path)
 
 
@@ -69,20 +68,36 @@ def test_weights_that_changed_on_the_disk_are_not_evaluated(tmp_path: Path) -> N
     (folder / "model.pt").write_bytes(b"weighty")
     with pytest.raises(UserError) as caught:
         load_model(tmp_path)
-    damaged = f"{folder} is damaged (model.pt has another checksum): --step chooses another checkpoint"
-    assert str(caught.value) == damaged
+    damaged = "has no checkpoint that is whole: step 7 is damaged (model.pt has another checksum)"
+    assert str(caught.value) == f"{tmp_path} {damaged}"
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path, 7)
+    asked = f"{folder} is damaged (model.pt has another checksum): it is the only one"
+    assert str(caught.value) == asked
 
 
 def test_metrics_come_without_a_last_line_that_was_cut(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
-    assert list(read_metrics(tmp_path)) == [{"step": 1}, {"step": 2}]
-    assert list(read_metrics(tmp_path / "not there")) == []
+    (tmp_path / "metrics.jsonl").write_text(f'{line(1)}\n{line(2)}\n{{"step": 3, "lo')
+    said: list[str] = []
+    assert [values["step"] for values in read_metrics(tmp_path, said.append)] == [1, 2]
+    assert read_metrics(tmp_path / "not there", said.append) == []
+    assert said == []
 
 
-def test_a_broken_line_amid_the_metrics_is_named(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl line 2 is not JSON"):
-        list(read_metrics(tmp_path))
+def line(step: int) -> str:
+    return json.dumps({"kind": "train", "step": step, "loss": 1.0})
+
+
+GARBAGE = [b"nonsense", b"[1]", b"\x00\x00\xff", b"{}", b'{"kind": "train", "step": "2"}', b"[" * 9999, b"7"]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_a_broken_line_amid_the_metrics_is_lost_alone_and_named(tmp_path: Path, garbage: bytes) -> None:
+    lines = [line(1).encode(), garbage, line(3).encode(), garbage, line(5).encode(), b""]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    said: list[str] = []
+    assert [values["step"] for values in read_metrics(tmp_path, said.append)] == [1, 3, 5]
+    assert len(said) == 1 and "metrics.jsonl: lines 2, 4 are no JSON of a step" in said[0]
 
 
 def test_results_are_those_of_the_last_evaluated_step(tmp_path: Path) -> None:
@@ -90,10 +105,10 @@ def test_results_are_those_of_the_last_evaluated_step(tmp_path: Path) -> None:
     for step in (5, 10):
         folder = tmp_path / "eval" / checkpoint_name(step)
         folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps({"step": step}))
+        (folder / "results.json").write_text(json.dumps({"results": {}, "normlab": {"step": step}}))
     (tmp_path / "eval" / checkpoint_name(15)).mkdir()  # validated, not evaluated
     assert last_evaluated_step(tmp_path) == 10
-    assert read_results(tmp_path, 10) == {"step": 10}
+    assert read_results(tmp_path, 10)["normlab"] == {"step": 10}
 
 
 @pytest.mark.parametrize(

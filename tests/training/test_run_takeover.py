@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
+from training.run.changes import check_same_run
 from training.run.folder import RunFolder
 
 from .test_run_folder import DS_CONFIG, recipe
@@ -33,7 +34,7 @@ def failed_start(path: Path) -> RunFolder:
 def test_a_start_that_failed_is_taken_over_by_any_command(tmp_path: Path, rank: int) -> None:
     failed_start(tmp_path / "run")
     run = RunFolder(tmp_path / "run", rank)
-    run.check_same_run(recipe(norm="rmsnorm", n_layer=7), DS_CONFIG | {"train_batch_size": 16}, set())
+    check_same_run(run, recipe(norm="rmsnorm", n_layer=7), DS_CONFIG | {"train_batch_size": 16}, set())
     run.claim()
     run.record_fingerprints("data", data_fingerprint="b" * 64)
     assert run.summary == {"data_fingerprint": "b" * 64}
@@ -67,8 +68,8 @@ def test_a_folder_with_a_step_or_a_checkpoint_is_never_taken_over(
     (tmp_path / "run" / file).write_text(text)
     run = RunFolder(tmp_path / "run", rank)
     with pytest.raises(UserError, match=r"is a run with model\.n_layer = 2, but 7 is asked for"):
-        run.check_same_run(recipe(n_layer=7), DS_CONFIG, set())
-    run.check_same_run(recipe(), DS_CONFIG, set())
+        check_same_run(run, recipe(n_layer=7), DS_CONFIG, set())
+    check_same_run(run, recipe(), DS_CONFIG, set())
     run.claim()
     with pytest.raises(UserError, match="began on other data"):
         run.record_fingerprints("data", data_fingerprint="b" * 64)
@@ -79,7 +80,7 @@ def test_a_folder_with_a_step_or_a_checkpoint_is_never_taken_over(
 def test_a_run_that_begins_between_the_check_and_the_claim_is_kept(tmp_path: Path) -> None:
     before = failed_start(tmp_path / "run")
     after = RunFolder(before.path, rank=0)
-    after.check_same_run(recipe(n_layer=7), DS_CONFIG, set())
+    check_same_run(after, recipe(n_layer=7), DS_CONFIG, set())
     before.append_metrics(kind="train", step=1, loss=1.0)
     with pytest.raises(UserError, match=r"is a run with model\.n_layer = 2, but 7"):
         after.claim()
@@ -89,7 +90,7 @@ def test_a_folder_of_the_users_own_files_loses_none_of_them(tmp_path: Path) -> N
     (tmp_path / "designs").mkdir()
     (tmp_path / "designs" / "mine.py").write_text("x = 1")
     run = RunFolder(tmp_path, rank=0)
-    run.check_same_run(recipe(), DS_CONFIG, set())
+    check_same_run(run, recipe(), DS_CONFIG, set())
     run.claim()
     run.write_configs(recipe(), DS_CONFIG, [])
     assert (tmp_path / "designs" / "mine.py").read_text() == "x = 1"

@@ -81,6 +81,7 @@ def test_the_server_knows_which_sweep_a_run_is_of(
     tracker = Tracker(TrackingConfig(), tmp_path, None, {}, print)
     tracker.log("val", 1, {"loss": 3.0})
     tracker.finish({"val_loss": 3.0})
+    tracker.wait()
     (run,) = server.values()
     assert (run.begun["name"], run.begun["sweep"]) == ("given123", "sweep123")
     assert json.loads(run.summary)["val_loss"] == 3.0  # what a sweep minimizes

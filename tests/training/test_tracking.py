@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import requests
 import wandb
 from wandb.errors import CommError
 
-from tests.training.wandb_runs import no_account, offline_folders, records
+from tests.training.wandb_runs import no_account, of_kind, offline_folders, records
 from training.tracking.tracker import Tracker, TrackingConfig
 
 __all__ = ["no_account"]
@@ -34,21 +34,23 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def track(tmp_path: Path) -> Iterator[Callable[..., tuple[Tracker, list[str]]]]:
-    """track(run_id=None, **tracking keys) -> a tracker of the run folder `run`, begun, and what it said."""
-    trackers = []
+def track(tmp_path: Path) -> Callable[..., tuple[Tracker, list[str]]]:
+    """track(run_id=None, **tracking keys) -> a tracker of the run folder `run`, and what it said."""
 
     def start(run_id: str | None = None, **config: Any) -> tuple[Tracker, list[str]]:
         said: list[str] = []
         (tmp_path / "run").mkdir(exist_ok=True)
         facts = {"model": {"norm": "rmsnorm"}, "run": {"parameters": 7}}
-        trackers.append(Tracker(TrackingConfig(**config), tmp_path / "run", run_id, facts, said.append))
-        trackers[-1].begin()
-        return trackers[-1], said
+        return Tracker(TrackingConfig(**config), tmp_path / "run", run_id, facts, said.append), said
 
-    yield start
-    for tracker in trackers:
-        tracker.run.finish()
+    return start
+
+
+def finish(tracker: Tracker) -> None:
+    """A run of one step, until W&B has it."""
+    tracker.log("train", 1, {"loss": 3.5})
+    tracker.finish({})
+    tracker.wait()
 
 
 def sending(tracker: Tracker, folder: Path) -> str:
@@ -60,10 +62,9 @@ def test_without_a_key_the_run_is_offline_and_says_how_to_send_it(
     tmp_path: Path, track: Callable[..., Any], no_network: None
 ) -> None:
     tracker, said = track()
+    finish(tracker)
     (folder,) = offline_folders(tmp_path)
     assert said == [f"W&B: offline run (no W&B key); {sending(tracker, folder)}"]
-    assert tracker.run.settings._offline
-    tracker.finish({})
     assert [path.name for path in folder.glob("*.wandb")] == [f"run-{tracker.id}.wandb"]
 
 
@@ -75,7 +76,7 @@ def test_nothing_is_imported_or_written_before_the_first_log(tmp_path: Path) -> 
         "assert not {'wandb', 'requests', 'torch'} & sys.modules.keys()\n"
         "assert list(Path(sys.argv[1]).iterdir()) == []\n"
         "tracker.log('train', 1, {'loss': 3.5})\n"
-        "tracker.finish({})\n"
+        "tracker.finish({})\n"  # the process waits for it
         "print(tracker.id)"
     )
     (tmp_path / "run").mkdir()
@@ -85,18 +86,19 @@ def test_nothing_is_imported_or_written_before_the_first_log(tmp_path: Path) -> 
         cwd=root, env=os.environ | {"WANDB_MODE": "offline"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     (folder,) = offline_folders(tmp_path)
-    assert done.stdout.splitlines()[-1] == folder.name.rpartition("-")[2]
+    assert done.stdout.splitlines()[0] == folder.name.rpartition("-")[2]
 
 
 def test_a_resumed_run_keeps_its_id(tmp_path: Path, track: Callable[..., Any]) -> None:
     first, _ = track()
-    first.finish({})
+    finish(first)
     second, _ = track(run_id=first.id, name="named")
-    second.finish({})
+    finish(second)
     third, _ = track()
-    third.finish({})
-    assert first.id == second.id == second.run.id != third.id
-    assert second.run.name == "named"
+    finish(third)
+    assert first.id == second.id != third.id and "instead_of" not in second.noted
+    names = [of_kind(records(folder), "run")[0]["display_name"] for folder in offline_folders(tmp_path)]
+    assert sorted(names) == ["named", "run", "run"]
     ids = [
         path.name.removesuffix(".wandb")
         for path in (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
@@ -110,6 +112,7 @@ def test_offline_as_asked_needs_no_reason(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     tracker, said = track()
+    finish(tracker)
     (folder,) = offline_folders(tmp_path)
     assert said == [f"W&B: offline run; {sending(tracker, folder)}"]
 
@@ -119,8 +122,7 @@ def test_disabled_writes_and_says_nothing(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracker, said = track()
-    tracker.log("train", 1, {"loss": 3.5})
-    tracker.finish({"val_loss": 3.0})
+    finish(tracker)
     assert said == [] and list((tmp_path / "run").iterdir()) == []
 
 
@@ -136,15 +138,14 @@ def test_with_a_key_and_no_server_the_run_is_offline_and_says_why(
         netrc.write_text(f"machine 127.0.0.1\n  login user\n  password {KEY}\n")
         netrc.chmod(0o600)
     tracker, said = track()
+    finish(tracker)
     (folder,) = offline_folders(tmp_path)
     because = f"({NOBODY} cannot be reached)"
     assert said == [f"W&B: offline run {because}; {sending(tracker, folder)}"]
-    tracker.log("train", 1, {"loss": 3.5})
-    tracker.finish({})
     assert any(record["type"] == "history" for record in records(folder))
 
 
-def test_a_server_that_refuses_makes_the_run_offline_too(
+def test_a_server_that_refuses_makes_the_run_offline_under_a_free_id(
     tmp_path: Path, track: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     init, asked = wandb.init, []
@@ -159,7 +160,10 @@ def test_a_server_that_refuses_makes_the_run_offline_too(
     monkeypatch.setattr(requests, "head", lambda *arguments, **options: requests.Response())
     monkeypatch.setattr(wandb, "init", refusing)
     tracker, said = track()
-    assert asked == [("online", tracker.id), ("offline", tracker.id)]
+    first = tracker.id
+    finish(tracker)
+    assert asked == [("online", first), ("offline", tracker.id)]
+    assert first != tracker.id == tracker.noted["id"] and tracker.noted["instead_of"] == first
     (folder,) = offline_folders(tmp_path)
     because = "(API key is not valid (401))"
     assert said == [f"W&B: offline run {because}; {sending(tracker, folder)}"]
@@ -193,7 +197,7 @@ def test_the_environment_speaks_where_the_recipe_is_silent(
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "theirs"))
     (tmp_path / "theirs").mkdir()
     tracker, _ = track()
-    tracker.finish({})
+    finish(tracker)
     (folder,) = sorted((tmp_path / "theirs" / "wandb").glob("offline-run-*"))
     (run,) = (record["run"] for record in records(folder) if record["type"] == "run")
     assert (run["project"], run["display_name"], run["run_group"]) == (
@@ -237,9 +241,8 @@ def test_what_wandb_refuses_does_not_end_the_run(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("WANDB_MODE", "offline")
     said: list[str] = []
     tracker = Tracker(TrackingConfig(tags=("x" * 65,)), tmp_path, None, {}, said.append)
-    tracker.log("train", 1, {"loss": 3.5})
     tracker.log("train", 2, {"loss": 3.25})
-    tracker.finish({})
+    finish(tracker)
     (sentence,) = said
     assert sentence.startswith("W&B is lost (") and "the run folder has it all" in sentence
     assert "\n" not in sentence

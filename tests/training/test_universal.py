@@ -13,13 +13,8 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 from model import GPT, GPTConfig
 from tests.distributed import run_on_ranks
-from training.checkpoints.checkpoint import (
-    TrainState,
-    load_checkpoint,
-    newest_checkpoint,
-    read_state,
-    save_checkpoint,
-)
+from training.checkpoints.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from training.checkpoints.newest import newest_checkpoint, read_state
 from training.config import read_deepspeed_config
 from training.engine.build import build_engine, set_learning_rate
 from training.engine.cpu_bf16 import bf16_arithmetic

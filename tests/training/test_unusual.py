@@ -17,7 +17,8 @@ from tests.distributed import run_on_ranks
 from tests.engines import load
 from tests.own_designs import DESIGNS
 from tests.tiny import BF16, DS_CONFIG, zero
-from training.checkpoints.checkpoint import load_checkpoint, read_state, save_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoints.newest import read_state
 from training.engine.build import build_engine, parameter_groups
 from training.engine.cpu_bf16 import bf16_arithmetic
 from training.engine.weights import fp32_weights

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 
 from data import open_data
 from model import PRESETS
+from model.errors import DIVERGED
 from tests.distributed import run_on_ranks
 from tests.training.test_reporter import DS, after_step, begun, recipe
 from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of, sync
@@ -47,6 +49,7 @@ def test_wandbs_own_reader_finds_what_was_logged(tmp_path: Path, tracker: Callab
     of_run.log("train", 2, {"loss": 3.25}, {"tokens": 128})
     of_run.log("val", 2, {"loss": 3.0}, {"tokens": 128})
     of_run.finish({"status": "finished", "val_loss": 3.0, "floors": {"unigram": 7.5}, "parameters": 7})
+    of_run.wait()
     found = records(*offline_folders(tmp_path))
 
     (run,) = of_kind(found, "run")
@@ -85,11 +88,13 @@ def killed_then_diverged(rank: int, folder: Path) -> None:
             at_checkpoint = replace(state, bad_documents={}, val_loss=2.5, val_bits_per_byte=0.5)
             validation = open_data(report.recipe.data)[1]
             report.validation(at_checkpoint, np.full(len(validation.tokens) - 1, 2.5), validation)
-    report._tracker.run.finish()  # type: ignore[union-attr]
+    report._tracker.finish({})  # type: ignore[union-attr]
+    report._tracker.wait()  # type: ignore[union-attr]
     report, second = begun(folder, at_checkpoint)
     for step in (3, 4):
         after_step(at_checkpoint, report, loss=LOSSES[step])
-    assert report.end(at_checkpoint, diverged=True, data_error=None) == 1
+    assert report.end(at_checkpoint, diverged=True, failure=None) == DIVERGED
+    report._tracker.wait()  # type: ignore[union-attr]
     (sentence,) = (said for said in first.said if "wandb sync" in said)
     assert sentence in second.said
     (folder / "command").write_text(sentence.rpartition("wandb sync ")[2])
@@ -155,6 +160,7 @@ def test_a_part_that_a_kill_cut_short_holds_no_other_back(
     for step in range(1, 301):
         first.log("train", step, {"loss": 3.5, "text": "x" * 200}, {"tokens": step})
     first.finish({})
+    first.wait()
     (part,) = offline_folders(tmp_path)
     (file,) = part.glob("*.wandb")
     file.write_bytes(file.read_bytes()[:cut_to])
@@ -163,6 +169,7 @@ def test_a_part_that_a_kill_cut_short_holds_no_other_back(
     second = tracker(said, run_id=first.id)
     second.log("train", 301, {"loss": 3.0}, {"tokens": 301})
     second.finish({})
+    second.wait()
     with wandb_server() as (address, runs):
         sync(said[0].partition("later with: ")[2], address)
         steps = [json.loads(row)["_step"] for row in runs[first.id].rows]
@@ -191,14 +198,15 @@ def test_a_preset_is_tagged_by_its_name(tmp_path: Path) -> None:
     assert medium.tags(DS) == ("vanilla", "gpt2_medium", "fp32")
 
 
-def test_an_alert_that_fails_does_not_end_the_run(tracker: Callable[..., Tracker]) -> None:
+def test_an_alert_that_fails_does_not_end_the_run(
+    tracker: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     of_run = tracker(said)
-    of_run.begin()
-    run = of_run.run
-    run.alert = lambda **arguments: 1 / 0
+    monkeypatch.setattr(wandb.Run, "alert", lambda run, **arguments: 1 / 0)
     of_run.alert("run diverged", "step 4")
     of_run.log("train", 5, {"loss": 1.0})
     of_run.finish({})
-    run.finish()
+    of_run.wait()
     assert said[1:] == ["W&B is lost (ZeroDivisionError: division by zero): the run folder has it all"]
+    assert of_run.noted["lost"] == "ZeroDivisionError: division by zero"

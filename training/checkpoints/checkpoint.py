@@ -2,10 +2,9 @@
 
 import argparse
 import copy
-import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from model.errors import UserError
 from model.files import write_json
 
 from ..engine.unusual import frozen, scalars_merged
 from ..engine.weights import without_pattern
-from ..run.reader import checkpoint_name, damage, file_sha256, step_folders
+from ..run.reader import checkpoint_name, file_sha256, step_folders
 from ..state import TrainState
 
 
@@ -56,49 +54,6 @@ def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> 
         _prune(folder, keep, state)
     dist.barrier()
     return final
-
-
-def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files match its manifest, the same on all ranks, which all call it.
-
-    `warn` is told of each checkpoint that is passed over.
-    """
-    found: list[Path | None] = [None]
-    if dist.get_rank() == 0:
-        for path in reversed(step_folders(folder).values()):
-            if problem := damage(path):
-                warn(f"{path} is damaged ({problem}); the checkpoint before it is tried")
-            else:
-                found = [path]
-                break
-    dist.broadcast_object_list(found)
-    return found[0]
-
-
-def read_state(
-    checkpoint: Path | None, data_fingerprints: Sequence[str], any_ranks: bool = False
-) -> TrainState:
-    """The state alone, before there is an engine; that of a run's beginning where there is no checkpoint.
-
-    The data have the first fingerprint now; a checkpoint may also have one of the others. Raises UserError
-    where it is of other data or, unless `any_ranks`, of another number of ranks.
-    """
-    if checkpoint is None:
-        return TrainState(data_fingerprint=data_fingerprints[0])
-    saved = json.loads((checkpoint / "trainer_state.json").read_text())
-    if saved.pop("world_size") != dist.get_world_size() and not any_ranks:
-        raise UserError(
-            f"{checkpoint} was written on {len(saved['rng'])} rank(s), but {dist.get_world_size()} are "
-            "running: resume on the same number, or set checkpoint.load_universal to true"
-        )
-    if saved["data_fingerprint"] not in data_fingerprints:
-        raise UserError(
-            f"{checkpoint} was written on other data than its recipe finds now: choose another --run_dir, or "
-            "bring the first data back"
-        )
-    saved["data_fingerprint"] = data_fingerprints[0]
-    saved["cursors"] = {int(lane): cursor for lane, cursor in saved["cursors"].items()}
-    return TrainState(**saved)
 
 
 def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:

@@ -1,5 +1,6 @@
 """What train.py and its relatives are given: a recipe, a DeepSpeed JSON, and what overrides either."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from ..engine.environment import (
     rank_from_environment,
     world_size_from_environment,
 )
+from ..run.changes import check_same_run
 from ..run.folder import RunFolder
 from .candidate import Overrides, with_overrides
 from .command_line import CommandLine, Option, Shorthand, existing_file
@@ -59,6 +61,8 @@ TRAIN = CommandLine(
         "run_dir": Option(
             "the run folder; a run that stopped there is resumed (default: under runs/)", "DIR"
         ),
+        "restart": Option("begin again; the run that is there is kept in DIR/before_restart_1", None),
+        "allow_recipe_change": Option("keys that may differ from the run that goes on", "KEY,KEY"),
         "explain": Option("print the whole run as it is resolved; nothing is trained, no data opened", None),
         "local_rank": Option("set by the launcher", "N"),
     },
@@ -167,8 +171,14 @@ def read_command(argv: list[str]) -> tuple[Recipe, DeepSpeedConfig, RunFolder, O
     if of_sweep := run_id_of_sweep():  # whose runs differ in anything
         name = f"{name}_{of_sweep}"
     path = request.options.get("run_dir") or Path("runs", name)
-    run = RunFolder(Path(path), rank_from_environment())
-    run.check_same_run(vars(recipe), deepspeed.raw, FREE_TO_CHANGE)
+    # Slurm starts a job that it has stopped with the same words: that one goes on.
+    is_requeued = (os.environ.get("SLURM_RESTART_COUNT") or "0") != "0"
+    restarts = "restart" in request.options and not is_requeued
+    run = RunFolder(Path(path), rank_from_environment(), restarts)
+    listed = request.options.get("allow_recipe_change", "").split(",")
+    allowed = [key for key in map(str.strip, listed) if key]
+    follows = "schedule.steps" not in request.keys
+    check_same_run(run, vars(recipe), deepspeed.raw, FREE_TO_CHANGE, allowed, follows)
     before = run.summary.get("wandb", {}) if run.has_begun() else {}
     recipe = replace(recipe, tracking=recipe.tracking.in_group(request.recipe_file.stem, before))
     return recipe, deepspeed, run, overrides

@@ -122,8 +122,8 @@ class Diagnostics:
             if rows:
                 add_rows(self._run_dir, step, int(axes["tokens"]), rows)
                 log_rows(tracker, step, rows, self._n_layer, axes)
-                if step == self._last and (problem := log_table(tracker, step, self._run_dir)):
-                    self._say(problem)
+                if step == self._last:
+                    log_table(tracker, step, self._run_dir)
 
     def _measure(self, engine: Any, step: int, before: dict[str, torch.Tensor]) -> None:
         sizes: dict[str, float] = {}

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from model.files import write_whole
 
+from ..run.reader import reading
+
 FILE = "diagnostics.parquet"
 """Its name in a run folder."""
 SCHEMA = pa.schema(
@@ -45,10 +47,11 @@ class Row(NamedTuple):
 def read_diagnostics(run_dir: Path) -> pa.Table:
     """A run's diagnostics in columns of `SCHEMA`, empty where it has none.
 
-    Raises pyarrow.ArrowInvalid where the file is damaged.
+    Raises UserError where the file is damaged.
     """
     path = run_dir / FILE
-    return pq.read_table(path, schema=SCHEMA) if path.is_file() else SCHEMA.empty_table()
+    with reading(path):
+        return pq.read_table(path, schema=SCHEMA) if path.is_file() else SCHEMA.empty_table()
 
 
 def add_rows(run_dir: Path, step: int, tokens: int, rows: Sequence[Row]) -> None:

@@ -76,20 +76,7 @@ def log_rows(tracker: Any, step: int, rows: Iterable[Row], n_layer: int, axes: M
             tracker.log(kind, step, values, axes)
 
 
-def log_table(tracker: Any, step: int, run_dir: Path) -> str | None:
-    """Log all that was measured as `diagnostics/table`, of which W&B draws heat maps by step and layer.
-
-    Returns why it could not be: W&B writes it to a temporary file, and the run's lines are worth more.
-    """
-    tracker.begin()
-    if tracker.run is None:
-        return None
-    try:
-        import wandb  # here: a run that tracks nothing does without
-
-        columns = read_diagnostics(run_dir).to_pydict()
-        data = [list(row) for row in zip(*columns.values(), strict=True)]
-        tracker.run.log({"diagnostics/table": wandb.Table(columns=list(columns), data=data)}, step=step)
-    except Exception as error:
-        return f"the table of diagnostics is not in W&B ({type(error).__name__}: {error})"
-    return None
+def log_table(tracker: Any, step: int, run_dir: Path) -> None:
+    """Log all that was measured as `diagnostics/table`, of which W&B draws heat maps by step and layer."""
+    columns = read_diagnostics(run_dir).to_pydict()
+    tracker.log_table("diagnostics/table", step, list(columns), list(zip(*columns.values(), strict=True)))

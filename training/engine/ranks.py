@@ -3,8 +3,8 @@
 import ctypes
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -53,12 +53,43 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    _under_way: list[tuple[torch.Tensor, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def limit_s(self) -> float:
+        """How long a collective may take, in seconds: DEEPSPEED_TIMEOUT."""
+        return deepspeed.constants.default_pg_timeout.total_seconds()
 
     def any(self, flag: bool) -> bool:
         """Whether one rank or more says true. All ranks call it."""
         flags = torch.tensor([flag], dtype=torch.int32, device=self.device)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags.item())
+
+    def any_soon(self, flag: bool) -> bool:
+        """`any` without waiting for a GPU: what it gives there is the answer to the call before this one.
+
+        All ranks call it. So the GPU always has work of one micro-batch, whose flag is read when it is over.
+        """
+        if self.device.type != "cuda":
+            return self.any(flag)
+        flags = torch.tensor([flag], dtype=torch.int32).pin_memory().to(self.device, non_blocking=True)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        answer, arrived = torch.empty(1, dtype=torch.int32, pin_memory=True), torch.cuda.Event()
+        answer.copy_(flags, non_blocking=True)
+        arrived.record()
+        self._under_way.append((answer, arrived))
+        if len(self._under_way) == 1:
+            return False
+        answer, arrived = self._under_way.pop(0)
+        arrived.synchronize()
+        return bool(answer.item())
+
+    def gather(self, said_here: Said) -> list[Said]:
+        """What each rank says, small data, in the ranks' order. All ranks call it."""
+        said: list[Any] = [None] * self.world_size
+        dist.all_gather_object(said, said_here)
+        return said
 
     def broadcast(self, said_here: Said) -> Said:
         """What rank 0 says, a sentence or other small data, on all ranks, which all call it.

@@ -17,17 +17,11 @@ from model.export import write_code
 from model.plug_points import NAMES_OF_OURS, PLUG_POINTS, split_name
 from model.plugin import extract
 
+from ..checkpoints.found import complete_checkpoints
 from ..config.recipe import Recipe
 from ..run.folder import RunFolder
 from ..run.preflight import treatment_of_run
-from ..run.reader import (
-    TOKENIZER,
-    complete_checkpoints,
-    is_model_folder,
-    read_recipe,
-    read_summary,
-    run_and_step,
-)
+from ..run.reader import TOKENIZER, is_model_folder, read_recipe, read_summary, run_and_step
 from .ranks import Ranks
 from .weights import config_of, fingerprint, load_weights
 
@@ -41,7 +35,7 @@ def check_start(recipe: Recipe, folder: RunFolder) -> None:
     Raises UserError that names the first difference and what to change.
     """
     source = recipe.train.init_from
-    if source is None or complete_checkpoints(folder.path):
+    if source is None or (folder.has_begun() and complete_checkpoints(folder.path)):
         return
     try:
         theirs = config_of(source)

@@ -17,14 +17,8 @@ from model.huggingface import config_from_hf, from_hf
 from model.plug_points import PLUG_POINTS, kept_design
 from model.treatment import Treatment
 
-from ..run.reader import (
-    damage,
-    find_checkpoint,
-    is_model_folder,
-    read_recipe,
-    read_summary,
-    run_and_step,
-)
+from ..checkpoints.found import find_checkpoint
+from ..run.reader import is_model_folder, read_recipe, read_summary, run_and_step, section_of
 
 Weights = dict[str, torch.Tensor]
 
@@ -39,8 +33,6 @@ def load_model(run_dir: str | Path, step: int | None = None) -> tuple[GPT, int]:
     """
     run_dir = Path(run_dir)
     folder, step = find_checkpoint(run_dir, step)
-    if problem := damage(folder):
-        raise UserError(f"{folder} is damaged ({problem}): --step chooses another checkpoint")
     gpt = GPT(_config_of_run(run_dir))
     if (run_dir / "summary.json").is_file():
         gpt.treat(Treatment.of(read_summary(run_dir)))
@@ -73,10 +65,13 @@ def config_of(source: str | Path) -> GPTConfig:
 
 
 def _config_of_run(run_dir: Path) -> GPTConfig:
-    shape = read_recipe(run_dir)["model"]
-    for plug in PLUG_POINTS:  # the code that was trained, whatever became of the file
-        shape[plug] = kept_design(run_dir / "designs", plug, shape[plug])
-    return GPTConfig(**shape)
+    shape = read_recipe(run_dir).get("model") or {}
+    # the code that was trained, whatever became of the file
+    kept = {
+        plug: kept_design(run_dir / "designs", plug, shape[plug]) for plug in PLUG_POINTS if plug in shape
+    }
+    config: GPTConfig = section_of(run_dir, "model", **kept)
+    return config
 
 
 def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:

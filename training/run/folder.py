@@ -8,9 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from model.files import write_bytes, write_json, write_text
 
 from ..config.recipe_file import to_yaml
 from ..engine.environment import world_size_from_environment
-from .reader import TOKENIZER, read_json, read_metrics, read_recipe, read_summary, step_folders
+from .reader import TOKENIZER, damaged_folders, read_metrics, read_summary, step_folders
+from .restart import PREFLIGHT_BEFORE, set_aside
 
 FAILURE_KEYS = ("error", "failed_rank", "log")
 """What summary.json says of a start that failed, and of none after it."""
@@ -35,13 +35,17 @@ class RunFolder:
     Attributes:
         path: the folder.
         rank: of this process.
+        restarts: whether `--restart` begins again here: then this is the folder of a run that has not begun.
         summary: what summary.json holds, and what rank 0 will write into it next.
+        changes: in what the recipe differs from the run's, as `--allow_recipe_change` lets it.
     """
 
-    def __init__(self, path: Path, rank: int) -> None:
+    def __init__(self, path: Path, rank: int, restarts: bool = False) -> None:
         self.path = path
         self.rank = rank
-        self.summary = self._stored_summary()
+        self.restarts = restarts
+        self.summary: dict[str, Any] = {} if restarts else self._stored_summary()
+        self.changes: list[dict[str, Any]] = []
         self._lock = FileLock(path / "logs" / f"rank{rank}.lock")
         self._summary_lock = FileLock(path / "logs" / "summary.lock")
         self._check: Callable[[], None] = lambda: None
@@ -53,7 +57,7 @@ class RunFolder:
 
     def is_finished(self, steps: int) -> bool:
         """Whether the run has ended and has made that many steps."""
-        return self.summary.get("status") == "finished" and self.summary["step"] >= steps
+        return self.summary.get("status") == "finished" and (self.summary.get("step") or 0) >= steps
 
     def has_begun(self) -> bool:
         """Whether a step was finished here or a checkpoint lies here, whole or damaged.
@@ -61,15 +65,20 @@ class RunFolder:
         A start that failed before either is no run: the next one takes its folder over. All ranks see the
         same, because none writes any of this before all have joined.
         """
-        if self._stored_summary().get("step") or step_folders(self.checkpoints):
+        if self.restarts:
+            return False
+        if step_folders(self.checkpoints) or damaged_folders(self.checkpoints):
+            return True
+        if self._stored_summary().get("step"):
             return True
         metrics = self.path / "metrics.jsonl"
         return metrics.is_file() and bool(metrics.read_bytes().strip())
 
     def finished_sentence(self) -> str:
         """What a finished run came to."""
-        steps, loss = self.summary["step"], self.summary["val_loss"]
-        return f"{self.path} is finished: {steps} steps, validation loss {loss:.4f} nats per token"
+        steps, loss = self.summary["step"], self.summary.get("val_loss")
+        found = math.nan if loss is None else loss
+        return f"{self.path} is finished: {steps} steps, validation loss {found:.4f} nats per token"
 
     @property
     def log_file(self) -> Path:
@@ -100,8 +109,23 @@ class RunFolder:
         self.summary = {} if self._takes_over else self._stored_summary()
         for key in FAILURE_KEYS:
             self.summary.pop(key, None)
-        if self._takes_over and self.rank == 0:
-            (self.path / "preflight.json").unlink(missing_ok=True)
+        preflight = self.path / "preflight.json"
+        if self._takes_over and self.rank == 0 and preflight.is_file():
+            if self.restarts:
+                os.replace(preflight, self.path / PREFLIGHT_BEFORE)
+            else:
+                preflight.unlink()
+
+    def set_aside(self) -> Path | None:
+        """Where rank 0 has put the run before, if this start begins again and there was one.
+
+        All ranks have joined.
+        """
+        if not (self.restarts and self.rank == 0):
+            return None
+        if aside := set_aside(self.path):
+            self.summary["before_restart"] = aside.name
+        return aside
 
     def sharing_problem(self, world_size: int) -> str | None:
         """A sentence if some host sees another folder under this path, None if all see the same one.
@@ -117,25 +141,10 @@ class RunFolder:
             "--run_dir on a file system that they share"
         )
 
-    def check_same_run(self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], free: set[str]) -> None:
-        """Refuse to continue a run under another recipe or DeepSpeed config, now and in `claim`.
-
-        Keys in `free` ("section.key" or "section") may differ: they do not change the numbers of the steps.
-        A folder in which no run `has_begun` takes any. Raises UserError naming the first key that differs.
-        """
-        self._check = partial(self._refuse_another, recipe, ds_config, free)
-        self._check()
-
-    def _refuse_another(
-        self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], free: set[str]
-    ) -> None:
-        if not (all((self.path / name).is_file() for name in CONFIGS[:2]) and self.has_begun()):
-            return
-        for key, before, now in differing_keys(self.path, recipe, ds_config, free):
-            raise UserError(
-                f"{self.path} is a run with {key} = {before!r}, but {now!r} is asked for: choose another "
-                "--run_dir, or give the same value to go on"
-            )
+    def check(self, check: Callable[[], None]) -> None:
+        """Ask now, and again in `claim`, whether a run may go on here: `check` raises UserError."""
+        self._check = check
+        check()
 
     def record_fingerprints(self, what: str, **fingerprints: str | None) -> None:
         """Note in the summary which data or code the run is on. Raises UserError where it began on other."""
@@ -164,18 +173,25 @@ class RunFolder:
             write_bytes(self.path / TOKENIZER, file.read_bytes())
 
     def write_configs(
-        self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], command: list[str]
+        self, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], command: list[str], step: int = 0
     ) -> None:
         """Write recipe.yaml, ds_config.json and environment.json, over what a start that failed has left.
 
-        All ranks have joined: none looks any more whether a run `has_begun`.
+        All ranks have joined: none looks any more whether a run `has_begun`. The summary and the recipe's
+        first lines say what was changed in a run that goes on from `step`.
         """
+        if self.changes:
+            before = self.summary.get("recipe_changes", [])
+            self.summary["recipe_changes"] = [*before, *({"step": step} | one for one in self.changes)]
         if self.rank == 0:
             # Not where the user's own files might lie: all configs are there in a run's folder alone.
             if self._takes_over and all((self.path / name).is_file() for name in CONFIGS):
                 shutil.rmtree(self.path / "designs", ignore_errors=True)
                 (self.path / "metrics.jsonl").unlink(missing_ok=True)
-            write_text(self.path / "recipe.yaml", to_yaml(recipe_as_dict(recipe)))
+            if self.changes:  # known before the recipe is the new one
+                self.update_summary()
+            text = to_yaml(recipe_as_dict(recipe))
+            write_text(self.path / "recipe.yaml", _changes_in_words(self.summary) + text)
             write_json(self.path / "ds_config.json", ds_config)
             write_json(self.path / "environment.json", environment(command))
 
@@ -198,17 +214,19 @@ class RunFolder:
             yield self.summary
             write_json(self.path / "summary.json", self.summary)
 
-    def keep_metrics_until(self, step: int) -> None:
-        """Drop the lines after `step` from metrics.jsonl, and what follows a line that is cut short."""
+    def keep_metrics_until(
+        self, step: int, say: Callable[[str], object] | None = None, validation_due: bool = False
+    ) -> None:
+        """Drop the lines after `step` from metrics.jsonl, and broken ones, of which `say` is told.
+
+        With `validation_due` the validation of this step goes too: it is made again.
+        """
         path = self.path / "metrics.jsonl"
         if self.rank != 0 or not path.is_file():
             return
-        kept = []
-        with suppress(UserError):  # the steps of a broken line and those after it are trained again
-            for values in read_metrics(self.path):
-                if values["step"] <= step:
-                    kept.append(json.dumps(values) + "\n")
-        write_text(path, "".join(kept))
+        last = {"val": step - validation_due}
+        kept = [line for line in read_metrics(self.path, say) if line["step"] <= last.get(line["kind"], step)]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_metrics(self, **values: Any) -> None:
         """Append one line to metrics.jsonl. A value that is not finite is written as null."""
@@ -224,33 +242,18 @@ class RunFolder:
         return read_summary(self.path) if (self.path / "summary.json").is_file() else {}
 
 
-def differing_keys(
-    run_dir: Path, recipe: Mapping[str, Any], ds_config: Mapping[str, Any], free: Collection[str]
-) -> Iterator[tuple[str, Any, Any]]:
-    """In what a run's stored configs differ from these: the key, its value in the run, and its value here.
-
-    A key that the run does not know yet was at its default, which is what NormLab did before there was one.
-    A number of lanes that is left open is the run's own. Keys and sections in `free` are passed over. Raises
-    UserError where the run's files cannot be read.
-    """
-    defaults = _flat(recipe_as_dict({name: type(section)() for name, section in recipe.items()}))
-    before = (
-        defaults
-        | _flat(_as_json(read_recipe(run_dir)))
-        | _flat({"ds": read_json(run_dir / "ds_config.json")})
-    )
-    now = _flat(recipe_as_dict(recipe)) | _flat({"ds": dict(ds_config)})
-    if now.get("data.lanes", 0) is None:
-        del now["data.lanes"]
-        before.pop("data.lanes", None)
-    for key in sorted(before.keys() | now.keys()):
-        if key not in free and key.partition(".")[0] not in free and before.get(key) != now.get(key):
-            yield key, before.get(key), now.get(key)
-
-
 def recipe_as_dict(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's dataclasses as what YAML can hold."""
-    return _as_json({name: dataclasses.asdict(section) for name, section in recipe.items()})
+    return as_json({name: dataclasses.asdict(section) for name, section in recipe.items()})
+
+
+def _changes_in_words(summary: Mapping[str, Any]) -> str:
+    """What was changed in a run under way, as comments of its recipe."""
+    return "".join(
+        f"# From step {one['step']} on {one['key']} is {json.dumps(one['now'])}; before that it was "
+        f"{json.dumps(one['before'])}.\n"
+        for one in summary.get("recipe_changes", [])
+    )
 
 
 def environment(command: list[str]) -> dict[str, Any]:
@@ -272,7 +275,7 @@ def environment(command: list[str]) -> dict[str, Any]:
     }
 
 
-def _as_json(tree: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(tree: Mapping[str, Any]) -> dict[str, Any]:
     """With lists in place of tuples."""
     return json.loads(json.dumps(tree))
 
@@ -285,13 +288,3 @@ def _git(*arguments: str) -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

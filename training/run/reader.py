@@ -5,11 +5,15 @@ It is cheap to import, so that a mistyped command is answered at once.
 
 import hashlib
 import json
+import os
 import re
+import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -18,11 +22,20 @@ from model.values import as_type
 
 from ..config.recipe_file import read_recipe_file
 
-if TYPE_CHECKING:
-    from data import Tokenizer
-
 TOKENIZER = Path("tokenizer", "tokenizer.json")
 """Where a run keeps the file that `data.tokenizer` named, below its folder."""
+_SUMMARY_TYPES: Mapping[str, tuple[type, ...]] = {
+    "status": (str,),
+    "variant": (str,),
+    "step": (int,),
+    "val_loss": (int, float),
+    "val_bits_per_byte": (int, float),
+    "floors": (dict,),
+    "evaluation": (dict,),
+    "wandb": (dict,),
+}
+_NUMBERS = ("tokens", "loss", "bits_per_byte", "grad_norm", "lr", "tokens_per_s")
+"""Of a line of metrics.jsonl."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -42,45 +55,9 @@ def step_folders(parent: Path) -> dict[int, Path]:
     return dict(sorted(steps.items()))
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files against its manifest; None if nothing is.
-
-    Every file has to be there with its size and its sha256. A large checkpoint takes seconds to read.
-    """
-    manifest = _read_manifest(checkpoint)
-    if manifest is None:
-        return "its manifest.json cannot be read"
-    for name, (size, sha256) in manifest.items():
-        if not _has_size(checkpoint / name, size):
-            return f"{name} is missing or has another size"
-        if file_sha256(checkpoint / name) != sha256:
-            return f"{name} has another checksum"
-    return None
-
-
-def complete_checkpoints(run_dir: Path) -> dict[int, Path]:
-    """The checkpoints whose files are all there with their sizes, by step, the lowest first.
-
-    The manifest that names them is written last. Whoever reads a checkpoint asks `damage` first.
-    """
-    return {
-        step: folder for step, folder in step_folders(run_dir / "checkpoints").items() if _is_complete(folder)
-    }
-
-
-def find_checkpoint(run_dir: Path, step: int | None = None) -> tuple[Path, int]:
-    """The folder and the step of the last complete checkpoint, or of the one at `step`.
-
-    Raises UserError where there is none; for a step that has none, it names those that have.
-    """
-    complete = complete_checkpoints(run_dir)
-    if not complete:
-        raise UserError(f"{run_dir} has no complete checkpoint yet")
-    if step is not None and step not in complete:
-        there = ", ".join(map(str, complete))
-        raise UserError(f"{run_dir} has no complete checkpoint of step {step}; the steps there are {there}")
-    step = max(complete) if step is None else step
-    return complete[step], step
+def damaged_folders(parent: Path) -> list[Path]:
+    """The checkpoints in `parent` that a start found damaged and renamed: `damaged_step_N`."""
+    return sorted(path for path in parent.glob("damaged_step_*") if path.is_dir())
 
 
 def run_and_step(folder: Path) -> tuple[Path, int | None]:
@@ -110,71 +87,88 @@ def read_recipe(run_dir: Path) -> dict[str, dict[str, Any]]:
     from ..config.recipe import SECTIONS  # it costs more than the rest of this module
 
     check_run_folder(run_dir, "recipe.yaml")
-    if not (recipe := read_recipe_file(run_dir / "recipe.yaml")):
-        raise UserError(f"{run_dir / 'recipe.yaml'} does not hold a recipe")
+    file = run_dir / "recipe.yaml"
+    if not (recipe := read_recipe_file(file)):
+        raise UserError(f"{file} does not hold a recipe")
     # a key that was given up since is read as it looks
     kinds = {section: typing.get_type_hints(SECTIONS[section]) for section in recipe if section in SECTIONS}
-    return {
-        section: {
-            key: as_type(f"{section}.{key}", value, kinds.get(section, {}).get(key, Any))
-            for key, value in values.items()
+    try:
+        return {
+            section: {
+                key: as_type(f"{section}.{key}", value, kinds.get(section, {}).get(key, Any))
+                for key, value in values.items()
+            }
+            for section, values in recipe.items()
         }
-        for section, values in recipe.items()
-    }
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
-def read_tokenizer(run_dir: Path) -> "Tokenizer":
-    """The tokenizer that a run was trained with: of a tokenizer.json the copy that the run keeps.
+def section_of(run_dir: Path, section: str, **instead: Any) -> Any:
+    """A section of RUN/recipe.yaml as its dataclass, with some keys' values taken from `instead`.
 
-    Raises UserError where it is another than the run's, and as `open_tokenizer` does.
+    Raises UserError as `read_recipe` does, and where the file holds a key that there is not.
     """
-    from data import open_tokenizer  # it costs more than the rest of this module
+    from ..config.recipe import SECTIONS
 
-    section = read_recipe(run_dir).get("data") or {}
-    name = section.get("tokenizer", "gpt2")  # runs from before there was a choice
-    is_kept = name.endswith(".json") and (run_dir / TOKENIZER).is_file()
-    tokenizer = open_tokenizer(name, run_dir / TOKENIZER) if is_kept else open_tokenizer(name)
-    summary = read_summary(run_dir) if (run_dir / "summary.json").is_file() else {}
-    if (before := summary.get("tokenizer_fingerprint")) not in (None, tokenizer.fingerprint):
-        raise UserError(
-            f"{tokenizer.file or name} is not the tokenizer that {run_dir} was trained with (its fingerprint "
-            f"was {before[:12]}, is {tokenizer.fingerprint[:12]}): bring the first one back"
-        )
-    return tokenizer
-
-
-def tokenizer_note(run_dir: Path) -> str | None:
-    """What must be known of the tokenizer of a run from before it was kept; None where there is no doubt."""
-    name = (read_recipe(run_dir).get("data") or {}).get("tokenizer", "gpt2")
-    if not name.endswith(".json") or (run_dir / TOKENIZER).is_file():
-        return None
-    return (
-        f"{run_dir} keeps no copy of its tokenizer: {name} is read as it lies there now, so make sure that "
-        "it is still the one that the run was trained with"
-    )
+    try:
+        return SECTIONS[section](**(read_recipe(run_dir).get(section) or {}) | instead)
+    except TypeError as error:  # a key that there is not
+        raise UserError(f"{run_dir / 'recipe.yaml'}: section '{section}' cannot be read: {error}") from error
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """RUN/summary.json. Raises UserError where the folder or the file is missing or no JSON object."""
+    """RUN/summary.json. Raises UserError where the folder or the file is missing or no JSON object, or a key
+    that all readers ask for is of another type."""
     check_run_folder(run_dir, "summary.json")
-    return read_json(run_dir / "summary.json")
+    file = run_dir / "summary.json"
+    summary = read_json(file)
+    for key, kinds in _SUMMARY_TYPES.items():
+        if summary.get(key) is not None and (type(summary[key]) not in kinds):
+            kind = " or ".join(one.__name__ for one in kinds)
+            raise UserError(f"{file}: {key} is {shortened(repr(summary[key]))}, but it must be {kind}")
+    return summary
 
 
-def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl, in order; a last one that a kill has cut short is left out.
+def read_metrics(run_dir: Path, say: Callable[[str], object] | None = None) -> list[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl, in order, without those that are no JSON object of a step.
 
-    Raises UserError at any other line that is not JSON.
+    `say` is told which were left out; a last one that a kill has cut short is no news.
     """
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines, broken = read_json_lines(run_dir / "metrics.jsonl", _is_of_a_step)
+    if say and broken:
+        say(f"{run_dir / 'metrics.jsonl'}: {broken} no JSON of a step, and left out")
+    return lines
+
+
+def read_json_lines(
+    file: Path, is_line: Callable[[dict[str, Any]], bool]
+) -> tuple[list[dict[str, Any]], str | None]:
+    """The JSON objects of a file's lines for which `is_line` holds, and which lines hold none, in words.
+
+    A last line without its end is not among those: a kill has cut it short. A file that is missing has none.
+    """
+    found, broken = [], []
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                return
-            raise UserError(f"{path} line {number} is not JSON") from None
-        yield values
+            value = json.loads(line)
+            is_good = isinstance(value, dict) and is_line(value)
+        except (ValueError, RecursionError):
+            is_good = False
+        if is_good:
+            found.append(value)
+        elif line.strip() and number < len(lines):
+            broken.append(number)
+    if not broken:
+        return found, None
+    named = ", ".join(map(str, broken[:8])) + (f" and {len(broken) - 8} more" if len(broken) > 8 else "")
+    return found, f"line{'s' if len(broken) > 1 else ''} {named} {'are' if len(broken) > 1 else 'is'}"
+
+
+def _is_of_a_step(values: dict[str, Any]) -> bool:
+    numbers = all(isinstance(values.get(key), int | float | None) for key in _NUMBERS)
+    return type(values.get("step")) is int and isinstance(values.get("kind"), str) and numbers
 
 
 def evaluation_folder(run_dir: Path, step: int) -> Path:
@@ -193,20 +187,43 @@ def last_evaluated_step(run_dir: Path) -> int | None:
 
 
 def read_results(run_dir: Path, step: int) -> dict[str, Any]:
-    """results.json of the checkpoint at `step`, as written; empty where no task has run there."""
+    """results.json of the checkpoint at `step`, as written; empty where no task has run there.
+
+    Raises UserError where it does not hold the results of an evaluation.
+    """
     file = evaluation_folder(run_dir, step) / "results.json"
-    return read_json(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    results = read_json(file)
+    for key in ("results", "normlab"):
+        if not isinstance(results.get(key), dict):
+            raise UserError(f"{file} holds no results of an evaluation: move it away, and evaluate again")
+    return results
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object. Raises UserError where it holds anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is not valid JSON") from None
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        state = "is empty" if path.stat().st_size == 0 else "is not valid JSON"
+        raise UserError(f"{path} {state}: move it away, or bring a whole copy back") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object")
+        raise UserError(f"{path} does not hold a JSON object: move it away, or bring a whole copy back")
     return content
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Around reading a Parquet file: raises UserError that names it where it is damaged."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (ValueError, KeyError, OSError) as error:  # what pyarrow raises of a damaged file is any of these
+        raise UserError(
+            f"{file} cannot be read ({shortened(error)}): move it away, or bring a whole copy back"
+        ) from error
 
 
 def is_being_trained(run_dir: Path) -> bool:
@@ -229,22 +246,14 @@ def check_run_folder(run_dir: Path, file_name: str) -> None:
         raise UserError(f"{run_dir} is not a run folder: it holds no {file_name}")
 
 
-def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]] | None:
-    """Size and sha256 of each of a checkpoint's files; None where the manifest is missing or cut short."""
-    try:
-        files = json.loads((checkpoint / "manifest.json").read_text())["files"]
-        return {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+def shortened(value: object) -> str:
+    """A value out of a file that may hold anything, short enough for a sentence."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _has_size(file: Path, size: int) -> bool:
-    try:  # training may remove it at any time
-        return file.stat().st_size == size
-    except OSError:
-        return False
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    manifest = _read_manifest(checkpoint)
-    return manifest is not None and all(_has_size(checkpoint / name, manifest[name][0]) for name in manifest)
+@cache
+def note_once(sentence: str) -> None:
+    """Print `note: SENTENCE` to stderr, on rank 0 and once: a command finds its checkpoint several times."""
+    if (os.environ.get("RANK") or "0") == "0":
+        print(f"note: {sentence}", file=sys.stderr)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from data import BAD_REASONS, Corpus, ValidationSet
 from model import GPT, flops_per_token
+from model.errors import DIVERGED, FAILED, INTERRUPTED
 
 from ..config.deepspeed import DeepSpeedConfig
 from ..config.recipe import Recipe
@@ -89,7 +90,7 @@ class Reporter:
         """
         folder, console, recipe = self.folder, self.console, self.recipe
         # Steps after the checkpoint are made again: their lines go, so that no step has two.
-        folder.keep_metrics_until(state.step)
+        folder.keep_metrics_until(state.step, console.say, state.validation_due)
         if folder.rank == 0 and "floors" not in folder.summary:
             floors = loss_floors(corpus, validation, recipe.data, recipe.model.block_size)
             folder.summary["floors"] = floors
@@ -163,6 +164,9 @@ class Reporter:
         if advice := self._data_wait.advice(result.data_wait, result.seconds):
             say(advice)
         self._diagnostics.write(self._tracker, state.step, self._used(state))
+        if self._tracker and self._tracker.id != state.wandb_id:  # W&B could not use that one
+            state.wandb_id = self._tracker.id
+            self.folder.update_summary(wandb=self._tracker.noted)
 
     def validation(
         self,
@@ -191,7 +195,6 @@ class Reporter:
     def checkpoint(self, state: TrainState, last: Path) -> None:
         """The checkpoint `last` is written."""
         folder = self.folder
-        best = last if state.best_step is None else folder.checkpoints / checkpoint_name(state.best_step)
         folder.update_summary(
             step=state.step,
             tokens=state.tokens,
@@ -199,38 +202,40 @@ class Reporter:
             wall_time_s=round(state.wall_time_s, 3),
             tokens_per_s=round(state.tokens / state.wall_time_s, 1),
             last_checkpoint=str(last.relative_to(folder.path)),
-            best_checkpoint=str(best.relative_to(folder.path)) if best.exists() else None,
+            best_checkpoint=self._best_checkpoint(state) or str(last.relative_to(folder.path)),
         )
         if self._tracker:
             self._tracker.log_checkpoint(last, state, folder.summary)
 
-    def end(self, state: TrainState, diverged: bool, data_error: str | None) -> int:
+    def end(self, state: TrainState, diverged: bool, failure: str | None) -> int:
         """The loop is over, on all ranks.
 
         Args:
             state: where it stopped.
             diverged: whether too many steps were skipped in a row.
-            data_error: why a rank's data ended.
+            failure: why a rank could not go on, such as the end of its data.
 
-        Returns the exit status: 0 finished, or stopped and saved; 1 diverged, or out of data.
+        Returns the exit status: 0 finished, 1 failed, 3 diverged, 75 stopped and saved. W&B is not waited for
+        here: the process of rank 0 does so before it ends, for 30 s at most.
         """
         self._bar.close()
         self._profiler.finish()
         self.console.say(self._throughput.sentence())
-        status, sentence = self._outcome(state, diverged)
+        status, exit_status, sentence = self._outcome(state, diverged, failure)
         facts: dict[str, Any] = {"status": status, "step": state.step, **self._used(state)}
         facts |= {"skipped_steps": state.skipped_steps, "throughput": self._throughput.summary()}
         if status == "finished":
             facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
-        if data_error:
-            facts["error"] = data_error
-            self.console.fail(data_error)
+            facts["best_checkpoint"] = self._best_checkpoint(state)  # its last validation may have come late
+        if failure:
+            facts["error"] = failure
+            self.console.fail(failure)
         self.folder.update_summary(**facts)
-        exit_status = 1 if diverged or data_error else 0
         if self._tracker and diverged:
             self._tracker.alert(f"{self.folder.path.name} diverged", f"step {state.step}: {sentence}")
         if self._tracker:
-            self._tracker.finish(self.folder.summary, exit_status)
+            self._tracker.finish(self.folder.summary, exit_status, is_stopped=status == "interrupted")
+            self.folder.update_summary(wandb=self._tracker.noted)
         log_communication(self.ds)
         dist.barrier()  # the ranks end together, so that the next run does not meet one of this
         skips = f"; {state.skipped_steps} step(s) were skipped" if state.skipped_steps else ""
@@ -241,21 +246,28 @@ class Reporter:
         """Seconds in the loop, those of earlier starts included."""
         return self._wall_time_before + time.perf_counter() - self._began
 
-    def _outcome(self, state: TrainState, diverged: bool) -> tuple[str, str]:
-        """The run's status, and how it ended in words."""
+    def _best_checkpoint(self, state: TrainState) -> str | None:
+        """That of the best validation so far, from the run folder; None where there is none."""
+        if state.best_step is None:
+            return None
+        best = self.folder.checkpoints / checkpoint_name(state.best_step)
+        return str(best.relative_to(self.folder.path)) if best.exists() else None
+
+    def _outcome(self, state: TrainState, diverged: bool, failure: str | None) -> tuple[str, int, str]:
+        """The run's status, its exit status, and how it ended in words."""
         if diverged:
             steps = state.skipped_in_a_row
-            return "diverged", f"diverged: the gradients of the last {steps} steps were not finite"
-        if state.step == self.recipe.train.steps:
+            sentence = f"diverged: the gradients of the last {steps} steps were not finite"
+            return "diverged", DIVERGED, sentence
+        if state.step == self.recipe.train.steps and not state.validation_due:
             loss, bits = state.val_loss or math.nan, state.val_bits_per_byte or math.nan
-            return "finished", (
-                f"is finished: validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
-            )
+            sentence = f"is finished: validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
+            return "finished", 0, sentence
         if state.step:
             where = f"is stopped and saved at step {state.step}: the same command goes on from there"
         else:
             where = "is stopped before its first step: the same command begins again"
-        return "interrupted", where
+        return ("failed", FAILED, where) if failure else ("interrupted", INTERRUPTED, where)
 
     def _write_metrics(self, kind: str, state: TrainState, **values: Any) -> None:
         """One line of metrics.jsonl, and the same to W&B."""

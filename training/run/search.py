@@ -9,7 +9,8 @@ from model.errors import UserError
 
 from ..config.deepspeed import DeepSpeedConfig
 from ..config.recipe import FREE_TO_CHANGE, Recipe
-from .folder import CONFIGS, RunFolder, differing_keys
+from .changes import differing_keys
+from .folder import CONFIGS, RunFolder
 from .reader import read_summary
 
 OF_NO_EFFECT = FREE_TO_CHANGE - {
@@ -61,6 +62,8 @@ def _summary_if_same(folder: Path, wanted: WantedRun) -> Mapping[str, Any] | Non
         return None
     summary = read_summary(folder)
     if summary.get("world_size") != wanted.ranks:
+        return None
+    if summary.get("recipe_changes"):  # its first steps were another run's
         return None
     own = wanted.recipe.facts(wanted.deepspeed)
     if any(summary.get(key, own[key]) != own[key] for key in QUICK):

@@ -2,12 +2,17 @@
 
 import os
 import re
+import secrets
 import shlex
+import string
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..config.tracking import wandb_mode
+from .thread import START_S, kill_service
 from .wandb_parts import mend_parts, unsent_parts
 
 AXES = ("step", "tokens", "total_flops", "gpu_hours", "cpu_rank_hours")
@@ -20,6 +25,10 @@ EXTREMES = {
     "train/lr": "max",
 }
 """Of which values W&B's summary has more than the last."""
+LONGEST_REASON = 200
+"""Characters; a server may have answered with a page."""
+OFFLINE_START_S = 6.0
+"""Of the time of a start, what is kept for an offline run after an online one that failed."""
 
 
 def start_run(
@@ -28,10 +37,13 @@ def start_run(
     run_id: str,
     facts: dict[str, Any],
     say: Callable[[str], None],
+    deadline: float,
 ) -> Any:
     """Begin a W&B run, or a start of one; offline where it cannot be online, which is said.
 
-    A run that has parts which were not sent stays offline: they come before it.
+    A run that has parts which were not sent stays offline: they come before it. One that fails once the
+    server was asked goes on offline under a new id: the server may have made that run in part, or remember
+    that it was deleted, and then takes no rows of it.
 
     Args:
         settings: its project, name and the like.
@@ -39,9 +51,11 @@ def start_run(
         run_id: of the run.
         facts: its config.
         say: is told.
+        deadline: when it must have begun, as `time.monotonic` counts; less than all of it is for the server.
+
+    Raises what W&B does where it can be neither.
     """
     import wandb
-    from wandb.errors import CommError, UsageError
 
     folder = Path(os.environ.get("WANDB_DIR") or run_dir)
     mode: Any = wandb_mode().replace("dryrun", "offline")
@@ -51,21 +65,24 @@ def start_run(
         reason = waiting or offline_reason()
     if reason:
         mode = "offline"
-    if mode != "disabled":
-        mend_parts(folder / "wandb", run_id)
-    arguments: dict[str, Any] = dict(
-        **settings,
-        dir=folder,
-        id=run_id,
-        resume="allow",
-        config=facts,
-        settings=wandb.Settings(init_timeout=20, silent=True, console="off", quiet=True),
-    )
-    try:
-        run = wandb.init(mode=mode, **arguments)
-    except (CommError, UsageError) as error:
-        reason, mode = str(error).strip().splitlines()[0], "offline"
-        run = wandb.init(mode=mode, **arguments)
+    mend_parts(folder / "wandb", run_id)
+
+    def begin(mode: Any, run_id: str, timeout: float) -> Any:
+        options = wandb.Settings(init_timeout=timeout, silent=True, console="off", quiet=True)
+        return wandb.init(
+            **settings, mode=mode, dir=folder, id=run_id, resume="allow", config=facts, settings=options
+        )
+
+    if mode == "offline":
+        run = begin(mode, run_id, START_S)
+    else:
+        try:
+            run = begin(mode, run_id, max(1, deadline - time.monotonic() - OFFLINE_START_S))
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:LONGEST_REASON]
+            end_service()
+            mode, run_id = "offline", new_id()
+            run = begin(mode, run_id, START_S)
     if mode == "offline":
         because = f" ({reason})" if reason else ""
         # All parts: each start writes one, a second in the same second as ID-1; none is sent twice.
@@ -77,6 +94,20 @@ def start_run(
     for name, extreme in EXTREMES.items():
         run.define_metric(name, step_metric="step", summary=f"{extreme},last")
     return run
+
+
+def end_service() -> None:
+    """End wandb-core, and have the next run start another: it tries on with the run that a server refused."""
+    import wandb
+
+    kill_service()
+    with suppress(Exception, SystemExit):  # W&B calls sys.exit where its process was killed
+        wandb.teardown()
+
+
+def new_id() -> str:
+    """Eight letters and digits, as W&B's own ids are."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
 def finish_run(run: Any, exit_code: int = 0) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from training.diagnostics.table import read_diagnostics
-from training.run.reader import step_folders
+from training.run.reader import reading, step_folders
 
 COLUMNS = 7
 """Layers in a table below a chart."""
@@ -23,7 +23,8 @@ def read_pairs(run_dir: Path) -> tuple[int, pd.DataFrame] | None:
     """The step and the rows of the last checkpoint's diagnosis.parquet; None where there is none."""
     for step, folder in reversed(step_folders(run_dir / "eval").items()):
         if (file := folder / "diagnosis.parquet").is_file():
-            return step, pd.read_parquet(file)
+            with reading(file):
+                return step, pd.read_parquet(file)
     return None
 
 

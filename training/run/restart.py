@@ -1,0 +1,44 @@
+"""What `--restart` keeps of the run before: all of it, as a run folder inside the run folder."""
+
+import os
+from pathlib import Path
+
+RUN_FILES = (
+    "checkpoints",
+    "eval",
+    "samples.jsonl",
+    "diagnostics.parquet",
+    "profile",
+    "designs",
+    "tokenizer",
+    "failure.json",
+    "environment.json",
+    "ds_config.json",
+    "recipe.yaml",
+    "summary.json",
+    "metrics.jsonl",
+)
+"""What a run leaves beside its logs. The metrics go last: a start that finds them without checkpoints does
+not begin again by itself."""
+PREFLIGHT_BEFORE = "preflight_before.json"
+"""What the run before knew of its design, while the new one is checked."""
+
+
+def set_aside(run_dir: Path) -> Path | None:
+    """Move what a run has left into `before_restart_N`, the first that is free; None where there is nothing.
+
+    A kill midway loses nothing: the rest is set aside by the next `--restart`.
+    """
+    there = [name for name in RUN_FILES if (run_dir / name).exists()]
+    if not there:
+        return None
+    number = 1
+    while (run_dir / f"before_restart_{number}").exists():
+        number += 1
+    aside = run_dir / f"before_restart_{number}"
+    aside.mkdir()
+    for name in there:
+        os.rename(run_dir / name, aside / name)
+    if (run_dir / PREFLIGHT_BEFORE).exists():
+        os.rename(run_dir / PREFLIGHT_BEFORE, aside / "preflight.json")
+    return aside
