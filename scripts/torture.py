@@ -21,7 +21,6 @@ from faults.kills import Kills
 from faults.runs import Bench, TortureError
 from faults.server import Forks
 from faults.table import Fault, Scene, print_table
-
 from model.errors import FAILED, INTERRUPTED, UserError, nearest_name, print_error
 
 KILLS = "kills"
@@ -90,7 +89,10 @@ def chosen_faults(only: str) -> list[str]:
     chosen = [name.strip() for name in only.split(",") if name.strip()] or names
     for name in chosen:
         if name not in names:
-            raise UserError(f"--only names {name!r}, but the faults are {', '.join(names)}: did you mean {nearest_name(name, names)!r}?")
+            raise UserError(
+                f"--only names {name!r}, but the faults are {', '.join(names)}: did you mean "
+                f"{nearest_name(name, names)!r}?"
+            )
     return chosen
 
 

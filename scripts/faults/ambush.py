@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,9 @@ class Ambush:
         sys.addaudithook(count_operation)
 
     def _kill_later(self) -> None:
-        threading.Thread(target=lambda: (time.sleep(self.delay_s), self._kill()), daemon=True).start()
+        timer = threading.Timer(self.delay_s, self._kill)
+        timer.daemon = True
+        timer.start()
 
     def _kill(self) -> None:
         if self.kills_all:

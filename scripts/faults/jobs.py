@@ -104,7 +104,7 @@ class Job:
         return []
 
     def send(self, signum: signal.Signals, ranks: Sequence[int] | None = None) -> None:
-        """A signal to these ranks, or to all; with a launcher, to the `deepspeed` command and all below it."""
+        """A signal to these ranks, or to all; a launched command gets it with all that is below it."""
         if self._command is not None and ranks is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._command.pid, signum)
@@ -127,7 +127,10 @@ class Job:
 
         So it is after `limit_s` seconds.
         """
-        wait_until(lambda: None not in [self.statuses()[rank] for rank in ranks or range(len(self.statuses()))], limit_s)
+        wait_until(
+            lambda: None not in [self.statuses()[rank] for rank in ranks or range(len(self.statuses()))],
+            limit_s,
+        )
         statuses = self.statuses()
         self.kill()
         return statuses

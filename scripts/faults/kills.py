@@ -115,7 +115,9 @@ class Kills:
             place = done[-1].replace(str(run_dir) + os.sep, "") if ambushes and done else ""
             self._note(name, moment, index, place or f"{after_s:.2f} s after the start")
             if None in job.statuses():
-                self._problem(f"kill {number} of {run_dir}: a rank that was left had not ended after {SURVIVORS_S:g} s")
+                self._problem(
+                    f"kill {number} of {run_dir}: a rank that was left had not ended after {SURVIVORS_S:g} s"
+                )
             job.kill()
             return
         statuses = job.statuses()

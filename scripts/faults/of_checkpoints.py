@@ -24,7 +24,9 @@ def stopped_run(scene: Scene) -> None:
 
 
 def largest(checkpoint: Path) -> Path:
-    return max((file for file in checkpoint.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    return max(
+        (file for file in checkpoint.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
+    )
 
 
 def truncate(checkpoint: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from .table import Fault, Scene, Seen
 from .web import serving
 
+FILE = r"error: .*topics\.parquet"
+SERVER = r"error: .*127\.0\.0\.1:\d+/topics\.parquet"
 LITTLE_AHEAD = ("--data.prefetch", "8", "--data.timeout_s", "3")
 """The data are read as they are needed, so that the fault is met in the middle of the run."""
 
@@ -49,7 +51,7 @@ def http_source(fault: str) -> Callable[[Scene], Seen]:
 
 
 FAULTS = (
-    Fault("data truncated", 30, 1, "failed", r"error: .*topics\.parquet", "exact", data_truncated),
-    Fault("HTTP source hanging", 30, 1, "failed", r"error: .*127\.0\.0\.1:\d+/topics\.parquet", "exact", http_source("hang")),
-    Fault("HTTP source trickling", 30, 1, "failed", r"error: .*127\.0\.0\.1:\d+/topics\.parquet", "exact", http_source("trickle")),
+    Fault("data truncated", 30, 1, "failed", FILE, "exact", data_truncated),
+    Fault("HTTP source hanging", 30, 1, "failed", SERVER, "exact", http_source("hang")),
+    Fault("HTTP source trickling", 30, 1, "failed", SERVER, "exact", http_source("trickle")),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from .table import Fault, Scene, Seen
 DISK_MB = 40
 LEFT_FOR_SMALL_FILES = 150_000
 """Bytes that stay free where a checkpoint finds no place."""
+IN_USE = r"error: .*trained by another process"
 SLOW_NORM = """
 import time
 import torch
@@ -64,7 +65,9 @@ def fill(folder: Path, leave: int) -> Path:
     """A file beside the run that leaves so many bytes of its disk free."""
     ballast = folder / "ballast"
     stat = os.statvfs(folder)
-    os.posix_fallocate(descriptor := os.open(ballast, os.O_CREAT | os.O_RDWR), 0, stat.f_bavail * stat.f_frsize - leave)
+    os.posix_fallocate(
+        descriptor := os.open(ballast, os.O_CREAT | os.O_RDWR), 0, stat.f_bavail * stat.f_frsize - leave
+    )
     os.close(descriptor)
     return ballast
 
@@ -148,6 +151,6 @@ MOUNTED = (
 )
 """Need a file system of their own."""
 FAULTS = (
-    Fault("two runs on one folder", 60, 2, "finished", r"error: .*trained by another process", "exact", two_runs_on_one_folder),
+    Fault("two runs on one folder", 60, 2, "finished", IN_USE, "exact", two_runs_on_one_folder),
     Fault("port taken", 30, 2, "", r"error: port \d+ is taken", "exact", port_taken),
 )  # fmt: skip

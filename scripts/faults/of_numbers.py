@@ -9,7 +9,7 @@ import torch.nn as nn
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config_step, self.layer = config.training_step, config.layer_idx
+        self.training_step, self.layer = config.training_step, config.layer_idx
         self.ln_1 = LayerNorm(config.n_embd, bias=config.bias)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = LayerNorm(config.n_embd, bias=config.bias)
@@ -18,7 +18,7 @@ class Block(nn.Module):
     def forward(self, x):
         x = x + self.attn(self.ln_1(x))
         x = x + self.mlp(self.ln_2(x))
-        is_now = self.training and self.layer == {LAYER} and self.config_step.item() == {STEP - 1}
+        is_now = self.training and self.layer == {LAYER} and int(self.training_step()) == {STEP - 1}
         return FAULT if is_now else x
 """
 
@@ -35,7 +35,9 @@ def nan_in_a_layer(scene: Scene) -> Seen:
 
 
 def nan_rolled_back(scene: Scene) -> Seen:
-    return with_block(scene, "x * float('nan')", "--train.on_divergence", "rollback", "--train.max_rollbacks", "1")
+    return with_block(
+        scene, "x * float('nan')", "--train.on_divergence", "rollback", "--train.max_rollbacks", "1"
+    )
 
 
 def spike(scene: Scene) -> Seen:
@@ -43,7 +45,17 @@ def spike(scene: Scene) -> Seen:
 
 
 FAULTS = (
-    Fault("NaN at layer 1", 60, 3, "diverged", rf"step {STEP}\D.*(layer {LAYER}|h\.{LAYER})", "", nan_in_a_layer),
-    Fault("NaN at layer 1, rolled back", 60, 3, "diverged", r"(?i)rollback|rolled back|goes back", "", nan_rolled_back),
+    Fault(
+        "NaN at layer 1", 60, 3, "diverged", rf"step {STEP}\D.*(layer {LAYER}|h\.{LAYER})", "", nan_in_a_layer
+    ),
+    Fault(
+        "NaN at layer 1, rolled back",
+        60,
+        3,
+        "diverged",
+        r"(?i)rollback|rolled back|goes back",
+        "",
+        nan_rolled_back,
+    ),
     Fault("spike", 60, 0, "finished", r"(?i)spike", "", spike),
 )

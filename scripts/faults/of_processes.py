@@ -10,6 +10,9 @@ from .table import Fault, Scene, Seen
 
 VALIDATION = ("--data.validation_tokens", "150000")
 """A validation of a second or more, so that it can be met."""
+NO_MORE = r"SIGKILL|was killed|no process|lives no more|without a word"
+"""What `python -m training.run` says of a run whose processes are gone."""
+KILLED = r"rank 1\b.*SIGKILL|SIGKILL.*rank 1\b"
 WORKERS = ("--data.prefetch", "8")
 """The workers are never far ahead, so that the run needs them to its end."""
 
@@ -37,7 +40,7 @@ def rank_killed(scene: Scene) -> Seen:
     return seen
 
 
-def rank_killed_under_the_launcher(scene: Scene) -> Seen:
+def rank_killed_when_launched(scene: Scene) -> Seen:
     job = scene.start(launched=True)
     scene.reached(job, 4)
     since = job.seconds()
@@ -77,7 +80,7 @@ def worker(signum: signal.Signals) -> Callable[[Scene], Seen]:
     return play
 
 
-def signal_while_training(signum: signal.Signals) -> Callable[[Scene], Seen]:
+def signal_in_a_step(signum: signal.Signals) -> Callable[[Scene], Seen]:
     """All ranks get this signal in a step."""
 
     def play(scene: Scene) -> Seen:
@@ -117,14 +120,14 @@ def sigterm_in_validation(scene: Scene) -> Seen:
 
 
 FAULTS = (
-    Fault("process killed", 10, -9, "running", r"killed|without a word|no longer|not running|lives no more|ended", "exact", process_killed),
-    Fault("rank killed", 30, 1, "failed", r"rank 1.*SIGKILL|SIGKILL.*rank 1", "exact", rank_killed),
-    Fault("rank killed under the launcher", 40, 1, "failed", r"rank 1.*SIGKILL|SIGKILL.*rank 1", "exact", rank_killed_under_the_launcher),
+    Fault("process killed", 10, -9, "running", NO_MORE, "exact", process_killed),
+    Fault("rank killed", 30, 1, "failed", KILLED, "exact", rank_killed),
+    Fault("rank killed under the launcher", 40, 1, "failed", KILLED, "exact", rank_killed_when_launched),
     Fault("rank stopped", 90, 1, "failed", r"rank 1.*(stopped|no sign of life)", "exact", rank_stopped),
     Fault("worker killed", 30, 0, "finished", r"reads the data", "exact", worker(signal.SIGKILL)),
     Fault("worker stopped", 60, 0, "finished", r"reads the data", "exact", worker(signal.SIGSTOP)),
     Fault("SIGTERM in start-up", 5, 75, "", r"SIGTERM", "exact", signal_in_start_up),
     Fault("SIGTERM in validation", 5, 75, "interrupted", r"SIGTERM", "exact", sigterm_in_validation),
-    Fault("SIGTERM in a step", 5, 75, "interrupted", r"SIGTERM", "exact", signal_while_training(signal.SIGTERM)),
-    Fault("SIGHUP", 5, 75, "interrupted", r"SIGHUP", "exact", signal_while_training(signal.SIGHUP)),
+    Fault("SIGTERM in a step", 5, 75, "interrupted", r"SIGTERM", "exact", signal_in_a_step(signal.SIGTERM)),
+    Fault("SIGHUP", 5, 75, "interrupted", r"SIGHUP", "exact", signal_in_a_step(signal.SIGHUP)),
 )  # fmt: skip

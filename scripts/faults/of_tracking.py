@@ -1,4 +1,4 @@
-"""Faults of tracking: a W&B that hangs at the start, in the loop or at the end of a run, or does not listen."""
+"""Faults of tracking: a W&B that hangs at the start, in the loop or at the end, or does not listen."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The small run that is tortured: its files, its command, and whether it ended as the uninterrupted run did."""
+"""The small run that is tortured: its files, its command, and whether it ended as an undisturbed one."""
 
 import json
 import pydoc_data.topics
@@ -15,7 +15,7 @@ from .server import Forks
 RECIPE = """
 model: {variant: vanilla, n_layer: 2, n_head: 2, n_embd: 32, block_size: 32, dropout: 0.1}
 data: {tokenizer: bytes, validation_tokens: 4000, lanes: 4}
-train: {val_every: 4, checkpoint_every: 3, keep_checkpoints: 2, compile: false, preflight: false, diagnostics: false}
+train: {val_every: 4, checkpoint_every: 3, compile: false, preflight: false, diagnostics: false}
 schedule: {warmup: 2, steps: 60}
 eval: {after_training: false}
 """

@@ -1,8 +1,8 @@
-"""A process with torch and DeepSpeed imported, from which ranks are forked instead of starting interpreters.
+"""A process with torch and DeepSpeed imported, of which ranks are forked: that saves their start.
 
-An import of both takes four CPU seconds, a fork some milliseconds; a torture starts hundreds of ranks. What is
-forked behaves as a fresh process: it has its own arguments and folder, its output goes to a file, an uncaught
-exception goes to `sys.excepthook`, and at its end the interpreter shuts down as it always does.
+An import of both takes four CPU seconds, a fork some milliseconds; a torture starts hundreds of ranks. What
+is forked behaves as a fresh process: it has its own arguments and folder, its output goes to a file, an
+uncaught exception goes to `sys.excepthook`, and at its end the interpreter shuts down as it always does.
 
 This is the server, `python -m faults.server DESCRIPTOR`; `Forks` is the client.
 """
@@ -102,7 +102,7 @@ class Forks:
         return self._statuses.get(pid)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns, which JSON can hold, from a process that has torch; RuntimeError if it fails."""
+        """What a function returns in a process that has torch, as JSON; RuntimeError where it fails."""
         with tempfile.TemporaryDirectory() as folder:
             answer, output = Path(folder, "answer"), Path(folder, "output")
             pid = self.start(Request(_answer, (answer, function, arguments), output))

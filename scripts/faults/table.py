@@ -20,7 +20,7 @@ class Seen:
 
     Attributes:
         seconds: from the fault to the end of the command.
-        exit_status: of the command: the highest of its ranks' own, or minus the signal that ended all of them.
+        exit_status: of the command: the highest of its ranks' own, or minus the signal that ended all.
         status: what summary.json says.
         text: all that was said: on the terminal, in summary.json and in failure.json.
         afterwards: what the same command came to, started again.
@@ -63,7 +63,7 @@ class Scene:
         wait_until(lambda: job.is_over() or steps_done(self.run_dir) >= step, START_LIMIT_S)
 
     def end(self, job: Job, since: float = 0.0, ranks: Sequence[int] = ()) -> Seen:
-        """Wait for a command's end, or for that of these ranks; seconds count from `since` after its start."""
+        """Wait for a command's end, or that of these ranks; seconds count from `since` after its start."""
         statuses = job.wait(self.bound_s + 60, ranks)
         seconds = job.seconds() - since
         if ranks:
@@ -80,7 +80,9 @@ class Scene:
         """All that a command, summary.json and failure.json say."""
         summary, failure = (read_json(self.run_dir / name) for name in ("summary.json", "failure.json"))
         facts = {key: summary.get(key) for key in ("error", "reason", "divergence", "spikes")}
-        text = "\n".join([job.printed().replace("\r", "\n"), str(failure.get("sentence", "")), f"summary: {facts}"])
+        text = "\n".join(
+            [job.printed().replace("\r", "\n"), str(failure.get("sentence", "")), f"summary: {facts}"]
+        )
         return text.replace(str(self.run_dir), "RUN")
 
     def goes_on(self, *options: str, reference: Path | None = None, **how: Any) -> str:
@@ -152,8 +154,9 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         said = row["said"].replace("|", "\\|")
         cells = [
-            row["name"], f"{row['bound_s']:g}", f"{row['seconds']:.1f}", row["exit_status"], row["status"] or "-",
-            said if len(said) <= 160 else f"{said[:157]}...", row["afterwards"].split(":")[0] or "-",
+            row["name"], f"{row['bound_s']:g}", f"{row['seconds']:.1f}", row["exit_status"],
+            row["status"] or "-", said if len(said) <= 160 else f"{said[:157]}...",
+            row["afterwards"].split(":")[0] or "-",
         ]  # fmt: skip
         print(f"| {' | '.join(map(str, cells))} |")
     for row in rows:

@@ -1,4 +1,4 @@
-"""Servers on this machine that fail when they are told to: one of files, and one that W&B's client talks to."""
+"""Servers on this machine that fail when they are told to: with files, and for W&B's client."""
 
 import gzip
 import hashlib
@@ -106,7 +106,7 @@ def serving() -> Iterator[Server]:
 
 
 def reply(runs: dict[str, dict[str, Any]], path: str, sent: dict[str, Any]) -> dict[str, Any]:
-    """What W&B answers to a client that tracks a run; of the run it keeps what says where a client goes on."""
+    """What W&B answers to a client that tracks a run; where it goes on follows from the rows so far."""
     if "file_stream" in path:
         history = sent.get("files", {}).get("wandb-history.jsonl")
         if history:
