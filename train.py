@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 # Each of these loads a name when it is first used: a refusal does not wait for torch.
 import data
 import eval
 import model
 import training
-from model.errors import FAILED
 
 
 def main(argv: list[str]) -> int:
@@ -147,7 +144,7 @@ def train(
     stop.start_is_over()
     feed.fetch()
     saved, diverged, ends = state.step, False, ranks.any(stop.asked() or feed.error is not None)
-    with suppress(training.Stopped):
+    with stop.agreed():
         while not ends:
             # A validation or a checkpoint follows its step here, also where it was stopped between the two.
             if state.validation_due:
@@ -184,15 +181,15 @@ def train(
             last = state.step == recipe.train.steps
             state.validation_due = last or state.step % recipe.train.val_every == 0
     request, data_error = stop.of_all_ranks(), feed.error_of_any_rank()
-    failure = request.reason if request and request.exit_status == FAILED else data_error
-    if state.step != saved and not diverged and not (request and request.exit_status == FAILED):
+    failure = request.reason if request and request.is_failure else data_error
+    if state.step != saved and not diverged and not (request and request.is_failure):
         save(engine, folder, state, report, stop, recipe.train.keep_checkpoints)
     stop.progress.enter("end")
     return report.end(state, diverged, failure)
 
 
 def save(
-    engine: Any,
+    engine: object,
     folder: training.RunFolder,
     state: training.TrainState,
     report: training.Reporter,

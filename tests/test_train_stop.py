@@ -143,7 +143,7 @@ def test_a_start_that_is_stopped_ends_with_a_sentence(job: Path) -> None:
     assert last == (
         "SIGTERM was received: the run stops before its first step: the same command starts it again"
     )
-    assert run(arguments(job, job / "start", *SHORT, "--train.steps", "1")).returncode == 0
+    assert run(arguments(job, job / "start", *SHORT, "--train.steps", "3")).returncode == 0
 
 
 def wait_for(file: Path) -> None:

@@ -36,5 +36,4 @@ from .step import train_step as train_step
 from .validation import bits_per_byte as bits_per_byte
 from .validation import validate as validate
 from .watch.failures import failures_recorded as failures_recorded
-from .watch.stop import Stopped as Stopped
 from .watch.stop import StopRequest as StopRequest

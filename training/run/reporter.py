@@ -202,7 +202,7 @@ class Reporter:
             wall_time_s=round(state.wall_time_s, 3),
             tokens_per_s=round(state.tokens / state.wall_time_s, 1),
             last_checkpoint=str(last.relative_to(folder.path)),
-            best_checkpoint=self._best_checkpoint(state) or str(last.relative_to(folder.path)),
+            best_checkpoint=self._best_checkpoint(state, last),
         )
         if self._tracker:
             self._tracker.log_checkpoint(last, state, folder.summary)
@@ -226,7 +226,7 @@ class Reporter:
         facts |= {"skipped_steps": state.skipped_steps, "throughput": self._throughput.summary()}
         if status == "finished":
             facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
-            facts["best_checkpoint"] = self._best_checkpoint(state)  # its last validation may have come late
+            facts["best_checkpoint"] = self._best_checkpoint(state)  # the last validation may be late
         if failure:
             facts["error"] = failure
             self.console.fail(failure)
@@ -246,12 +246,11 @@ class Reporter:
         """Seconds in the loop, those of earlier starts included."""
         return self._wall_time_before + time.perf_counter() - self._began
 
-    def _best_checkpoint(self, state: TrainState) -> str | None:
-        """That of the best validation so far, from the run folder; None where there is none."""
-        if state.best_step is None:
-            return None
-        best = self.folder.checkpoints / checkpoint_name(state.best_step)
-        return str(best.relative_to(self.folder.path)) if best.exists() else None
+    def _best_checkpoint(self, state: TrainState, last: Path | None = None) -> str | None:
+        """That of the best validation so far, before one `last`; None where it is gone."""
+        step = state.best_step
+        best = last if step is None else self.folder.checkpoints / checkpoint_name(step)
+        return str(best.relative_to(self.folder.path)) if best and best.exists() else None
 
     def _outcome(self, state: TrainState, diverged: bool, failure: str | None) -> tuple[str, int, str]:
         """The run's status, its exit status, and how it ended in words."""

@@ -46,6 +46,10 @@ class Request(NamedTuple):
     reason: str
     exit_status: int
 
+    @property
+    def is_failure(self) -> bool:
+        return self.exit_status == FAILED
+
 
 class Stopped(Exception):
     """All ranks have agreed to stop here."""
@@ -167,12 +171,16 @@ class StopRequest:
         if stops:
             raise Stopped
 
+    def agreed(self) -> AbstractContextManager[None]:
+        """What is inside ends early where the ranks agree on that."""
+        return suppress(Stopped)
+
     def of_all_ranks(self) -> Request | None:
         """The request of the ranks, one that failed before one that was interrupted. All ranks call it."""
         if self._ranks is None or self._ranks.world_size == 1:
             return self.request
         found = filter(None, self._ranks.gather(self.request))
-        return min(found, key=lambda request: request.exit_status != FAILED, default=None)
+        return min(found, key=lambda request: not request.is_failure, default=None)
 
     @contextmanager
     def ends_at_once(self, sentence: str, note: Callable[[], object]) -> Iterator[None]:
