@@ -12,8 +12,8 @@ Run again, the same command goes on where it stopped.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import sys
-from pathlib import Path
 
 # Each of these loads a name when it is first used: a refusal does not wait for torch.
 import data
@@ -119,7 +119,7 @@ def train(
     ranks: training.Ranks,
     start_up: training.StartUp,
     stop: training.StopRequest,
-    checkpoint: Path | None,
+    checkpoint: pathlib.Path | None,
     state: training.TrainState,
 ) -> int:
     """Build the engine, resume where a checkpoint is, run the loop. Returns the exit status."""
@@ -140,8 +140,9 @@ def train(
         training.load_checkpoint(engine, checkpoint, state)
     report.begin(state, checkpoint, corpus, validation, start_up)
 
-    # The loop, which all ranks leave together: where a step ends, or by Stopped, before the next micro-batch.
+    # The loop, which all ranks leave together: where a step ends, or by a stop before the next micro-batch.
     stop.start_is_over()
+    checkpoints = training.Checkpoints(engine, folder.path, recipe.train, stop.ask, report.checkpoint)
     feed.fetch()
     saved, diverged, ends = state.step, False, ranks.any(stop.asked() or feed.error is not None)
     with stop.agreed():
@@ -155,8 +156,8 @@ def train(
                     state.note_validation(float(losses.mean()), training.bits_per_byte(losses, validation))
                     report.validation(state, losses, validation, texts)
             last = state.step == recipe.train.steps
-            if state.step != saved and (last or state.step % recipe.train.checkpoint_every == 0):
-                saved = save(engine, folder, state, report, stop, recipe.train.keep_checkpoints)
+            if state.step != saved and checkpoints.are_due(state, last=last, stop=False):
+                saved = save(checkpoints, state, report, stop)
             if last:
                 break
             # Rate and designs follow from the step alone: a resumed run cannot drift from one in one piece.
@@ -180,26 +181,27 @@ def train(
             ends = result.stop or diverged
             last = state.step == recipe.train.steps
             state.validation_due = last or state.step % recipe.train.val_every == 0
-    request, data_error = stop.of_all_ranks(), feed.error_of_any_rank()
-    failure = request.reason if request and request.is_failure else data_error
-    if state.step != saved and not diverged and not (request and request.is_failure):
-        save(engine, folder, state, report, stop, recipe.train.keep_checkpoints)
+    request, failure = stop.of_all_ranks(), feed.error_of_any_rank()
+    if request and request.is_failure:
+        failure = request.reason
+    elif state.step != saved and not diverged and checkpoints.are_due(state, last=last, stop=True):
+        save(checkpoints, state, report, stop)
+    with stop.phase("checkpoint"):
+        failure = checkpoints.wait() or failure
     stop.progress.enter("end")
     return report.end(state, diverged, failure)
 
 
 def save(
-    engine: object,
-    folder: training.RunFolder,
+    checkpoints: training.Checkpoints,
     state: training.TrainState,
     report: training.Reporter,
     stop: training.StopRequest,
-    keep: int,
 ) -> int:
-    """Write a checkpoint of where the run stands. All ranks call it. Returns its step."""
+    """Have a checkpoint written of where the run stands. All ranks call it. Returns its step."""
     with report.phase("checkpoint"), stop.phase("checkpoint"):
         state.wall_time_s = report.wall_time_s()
-        report.checkpoint(state, training.save_checkpoint(engine, folder.checkpoints, state, keep))
+        checkpoints.save(state)
     return state.step
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from model.errors import UserError
-from model.files import write_bytes
+from model.files import write_text
+from model.redaction import redact
 
 from .config import DataConfig
 from .sources import (
@@ -166,12 +167,12 @@ def open_or_remember(config: DataConfig, tokenizer: Tokenizer) -> Source:
         # a run that goes on asks for the commit that it began with
         for one in (config, replace(config, revision=source.revision)):
             with suppress(OSError):  # `CachedSource` says so
-                write_bytes(_note(one, config.cache_dir), json.dumps(remembered).encode())
+                write_text(_note(one, config.cache_dir), json.dumps(remembered))
     return source
 
 
 def _note(config: DataConfig, cache_dir: str) -> Path:
-    asked_for = [config.source, config.subset, config.revision, config.split, config.text_column]
+    asked_for = [redact(config.source), config.subset, config.revision, config.split, config.text_column]
     asked_for += [config.files] if config.files is not None else []
     # of another form than those of older NormLabs, which knew no content
     name = hashlib.sha256(json.dumps([FORM, *asked_for]).encode()).hexdigest()[:16]

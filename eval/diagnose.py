@@ -115,7 +115,6 @@ def diagnose(job: Job, console: "Console") -> None:
         facts = _measure(job, file, console)
     with reading(file):
         table = pd.read_parquet(file)
-    console.say(f"step {job.step} of {job.source}" if job.source == job.like else str(job.source))
     console.say(f"{facts['sequences']} sequences of {facts['block_size']} validation tokens")
     console.say(format_diagnosis(table))
     for note in facts["notes"]:

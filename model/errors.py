@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
+from .redaction import redact
+
 FAILED = 1
 """Exit status of a command that met an error which is not the user's, or of a candidate that was refused."""
 REFUSED = 2
@@ -55,7 +57,7 @@ def print_error(sentence: object) -> int:
     Only rank 0 speaks, but for a LauncherError.
     """
     if (os.environ.get("RANK") or "0") == "0" or isinstance(sentence, LauncherError):
-        print(f"error: {sentence}", file=sys.stderr)
+        print(redact(f"error: {sentence}"), file=sys.stderr)
     return REFUSED
 
 

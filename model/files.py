@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .redaction import redact
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, which takes its place once it is on the disk.
@@ -32,8 +34,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` of UTF-8 text."""
-    write_bytes(path, text.encode())
+    """`write_whole` of UTF-8 text, without signatures, tokens and keys: see `redact`."""
+    write_bytes(path, redact(text).encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,7 @@
-from .checkpoints.checkpoint import load_checkpoint as load_checkpoint
-from .checkpoints.checkpoint import save_checkpoint as save_checkpoint
+from .checkpoints.loading import load_checkpoint as load_checkpoint
 from .checkpoints.newest import newest_checkpoint as newest_checkpoint
 from .checkpoints.newest import read_state as read_state
+from .checkpoints.writing import Checkpoints as Checkpoints
 from .config import DeepSpeedConfig as DeepSpeedConfig
 from .config import Recipe as Recipe
 from .config import check_design as check_design

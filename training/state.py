@@ -1,5 +1,6 @@
 """What a run must carry over a stop, beside weights and optimizer."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ class TrainState:
         self.bad_documents = result.bad_documents
 
     def note_validation(self, loss: float, bits_per_byte: float) -> None:
-        """Remember a validation after this step, and whether it is the best so far."""
+        """Remember a validation after this step, and whether it is the best so far; a NaN is not."""
         self.val_loss, self.val_bits_per_byte, self.validation_due = loss, bits_per_byte, False
-        if self.best_val_loss is None or loss < self.best_val_loss:
+        if math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss):
             self.best_val_loss, self.best_step = loss, self.step

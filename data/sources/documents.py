@@ -19,7 +19,7 @@ from model.errors import UserError
 from ..config import DataConfig
 from ..files.hashes import content_hashes
 from ..files.versions import WITHOUT_CHECKSUM
-from .places import is_remote
+from .places import is_remote, local_path
 
 ROWS_PER_SHARD = 1_000
 """No shard has more rows."""
@@ -177,24 +177,24 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """A hash of the files' names and content, their shards and the text column.
 
-        It stays the same when the files move to another folder, and when the hub's commit changes none of
-        them. Files here are read when it is first asked for. Raises UserError where one cannot be.
+        It stays the same when the files move to another folder, when a URL is signed anew, and when the hub's
+        commit changes none of them. Files here are read when it is first asked for. Raises UserError where
+        one cannot be.
         """
         here = [path for path in self.file_sizes if path not in self.versions]
         versions = {**self.versions, **content_hashes(here)}
-        files = [[os.path.basename(path), versions[path]] for path in self.file_sizes]
-        content = [self.config.text_column, files, self._cut(), self.shards_per_window]
+        files = [[_name(path), versions[path]] for path in self.file_sizes]
+        cut = [[_name(s.path), s.group, s.first_row, s.rows] for s in self.shards]
+        content = [self.config.text_column, files, cut, self.shards_per_window]
         return FORM + hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @cached_property
     def older_fingerprint(self) -> str:
         """What the fingerprint was until NormLab hashed content: of names, sizes and the hub's commit."""
         files = [[os.path.basename(path), size] for path, size in self.file_sizes.items()]
-        content = [self.config.text_column, files, self._cut(), [self.revision] if self.revision else []]
+        cut = [[os.path.basename(s.path), s.group, s.first_row, s.rows] for s in self.shards]
+        content = [self.config.text_column, files, cut, [self.revision] if self.revision else []]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-    def _cut(self) -> list[list[str | int]]:
-        return [[os.path.basename(s.path), s.group, s.first_row, s.rows] for s in self.shards]
 
     def read(self, shard: Shard) -> Documents:
         """The documents of a shard.
@@ -202,10 +202,12 @@ class Source(ABC):
         Raises:
             UserError: one is bad and `data.on_bad_document` is `stop`.
             ConnectionError: the shard cannot be fetched, after several tries.
+            OSError: its file has changed since it was opened.
         """
         try:
             rows = self._rows(shard)
         except DamagedShard as error:
+            self._check_size(shard)
             if self.config.on_bad_document == "stop":
                 raise UserError(
                     f"data.source: {shard.path} is damaged in part {shard.group}, from row {shard.first_row} "
@@ -224,6 +226,24 @@ class Source(ABC):
             else:
                 bad[reason] += 1
         return Documents(kept, bad)
+
+    def _check_size(self, shard: Shard) -> None:
+        """Raise OSError where a shard was damaged after its file was opened: a run without it would be
+        another run."""
+        path = self._file_of(shard)
+        if path not in self.file_sizes or is_remote(path):
+            return
+        here = local_path(path)
+        size = here.stat().st_size if here.is_file() else 0
+        if size != self.file_sizes[path]:
+            raise OSError(
+                f"{path} had {self.file_sizes[path]:,} bytes when the run began, and has {size:,} now: bring "
+                "it back as it was, and the same command goes on"
+            )
+
+    def _file_of(self, shard: Shard) -> str:
+        """Which of `file_sizes` a shard is read from."""
+        return shard.path
 
     def leave_out(self, document: str, shards: Sequence[Shard], reason: str) -> None:
         """Raises UserError with the place of a bad document, which is in one of these shards, where
@@ -261,3 +281,9 @@ class Source(ABC):
             if size > self.config.max_document_bytes:
                 return "too_long"
         return None
+
+
+def _name(path: str) -> str:
+    """A file's name, without what signs its URL."""
+    is_on_web = path.startswith(("http://", "https://"))
+    return os.path.basename(path.partition("?")[0] if is_on_web else path)

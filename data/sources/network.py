@@ -2,7 +2,6 @@
 
 import logging
 import lzma
-import re
 import threading
 import time
 import zlib
@@ -16,6 +15,7 @@ import pyarrow as pa
 import zstandard
 
 from model.errors import UserError
+from model.redaction import redact
 
 from ..interrupts import is_done, pause
 from .places import is_remote
@@ -136,11 +136,11 @@ class Tries:
                 raise error
             how_long = "" if final else f"; tried for {passed:.0f} s"
             raise (Refused if final else Unreadable)(
-                f"{self._path} cannot be read ({self._why}{how_long}): "
+                f"{redact(self._path)} cannot be read ({self._why}{how_long}): "
                 "once it can be, the same command goes on from there"
             ) from error
         seconds = min(next(self._waits), self._timeout_s - passed)
-        _log.warning("%s: %s; trying again in %.0f s", self._path, _error_text(reason), seconds)
+        _log.warning("%s: %s; trying again in %.0f s", redact(self._path), _error_text(reason), seconds)
         pause(seconds)
 
 
@@ -250,7 +250,7 @@ def _is_final(error: Exception, opening: bool) -> bool:
 
 def _error_text(error: Exception) -> str:
     """An error in a few words."""
-    text = " ".join(re.sub(r"(https?://[^\s?']+)\?[^\s']*", r"\1", str(error)).split())  # may be signed
+    text = " ".join(redact(str(error)).split())
     if len(text) > LONGEST_REASON:
         text = text[:LONGEST_REASON].rsplit(" ", 1)[0] + " ..."
     return f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -120,6 +120,9 @@ class TokenFolder(Source):
         self.older_fingerprint = manifest.get("older_fingerprint", manifest["fingerprint"])
         self.shards_per_window = manifest.get("shards_per_window", 1)
 
+    def _file_of(self, shard: Shard) -> str:
+        return self._files[shard.index][0]
+
     def _rows(self, shard: Shard) -> list[Document | BadRow | None]:
         path, xxh3 = self._files[shard.index]
         try:

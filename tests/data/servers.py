@@ -46,6 +46,7 @@ class Server(ThreadingHTTPServer):
         self.faults: list[int | str] = []
         self.requests: list[Request] = []
         self.ranges = True
+        self.signature: str | None = None  # the query without which every request is refused
         self.compresses = False
         self.versions: dict[str, str] | None = None  # headers that tell contents apart; None for an ETag
         self.closed = threading.Event()
@@ -79,6 +80,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(200, b"")
         fault = server.faults.pop(0) if server.faults else 200
         path = self.path.removesuffix("?Signature=secret")
+        if server.signature is not None:
+            path, _, query = self.path.partition("?")
+            fault = fault if query == server.signature else 403
         content = server.files.get(path, b"")
         status = 404 if path not in server.files | server.redirects else 200
         if fault == "stall":

@@ -15,6 +15,7 @@ from eval.judging.commands import Command, Ended, Interrupted
 from eval.judging.judgment import judge
 from eval.judging.request import read_judge
 from model import design_fingerprint
+from tests.eval.tiny_runs import write_manifest
 from training.config.commands import resolve_command
 from training.run.folder import RunFolder
 
@@ -120,7 +121,8 @@ class MadeUp:
         folder.update_summary(**recipe.facts(deepspeed), **facts)
         file = Path(run_dir, "checkpoints", f"step_{step:08d}", "manifest.json")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"step": step, "files": {}}))
+        file.with_name("model.pt").write_bytes(b"weights")
+        write_manifest(file.parent)
         if status == "interrupted":
             raise Interrupted
         return Ended({"finished": 0, "diverged": 3}.get(status, 1), "")

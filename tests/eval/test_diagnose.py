@@ -19,6 +19,7 @@ from eval.diagnose import check, choose_sequences, diagnose, parse
 from eval.diagnosis.files import diagnosis_file, read_facts
 from model import GPT, GPTConfig
 from model.errors import UserError
+from tests.eval.tiny_runs import write_manifest
 
 BLOCK_SIZE = 12
 
@@ -37,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = folder / "checkpoints" / "step_00000003"
     checkpoint.mkdir(parents=True)
     torch.save({"module": gpt.state_dict()}, checkpoint / "mp_rank_00_model_states.pt")
-    (checkpoint / "manifest.json").write_text('{"files": {}}')
+    write_manifest(checkpoint)
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": asdict(gpt.config), "data": data}))
     return folder
 

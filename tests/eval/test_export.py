@@ -1,6 +1,5 @@
 """The export command on run folders."""
 
-import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 from data import open_tokenizer
 from eval.export import export, main
 from model import GPT, GPTConfig
-from training.run.reader import file_sha256
+from tests.eval.tiny_runs import write_manifest
 
 ROOT = Path(__file__).parents[2]
 SHAPE = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=32, vocab_size=50304)
@@ -43,8 +42,7 @@ def make_run(folder: Path, config: GPTConfig, tokenizer: str = "gpt2") -> GPT:
         checkpoint.mkdir(parents=True)
         file = checkpoint / "mp_rank_00_model_states.pt"
         torch.save({"module": gpt.state_dict()}, file)
-        entry = {"size": file.stat().st_size, "sha256": file_sha256(file)}
-        (checkpoint / "manifest.json").write_text(json.dumps({"files": {file.name: entry}}))
+        write_manifest(checkpoint)
     recipe = {"model": asdict(config), "data": {"tokenizer": tokenizer}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return gpt.eval()

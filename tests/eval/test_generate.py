@@ -14,7 +14,7 @@ from data import open_tokenizer
 from eval.export import export
 from eval.generate import SEPARATOR, main
 from model import GPT, GPTConfig
-from training.run.reader import file_sha256
+from tests.eval.tiny_runs import write_manifest
 from training.samples import continue_text, next_token, write_samples
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32, "vocab_size": 257}
@@ -32,8 +32,7 @@ def make_run(folder: Path, norm: str) -> Path:
     checkpoint.mkdir(parents=True)
     file = checkpoint / "mp_rank_00_model_states.pt"
     torch.save({"module": gpt.state_dict()}, file)
-    entry = {"size": file.stat().st_size, "sha256": file_sha256(file)}
-    (checkpoint / "manifest.json").write_text(json.dumps({"files": {file.name: entry}}))
+    write_manifest(checkpoint)
     recipe = {"model": asdict(gpt.config), "data": {"tokenizer": "bytes"}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder

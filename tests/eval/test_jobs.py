@@ -25,6 +25,7 @@ from eval.scoring.lm import NormLabLM
 from eval.tasks import load_tasks
 from model import GPT, GPTConfig
 from model.errors import UserError
+from tests.eval.tiny_runs import write_manifest
 from training.checkpoints.found import find_checkpoint
 from training.config.evaluation import EvalConfig
 from training.engine.weights import load_model
@@ -251,7 +252,7 @@ def test_the_command_reads_text_with_the_runs_tokenizer(tmp_path, eval_data):
     checkpoint = tmp_path / "checkpoints" / "step_00000001"
     checkpoint.mkdir(parents=True)
     torch.save({"module": gpt.state_dict()}, checkpoint / "mp_rank_00_model_states.pt")
-    (checkpoint / "manifest.json").write_text(json.dumps({"files": {}}))
+    write_manifest(checkpoint)
     recipe = {"model": asdict(gpt.config), "data": {"tokenizer": "bytes"}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     done = python("-m", "eval", tmp_path, "--eval_data", eval_data, "--tasks", "wikitext", HF_HUB_OFFLINE="1")

@@ -23,6 +23,7 @@ from eval.running.job import check
 from eval.slices.losses import slice_losses
 from model import GPT, GPTConfig
 from model.errors import UserError
+from tests.eval.tiny_runs import write_manifest
 
 BLOCK_SIZE = 12
 
@@ -42,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = folder / "checkpoints" / "step_00000003"
     checkpoint.mkdir(parents=True)
     torch.save({"module": gpt.state_dict()}, checkpoint / "mp_rank_00_model_states.pt")
-    (checkpoint / "manifest.json").write_text('{"files": {}}')
+    write_manifest(checkpoint)
     recipe = {"model": asdict(gpt.config), "data": data, "eval": {"tasks": ["piqa"]}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder

@@ -26,6 +26,7 @@ from eval.tasks import check_tasks, load_tasks
 from model import GPT, GPTConfig, variant_name
 from model.errors import UserError
 from tests.eval.cards import card_of, score_of
+from tests.eval.tiny_runs import write_manifest
 from training.config.evaluation import EvalConfig
 
 LOCAL_SETS = Path(__file__).parents[3] / "shared" / "data" / "eval"
@@ -191,10 +192,9 @@ def test_the_last_window_can_be_drawn_and_a_shorter_set_is_refused():
 # ---- on a run ----
 def make_run(folder: Path, norm: str = "layernorm") -> Path:
     gpt = make_gpt("bytes", norm)
-    checkpoint = folder / "checkpoints" / "step_00000001"
-    checkpoint.mkdir(parents=True)
+    (checkpoint := folder / "checkpoints" / "step_00000001").mkdir(parents=True)
     torch.save({"module": gpt.state_dict()}, checkpoint / "mp_rank_00_model_states.pt")
-    (checkpoint / "manifest.json").write_text(json.dumps({"files": {}}))
+    write_manifest(checkpoint)
     for name, count in (("train", 40), ("held_out", 30)):
         lines = [json.dumps({"text": f"{name} {n}: the tide runs out twice a day."}) for n in range(count)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))

@@ -11,6 +11,7 @@ import yaml
 from tqdm import tqdm
 
 from model import GPT, GPTConfig
+from training.run.reader import checkpoint_step, file_sha256
 
 SHAPE = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=257)
 SETS: dict[str, list[dict[str, Any]]] = {
@@ -59,10 +60,19 @@ def add_checkpoint(run: Path, step: int, val_loss: float | None = None) -> None:
     folder = run / "checkpoints" / f"step_{step:08d}"
     folder.mkdir(parents=True)
     torch.save({"module": GPT(SHAPE).state_dict()}, folder / "mp_rank_00_model_states.pt")
-    (folder / "manifest.json").write_text(json.dumps({"files": {}}))
+    write_manifest(folder)
     if val_loss is not None:
         with (run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"kind": "val", "step": step, "loss": val_loss}) + "\n")
+
+
+def write_manifest(checkpoint: Path) -> None:
+    """The manifest of a checkpoint's files."""
+    files = {
+        file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)} for file in checkpoint.iterdir()
+    }
+    manifest = {"step": checkpoint_step(checkpoint), "files": files}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
 def make_run(run: Path, losses: Mapping[int, float | None], sets: Path, status: str = "finished") -> Path:

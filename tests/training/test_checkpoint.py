@@ -6,52 +6,23 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from model import GPT, GPTConfig
 from model.errors import UserError
-from tests.tiny import TINIEST
-from training.checkpoints.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from tests.checkpoints import FileEngine, save_checkpoint
 from training.checkpoints.found import damage
+from training.checkpoints.loading import load_checkpoint
 from training.checkpoints.newest import newest_checkpoint, read_state
+from training.engine.weights import fp32_weights
 from training.run.reader import checkpoint_name
+from training.state import TrainState
 
 DATA = "a" * 64
-
-
-class FileEngine:
-    """Stands in for DeepSpeed's: its checkpoint is two files, one of them in a folder below."""
-
-    def __init__(self, weights: bytes = b"weights of the model") -> None:
-        self.weights = weights
-        self.module = GPT(GPTConfig(**TINIEST))
-        self.optimizer = SimpleNamespace(param_groups=[])
-        self._config = SimpleNamespace()
-        self.fails = False
-
-    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
-        assert not save_latest  # a `latest` file would name a folder that is renamed
-        below = Path(folder, tag, "optimizer")
-        below.mkdir(parents=True)
-        (below / "rank0.pt").write_bytes(self.weights[::-1])
-        if self.fails:
-            raise OSError("No space left on device")
-        (below.parent / "model.pt").write_bytes(self.weights)
-
-    def load_universal_checkpoint(self) -> bool:
-        return False
-
-    def load_checkpoint(self, folder: str, tag: str) -> tuple[str | None, dict[str, Any]]:
-        file = Path(folder, tag, "model.pt")
-        if not file.is_file():
-            return None, {}
-        self.weights = file.read_bytes()
-        return str(file), {}
+MODEL = "mp_rank_00_model_states.pt"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,7 +48,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_checkpoint_has_the_engines_files_the_state_and_a_manifest(saved: Path) -> None:
     assert saved.name == "step_00000030"
-    assert names(saved) == ["manifest.json", "model.pt", "optimizer", "trainer_state.json"]
+    assert names(saved) == ["manifest.json", "model.safetensors", MODEL, "optimizer", "trainer_state.json"]
     assert names(saved.parent) == ["step_00000010", "step_00000020", "step_00000030"]  # nothing partial
     assert damage(saved) is None
 
@@ -85,7 +56,7 @@ def test_a_checkpoint_has_the_engines_files_the_state_and_a_manifest(saved: Path
 def test_the_manifest_holds_every_files_size_and_checksum(saved: Path) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
     assert manifest["step"] == 30
-    files = {"model.pt", "optimizer/rank0.pt", "trainer_state.json"}
+    files = {MODEL, "model.safetensors", "optimizer/rank0.pt", "trainer_state.json"}
     assert set(manifest["files"]) == files
     for name in files:
         content = (saved / name).read_bytes()
@@ -103,7 +74,7 @@ def cut_short(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("name", ["model.pt", "optimizer/rank0.pt", "trainer_state.json"])
+@pytest.mark.parametrize("name", [MODEL, "model.safetensors", "optimizer/rank0.pt", "trainer_state.json"])
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -132,13 +103,19 @@ def test_the_newest_checkpoint_is_found(saved: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(saved: Path) -> None:
-    flip_a_bit(saved / "model.pt")
+    flip_a_bit(saved / MODEL)
     (saved.parent / "step_00000020" / "manifest.json").unlink()
     warnings: list[str] = []
     assert newest_checkpoint(saved.parent, warnings.append) == saved.parent / "step_00000010"
     assert len(warnings) == 2 and not any("\n" in warning for warning in warnings)
-    assert str(saved) in warnings[0] and "model.pt has another checksum" in warnings[0]
+    assert str(saved) in warnings[0] and f"{MODEL} has another checksum" in warnings[0]
     assert "step_00000020" in warnings[1] and "manifest.json" in warnings[1]
+    renamed = ["damaged_step_00000020", "damaged_step_00000030", "step_00000010"]
+    assert names(saved.parent) == renamed
+    # Once more, and the last one too: what was renamed before is no reason to begin again.
+    flip_a_bit(saved.parent / "step_00000010" / MODEL)
+    with pytest.raises(UserError, match=rf"step_00000010: {MODEL} .*; damaged_step_00000020: found damaged"):
+        newest_checkpoint(saved.parent, warnings.append)
 
 
 def test_every_rank_takes_the_checkpoint_that_rank_0_found(
@@ -147,43 +124,36 @@ def test_every_rank_takes_the_checkpoint_that_rank_0_found(
     """Rank 1, whose own look at the folder would find another one."""
     found_by_rank_0 = saved.parent / "step_00000020"
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
-    monkeypatch.setattr(dist, "broadcast_object_list", lambda found: found.__setitem__(0, found_by_rank_0))
+    monkeypatch.setattr(
+        dist, "broadcast_object_list", lambda found: found.__setitem__(0, (found_by_rank_0, None))
+    )
     assert newest_checkpoint(saved.parent, print) == found_by_rank_0
 
 
-def test_without_a_whole_checkpoint_there_is_none(saved: Path, tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(saved: Path, tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "not there", print) is None
     for path in saved.parent.iterdir():
-        cut_short(path / "model.pt")
-    warnings: list[str] = []
-    assert newest_checkpoint(saved.parent, warnings.append) is None and len(warnings) == 3
+        cut_short(path / MODEL)
+    with pytest.raises(UserError) as caught:
+        newest_checkpoint(saved.parent, print)
+    message = str(caught.value)
+    assert "--restart" in message and message.count(f"{MODEL} is missing or has another size") == 3
+    assert len(names(saved.parent)) == 3 and "step_00000030" in names(saved.parent)  # as they were
 
 
 def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
     for step in (9, 10, 99_999_999):
         save_checkpoint(FileEngine(), tmp_path, TrainState(step=step), keep=3)
-    assert newest_checkpoint(tmp_path, print) == tmp_path / "step_99999999"
-    shutil.rmtree(tmp_path / "step_99999999")
-    assert newest_checkpoint(tmp_path, print) == tmp_path / "step_00000010"
-
-
-def test_a_save_that_fails_leaves_no_checkpoint_and_harms_no_later_one(saved: Path) -> None:
-    engine = FileEngine()
-    engine.fails = True
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(engine, saved.parent, TrainState(step=40), keep=3)
-    assert newest_checkpoint(saved.parent, print) == saved
-    (leftover,) = {path.name for path in saved.parent.iterdir() if not path.name.startswith("step_")}
-    (saved.parent / leftover / "stale.pt").touch()
-    again = save_checkpoint(FileEngine(b"new weights"), saved.parent, TrainState(step=40), keep=3)
-    assert names(saved.parent) == [checkpoint_name(step) for step in (20, 30, 40)]
-    assert names(again) == names(saved) and damage(again) is None
+    assert newest_checkpoint(tmp_path / "checkpoints", print) == tmp_path / "checkpoints" / "step_99999999"
+    shutil.rmtree(tmp_path / "checkpoints" / "step_99999999")
+    assert newest_checkpoint(tmp_path / "checkpoints", print) == tmp_path / "checkpoints" / "step_00000010"
 
 
 def test_a_step_saved_again_replaces_what_was_there(saved: Path) -> None:
-    flip_a_bit(saved / "model.pt")
-    save_checkpoint(FileEngine(b"others"), saved.parent, TrainState(step=30), keep=3)
-    assert damage(saved) is None and (saved / "model.pt").read_bytes() == b"others"
+    flip_a_bit(saved / MODEL)
+    save_checkpoint(FileEngine(2.0), saved.parent.parent, TrainState(step=30), keep=3)
+    assert damage(saved) is None and fp32_weights(saved)["lm_head.weight"].eq(2).all()
+    assert names(saved.parent) == ["step_00000010", "step_00000020", "step_00000030"]
 
 
 @pytest.mark.parametrize(
@@ -201,12 +171,13 @@ def test_a_step_saved_again_replaces_what_was_there(saved: Path) -> None:
 def test_the_newest_checkpoints_and_the_best_one_stay(
     tmp_path: Path, keep: int, best_step: int | None, left: list[int]
 ) -> None:
+    folder = tmp_path / "checkpoints"
     for step in (10, 20, 30, 40, 50):
         best = best_step if best_step is not None and step >= best_step else None
         save_checkpoint(
             FileEngine(), tmp_path, TrainState(step=step, best_step=best), keep=keep if step == 50 else 9
         )
-    assert names(tmp_path) == [checkpoint_name(step) for step in left]
+    assert names(folder) == [checkpoint_name(step) for step in left]
 
 
 def test_the_whole_state_survives(tmp_path: Path) -> None:
@@ -215,11 +186,11 @@ def test_the_whole_state_survives(tmp_path: Path) -> None:
         cursors={0: (0, 3, 17, 250), 1: (1, 0, 0, 0), 10: (0, 5, 2, 9)},
         data_fingerprint=DATA, wandb_id="abc123", val_loss=3.0625, best_val_loss=2.9, best_step=5,
     )  # fmt: skip
-    checkpoint = save_checkpoint(FileEngine(b"the weights"), tmp_path, replace(state), keep=1)
-    engine = FileEngine(b"")
+    checkpoint = save_checkpoint(FileEngine(3.0), tmp_path, replace(state), keep=1)
+    engine = FileEngine(0.0)
     loaded = read_state(checkpoint, [DATA])
     load_checkpoint(engine, checkpoint, loaded)
-    assert engine.weights == b"the weights"
+    assert engine.module.lm_head.weight.eq(3).all()
     assert {lane: tuple(cursor) for lane, cursor in loaded.cursors.items()} == state.cursors
     assert list(map(type, loaded.cursors)) == [int, int, int]
     assert len(loaded.rng) == 1
@@ -227,13 +198,13 @@ def test_the_whole_state_survives(tmp_path: Path) -> None:
 
 
 def test_after_loading_the_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    saved, loaded = FileEngine(), FileEngine()
     torch.manual_seed(5)
     torch.rand(3)
-    state = TrainState(step=1)
-    checkpoint = save_checkpoint(FileEngine(), tmp_path, state, keep=1)
+    checkpoint = save_checkpoint(saved, tmp_path, TrainState(step=1, data_fingerprint=DATA), keep=1)
     expected = torch.rand(4), torch.randperm(9), torch.randn(2)
     torch.manual_seed(99)
-    load_checkpoint(FileEngine(), checkpoint, state)
+    load_checkpoint(loaded, checkpoint, read_state(checkpoint, [DATA]))
     drawn = torch.rand(4), torch.randperm(9), torch.randn(2)
     assert all(torch.equal(left, right) for left, right in zip(drawn, expected, strict=True))
 
@@ -244,8 +215,13 @@ def test_each_ranks_own_lanes_are_saved_and_another_ranks_copies_are_not(
     """Rank 0 of two: lanes 1 and 3 are rank 1's; what rank 0 knows of them is as old as the last resume."""
 
     def from_both(gathered: list[Any], own: Any) -> None:
+        if own is None:  # whether a rank could not write
+            return
         assert set(own[0]) == {0, 2}
-        gathered[:] = [own, ({1: (0, 1, 5, 5), 3: (0, 3, 5, 5)}, {"cpu": "rank 1's"})]
+        (tmp_path / "checkpoints" / f".{checkpoint_name(1)}.partial" / ".written_by_rank1.json").write_text(
+            "{}"
+        )
+        gathered[:] = [own, ({1: (0, 1, 5, 5), 3: (0, 3, 5, 5)}, {"cpu": "rank 1's"}, 0, own[3])]
 
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_gather_object", from_both)
@@ -275,6 +251,6 @@ def test_other_data_is_refused(saved: Path) -> None:
 
 
 def test_a_checkpoint_that_the_engine_does_not_find_is_an_error(saved: Path) -> None:
-    (saved / "model.pt").unlink()
+    (saved / MODEL).unlink()
     with pytest.raises(ValueError, match=r"no checkpoint in .*step_00000030"):
         load_checkpoint(FileEngine(), saved, read_state(saved, [DATA]))

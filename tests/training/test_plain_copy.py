@@ -10,11 +10,11 @@ import torch.distributed as dist
 
 from model import GPT, GPTConfig
 from model.treatment import Treatment
+from tests.checkpoints import save_checkpoint
 from tests.distributed import run_on_ranks
 from tests.engines import SMALL, batches, load, step
 from tests.own_designs import KEPT, LEFTOVER
 from tests.tiny import DS_CONFIG, TINY, zero
-from training.checkpoints.checkpoint import save_checkpoint
 from training.config import read_deepspeed_config
 from training.diagnostics.plain_copy import PlainCopy, fp32_weights
 from training.engine import weights

@@ -166,11 +166,11 @@ def test_a_validation_leaves_losses_by_document(tmp_path: Path) -> None:
 def test_a_checkpoint_is_named_with_the_best_that_is_still_there(tmp_path: Path) -> None:
     state = TrainState(step=2, tokens=256, best_step=1, wall_time_s=4.0)
     report, _ = begun(tmp_path, state)
-    report.checkpoint(state, tmp_path / "run" / "checkpoints" / "step_00000002")
+    report.checkpoint(state, tmp_path / "run" / "checkpoints" / "step_00000002", {"written": 1})
     assert summary(tmp_path)["last_checkpoint"] == "checkpoints/step_00000002"
     assert summary(tmp_path)["best_checkpoint"] is None and summary(tmp_path)["tokens_per_s"] == 64.0
     (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
-    report.checkpoint(state, tmp_path / "run" / "checkpoints" / "step_00000002")
+    report.checkpoint(state, tmp_path / "run" / "checkpoints" / "step_00000002", {"written": 1})
     assert summary(tmp_path)["best_checkpoint"] == "checkpoints/step_00000001"
 
 

@@ -72,7 +72,7 @@ def test_weights_that_changed_on_the_disk_are_not_evaluated(tmp_path: Path) -> N
     assert str(caught.value) == f"{tmp_path} {damaged}"
     with pytest.raises(UserError) as caught:
         load_model(tmp_path, 7)
-    asked = f"{folder} is damaged (model.pt has another checksum): it is the only one"
+    asked = f"{folder} is damaged (model.pt has another checksum): no other is there"
     assert str(caught.value) == asked
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from model import GPT, GPTConfig, to_hf
 from model.errors import UserError
+from tests.eval.tiny_runs import write_manifest
 from tests.tiny import TINY
 from training.config.commands import TRAIN, read_command
 from training.engine.start import check_start
@@ -39,14 +40,15 @@ SHAPE = GPTConfig(**TINY)
 def check(source: Path, config: GPTConfig, run_dir: Path = Path("nowhere"), tokenizer: str = "gpt2") -> None:
     train, data = SimpleNamespace(init_from=str(source)), SimpleNamespace(tokenizer=tokenizer)
     recipe: Any = SimpleNamespace(model=config, train=train, data=data)
-    folder: Any = SimpleNamespace(path=run_dir)
+    folder: Any = SimpleNamespace(path=run_dir, restarts=False)
     check_start(recipe, folder)
 
 
 def make_run(folder: Path, config: GPTConfig, design: str | None = None) -> Path:
     """A run with a complete checkpoint of step 1, as far as its configs tell."""
     (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
-    (folder / "checkpoints" / "step_00000001" / "manifest.json").write_text('{"files": {}}')
+    (folder / "checkpoints" / "step_00000001" / "model.pt").write_bytes(b"weights")
+    write_manifest(folder / "checkpoints" / "step_00000001")
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": asdict(config)}))
     if design:
         (folder / "designs").mkdir()
@@ -131,7 +133,7 @@ def test_what_is_no_source_is_said(tmp_path: Path) -> None:
         (tmp_path / "none", "there is no run folder"),
         (tmp_path / "empty", "is not a run folder: it holds no recipe.yaml"),
         (llama, "is no GPT-2: its model_type is 'llama'"),
-        (begun, "has no complete checkpoint yet"),
+        (begun, "has no checkpoint that is whole"),
     ):
         with pytest.raises(UserError, match=f"train.init_from is {source}: .*{sentence}"):
             check(source, SHAPE)

@@ -12,13 +12,15 @@ import yaml
 from deepspeed.utils import safe_get_full_fp32_param
 
 from model import GPT, GPTConfig
+from tests.checkpoints import save_checkpoint
 from tests.distributed import run_on_ranks
-from training.checkpoints.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from training.checkpoints.loading import load_checkpoint
 from training.checkpoints.newest import newest_checkpoint, read_state
 from training.config import read_deepspeed_config
 from training.engine.build import build_engine, set_learning_rate
 from training.engine.cpu_bf16 import bf16_arithmetic
 from training.engine.weights import load_model
+from training.state import TrainState
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +101,7 @@ def save_all_modes(rank: int, folder: Path) -> None:
             losses = train(engine, rank, 2, 0, 2)
             run = folder / mode
             state = TrainState(step=2, data_fingerprint="d")
-            save_checkpoint(engine, run / "checkpoints", state, keep=1)
+            save_checkpoint(engine, run, state, keep=1)
             stage = engine.zero_optimization_stage()
             whole = safe_get_full_fp32_param if stage else lambda parameter: parameter.detach()
             weights = {name: whole(p).float().clone() for name, p in engine.module.named_parameters()}

@@ -10,13 +10,14 @@ import torch
 import yaml
 
 from model import GPT
+from tests.checkpoints import save_checkpoint
 from tests.distributed import run_on_ranks
 from tests.engines import batches, load, step, weights
 from tests.tiny import AUTOCAST, BF16, DS_CONFIG, ENGINE_TINY, zero
-from training.checkpoints.checkpoint import TrainState, save_checkpoint
 from training.engine.build import build_engine
 from training.engine.cpu_bf16 import bf16_arithmetic
 from training.engine.weights import load_model
+from training.state import TrainState
 
 CONFIG = replace(ENGINE_TINY, tied=False, mlp="swiglu", positions="rotary")
 MUON = {"optimizer": {"type": "Muon", "params": {"lr": 1e-2, "muon_lr": 0.02, "weight_decay": 0.1}}}
@@ -45,7 +46,7 @@ def train_all(rank: int, folder: Path) -> None:
             assert sorted(names) == sorted(name for name, _ in engine.module.named_parameters())
             losses = [step(engine, batch, 1e-2)[0] for batch in batches(2)]
             run = folder / mode
-            save_checkpoint(engine, run / "checkpoints", TrainState(step=2, data_fingerprint="d"), keep=1)
+            save_checkpoint(engine, run, TrainState(step=2, data_fingerprint="d"), keep=1)
             trained = weights(engine)
             if rank == 0:
                 (run / "recipe.yaml").write_text(yaml.safe_dump({"model": asdict(CONFIG)}))

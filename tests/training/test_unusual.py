@@ -13,11 +13,12 @@ from model import GPT, GPTConfig, designs_of_file
 from model.errors import UserError
 from model.probe import probe
 from model.treatment import Treatment
+from tests.checkpoints import save_checkpoint
 from tests.distributed import run_on_ranks
 from tests.engines import load
 from tests.own_designs import DESIGNS
 from tests.tiny import BF16, DS_CONFIG, zero
-from training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoints.loading import load_checkpoint
 from training.checkpoints.newest import read_state
 from training.engine.build import build_engine, parameter_groups
 from training.engine.cpu_bf16 import bf16_arithmetic

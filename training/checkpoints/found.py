@@ -84,9 +84,7 @@ def find_checkpoint(run_dir: Path, step: int | None = None) -> tuple[Path, int]:
             )
         if problem := damage(found[step]):
             others = [other for other in complete_checkpoints(run_dir) if other != step]
-            instead = (
-                f"--step takes another of {', '.join(map(str, others))}" if others else "no other is there"
-            )
+            instead = f"--step takes one of {', '.join(map(str, others))}" if others else "no other is there"
             raise UserError(f"{found[step]} is damaged ({problem}): {instead}")
         return found[step], step
     problems: dict[int, str] = {}

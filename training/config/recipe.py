@@ -80,6 +80,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges("train", self, RANGES)
+        every, milestone = self.checkpoint_every, self.milestone_every
+        if milestone is not None and milestone % every:
+            raise UserError(
+                f"train.milestone_every is {milestone}, which is no multiple of train.checkpoint_every "
+                f"({every}): give {-(-milestone // every) * every}, or other steps between checkpoints"
+            )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def check_start(recipe: Recipe, folder: RunFolder) -> None:
     Raises UserError that names the first difference and what to change.
     """
     source = recipe.train.init_from
-    if source is None or (folder.has_begun() and complete_checkpoints(folder.path)):
+    if source is None or (not folder.restarts and complete_checkpoints(folder.path)):
         return
     try:
         theirs = config_of(source)

@@ -17,10 +17,16 @@ from model.huggingface import config_from_hf, from_hf
 from model.plug_points import PLUG_POINTS, kept_design
 from model.treatment import Treatment
 
+from ..checkpoints.files import read_safetensors
 from ..checkpoints.found import find_checkpoint
+from ..checkpoints.safe_loading import load_safely
 from ..run.reader import is_model_folder, read_recipe, read_summary, run_and_step, section_of
 
 Weights = dict[str, torch.Tensor]
+SAFETENSORS = "model.safetensors"
+"""The fp32 weights in each checkpoint."""
+MODEL = "mp_rank_00_model_states.pt"
+"""DeepSpeed's file of the whole model; under ZeRO-3 there is one of each rank instead."""
 
 
 def load_model(run_dir: str | Path, step: int | None = None) -> tuple[GPT, int]:
@@ -84,31 +90,32 @@ def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def fp32_weights(checkpoint: Path) -> Weights:
-    """All weights by name: the optimizer's fp32 copies where there are any.
+    """All weights by name: the optimizer's fp32 copies where there are any. No code of the files is executed.
 
-    Which of DeepSpeed's optimizers wrote the checkpoint is seen from its files.
+    They stand in a safetensors file; of a checkpoint from before there was one they are put together.
+    """
+    file = checkpoint / SAFETENSORS
+    return read_safetensors(file) if file.is_file() else joined_weights(checkpoint)
+
+
+def joined_weights(checkpoint: Path) -> Weights:
+    """`fp32_weights` out of DeepSpeed's files, which stay mapped into memory while a weight is used.
+
+    Which of DeepSpeed's optimizers wrote them is seen from the files. Raises UserError for a file that holds
+    what could execute code.
     """
     files = {
         int(match[1]): file
         for file in checkpoint.glob("*_optim_states.pt")
         if (match := re.search(r"zero_pp_rank_(\d+)_", file.name))
     }
-    model = checkpoint / "mp_rank_00_model_states.pt"
     if not files:
-        return _weights_without_zero(_read(model))
-    first, *others = (files[rank] for rank in sorted(files))
-    states = [_read(first)["optimizer_state_dict"]]
-    if "zero_stage" not in states[0]:
-        states += [_read(file)["optimizer_state_dict"] for file in others]
-        return _joined_partitions(_read(model), states)
-    # Imported here: DeepSpeed takes seconds, and the other two kinds of checkpoint do without.
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with without_pattern(checkpoint.parent) as folder:
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=checkpoint.name)
-    # ZeRO-3's are split, and among those; ZeRO-1's with fp32 weights are whole, and here alone.
-    untrained = _read(model)["module"] if model.is_file() else {}
-    return untrained | weights
+        return _weights_without_zero(_read(checkpoint / MODEL))
+    optimizers = [_read(files[rank])["optimizer_state_dict"] for rank in sorted(files)]
+    if optimizers[0].get("zero_stage") == 3:
+        names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in sorted(files)]
+        return _joined_slices([_read(checkpoint / name) for name in names], optimizers)
+    return _joined_partitions(_read(checkpoint / MODEL), optimizers)
 
 
 @contextmanager
@@ -140,21 +147,49 @@ def _weights_without_zero(model: dict[str, Any]) -> Weights:
 
 
 def _joined_partitions(model: dict[str, Any], optimizers: list[dict[str, Any]]) -> Weights:
-    """The weights of the bf16 optimizer with fp32 accumulation, which DeepSpeed's function does not read.
+    """The weights of ZeRO-1 and ZeRO-2, and of the bf16 optimizer with fp32 accumulation.
 
     Each rank holds its part of every group's parameters, flattened in the order of `param_shapes` and padded
-    at the end.
+    at the end; some optimizers pad each parameter too.
     """
     weights: Weights = {}
+    paddings = optimizers[0].get("param_alignment_paddings")
     for group, shapes in enumerate(model["param_shapes"]):
-        flat = torch.cat([optimizer["single_partition_of_fp32_groups"][group] for optimizer in optimizers])
-        sizes = [shape.numel() for shape in shapes.values()]
-        parts = flat[: sum(sizes)].split(sizes)
-        weights |= {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-    weights = model["module"] | weights  # buffers, and parameters that do not train
+        flat = _joined([optimizer["single_partition_of_fp32_groups"][group] for optimizer in optimizers])
+        offset = 0
+        for number, (name, shape) in enumerate(shapes.items()):
+            weights[name] = flat[offset : offset + shape.numel()].view(shape)
+            offset += shape.numel() + (paddings[group][number] if paddings else 0)
+    return _with_the_rest(weights, model)
+
+
+def _joined_slices(models: list[dict[str, Any]], optimizers: list[dict[str, Any]]) -> Weights:
+    """The weights of ZeRO-3: each rank holds its slice of every parameter, padded to the same length."""
+    flats = [_joined(list(optimizer["fp32_flat_groups"])) for optimizer in optimizers]
+    weights: Weights = {}
+    offset = 0
+    for shapes in models[0]["param_shapes"]:
+        for name, shape in shapes.items():
+            length = -(-shape.numel() // len(flats))
+            whole = _joined([flat[offset : offset + length] for flat in flats])
+            weights[name] = whole[: shape.numel()].view(shape)
+            offset += length
+    for name, shape in (models[0].get("frozen_param_shapes") or {}).items():
+        whole = _joined([model["frozen_param_fragments"][name] for model in models])
+        weights[name] = whole[: shape.numel()].view(shape)
+    return _with_the_rest(weights, models[0])
+
+
+def _with_the_rest(weights: Weights, model: dict[str, Any]) -> Weights:
+    """With buffers, parameters that do not train, and the second names of tied ones."""
+    weights = model["module"] | weights
     return weights | {name: weights[source] for name, source in model["shared_params"].items()}
 
 
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The parts one after the other; a single one as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
+
+
 def _read(file: Path) -> dict[str, Any]:
-    # DeepSpeed pickles its configuration beside the tensors, which torch's safe loader refuses.
-    return torch.load(file, map_location="cpu", weights_only=False)
+    return load_safely(file, mmap=True)

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from model.errors import REFUSED, LauncherError
+from model.redaction import redact
 
 
 class _Terminal(io.FileIO):
@@ -21,6 +22,14 @@ class _Terminal(io.FileIO):
             return super().write(data)
         except OSError:
             return len(data)
+
+
+class _Log(io.TextIOWrapper):
+    """What this process and its libraries print, without signatures, tokens and keys."""
+
+    def write(self, text: str) -> int:
+        super().write(redact(text))
+        return len(text)
 
 
 class Console:
@@ -40,8 +49,6 @@ class Console:
         self.names_crash = True
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(line_buffering=True)  # what a killed run printed last is in its log
         terminal = io.BufferedWriter(_Terminal(os.dup(2), "w"))
         self.terminal: TextIO = io.TextIOWrapper(terminal, line_buffering=True)
         self.log_to(log_file)
@@ -53,6 +60,7 @@ class Console:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        sys.stdout, sys.stderr = _log_stream(1), _log_stream(2)
         log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -65,7 +73,7 @@ class Console:
 
     def say_by_any_rank(self, text: str) -> None:
         """Print a line, by a silent rank too."""
-        tqdm.write(text, file=self.terminal)
+        tqdm.write(redact(text), file=self.terminal)
         self.terminal.flush()
 
     def bar(self, title: str, **options: Any) -> tqdm:
@@ -89,3 +97,9 @@ class Console:
             return
         what = str(error).strip().splitlines()
         self.say_by_any_rank(f"{kind.__name__}: {what[0] if what else ''} (traceback in {self.log_file})")
+
+
+def _log_stream(descriptor: int) -> TextIO:
+    """What a killed run printed last is in its log, as each line is written at once."""
+    raw = io.FileIO(descriptor, "w", closefd=False)
+    return _Log(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)

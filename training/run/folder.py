@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from model.errors import UserError
 from model.files import write_bytes, write_json, write_text
+from model.redaction import redact
 
 from ..config.recipe_file import to_yaml
 from ..engine.environment import world_size_from_environment
@@ -162,7 +163,7 @@ class RunFolder:
             return
         folder = self.path / "designs"
         for name, file in files.items():
-            write_text(folder / name, file.read_text())
+            write_bytes(folder / name, file.read_bytes())
         for old in folder.rglob("*.py"):
             if old.relative_to(folder).as_posix() not in files:
                 old.unlink()
@@ -236,14 +237,14 @@ class RunFolder:
             if isinstance(value, float) and not math.isfinite(value):
                 values[key] = None
         with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(redact(json.dumps(values)) + "\n")
 
     def _stored_summary(self) -> dict[str, Any]:
         return read_summary(self.path) if (self.path / "summary.json").is_file() else {}
 
 
 def recipe_as_dict(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's dataclasses as what YAML can hold."""
+    """The recipe's dataclasses as what YAML can hold, and a file may: without what signs a URL."""
     return as_json({name: dataclasses.asdict(section) for name, section in recipe.items()})
 
 
@@ -276,8 +277,8 @@ def environment(command: list[str]) -> dict[str, Any]:
 
 
 def as_json(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """With lists in place of tuples."""
-    return json.loads(json.dumps(tree))
+    """With lists in place of tuples, and URLs without signatures."""
+    return json.loads(redact(json.dumps(tree)))
 
 
 def _git(*arguments: str) -> str | None:

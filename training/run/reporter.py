@@ -192,8 +192,8 @@ class Reporter:
             texts = {prompt or "(empty)": text for prompt, text in samples}
             self._tracker.log("sample", state.step, texts, self._used(state))
 
-    def checkpoint(self, state: TrainState, last: Path) -> None:
-        """The checkpoint `last` is written."""
+    def checkpoint(self, state: TrainState, last: Path, facts: Mapping[str, Any]) -> None:
+        """The checkpoint `last` of an earlier `state` is written; `facts` are those of all checkpoints."""
         folder = self.folder
         folder.update_summary(
             step=state.step,
@@ -203,6 +203,7 @@ class Reporter:
             tokens_per_s=round(state.tokens / state.wall_time_s, 1),
             last_checkpoint=str(last.relative_to(folder.path)),
             best_checkpoint=self._best_checkpoint(state, last),
+            checkpoints=facts,
         )
         if self._tracker:
             self._tracker.log_checkpoint(last, state, folder.summary)
@@ -213,7 +214,7 @@ class Reporter:
         Args:
             state: where it stopped.
             diverged: whether too many steps were skipped in a row.
-            failure: why a rank could not go on, such as the end of its data.
+            failure: why a rank could not go on, such as the end of its data or a disk that is full.
 
         Returns the exit status: 0 finished, 1 failed, 3 diverged, 75 stopped and saved. W&B is not waited for
         here: the process of rank 0 does so before it ends, for 30 s at most.
@@ -260,10 +261,16 @@ class Reporter:
             return "diverged", DIVERGED, sentence
         if state.step == self.recipe.train.steps and not state.validation_due:
             loss, bits = state.val_loss or math.nan, state.val_bits_per_byte or math.nan
-            sentence = f"is finished: validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
-            return "finished", 0, sentence
-        if state.step:
+            if not failure:
+                words = f"validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
+                return "finished", 0, f"is finished: {words}"
+        saved = self.folder.summary.get("last_checkpoint")
+        if failure:
+            where = f"has failed: the same command goes on from {saved or 'its beginning'}"
+        elif state.step and not (saved and state.skipped_in_a_row):
             where = f"is stopped and saved at step {state.step}: the same command goes on from there"
+        elif saved:
+            where = f"is stopped between skipped steps: the same command goes on from {saved}"
         else:
             where = "is stopped before its first step: the same command begins again"
         return ("failed", FAILED, where) if failure else ("interrupted", INTERRUPTED, where)

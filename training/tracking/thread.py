@@ -3,6 +3,7 @@
 import concurrent.futures.thread  # noqa: F401 (it has a hook at exit too, which must come after that of here)
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -51,9 +52,11 @@ class WandbThread:
         self._waiting: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._losing = threading.Lock()
-        self._has_begun = False
+        self._begun_at: float | None = None
         self._start_ends: float | None = None
-        self._ends: float | None = None
+        self._closed_at: float | None = None
+        self._seconds = END_S
+        self._leaving: threading.Thread | None = None
         self._pid = os.getpid()
 
     def put(self, action: Callable[[], object]) -> None:
@@ -62,7 +65,7 @@ class WandbThread:
         Where too much waits it is dropped and counted, and where W&B is lost it is forgotten.
         """
         self._look_at_start()
-        if self.lost or self._ends is not None:
+        if self.lost or self._closed_at is not None:
             return
         if self._waiting.qsize() >= QUEUED:
             if not self.dropped:
@@ -74,6 +77,8 @@ class WandbThread:
             return
         self._waiting.put(action)
         if self._thread is None:
+            # W&B's reports on its own faults wait for a server at exit, and nothing can end that.
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
             self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
             _wait_for_at_exit(self)
             self._thread.start()
@@ -85,42 +90,42 @@ class WandbThread:
 
     def has_begun(self) -> None:
         """The W&B run has begun."""
-        self._has_begun, self._start_ends = True, None
+        self._begun_at, self._start_ends = time.monotonic(), None
 
     def close(self, last: Callable[[], object], seconds: float = END_S) -> None:
-        """Have the thread call `last` and end, within so many seconds, and those of a start not yet over.
+        """Have the thread call `last` and end, within so many seconds from now or from the end of the start.
 
         Returns at once; `wait` waits, or else the process before it ends.
         """
-        if self.lost or self._thread is None or self._ends is not None:
+        if self._thread is None or self._closed_at is not None:
             return
         if self.dropped:
             self._say(f"W&B lacks {self.dropped:,} rows that came while it took none: metrics.jsonl has them")
-        self._ends = time.monotonic() + seconds + (0 if self._has_begun else START_S)
-        self._limit = seconds
+        self._closed_at, self._seconds = time.monotonic(), seconds
         self._waiting.put(last)
         self._waiting.put(None)
 
     def wait(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Until all is done that was given before `close`; W&B is lost once its time is up, or `is_over`."""
-        if self._thread is None or self._ends is None:
-            return
         try:
-            while self._thread.is_alive() and not self.lost:
+            while self._thread and self._thread.is_alive() and self._closed_at is not None and not self.lost:
+                begun_at = self._closed_at + START_S if self._begun_at is None else self._begun_at
                 if is_over():
-                    raise InterruptedError("a signal ended the wait for it")
-                if time.monotonic() > self._ends:
-                    raise TimeoutError(f"it did not end within {self._limit:.0f} s")
-                self._look_at_start()
-                self._thread.join(0.1)
-        except (InterruptedError, TimeoutError) as error:
-            self.lose(error)
+                    self.lose(InterruptedError("a signal ended the wait for it"))
+                elif time.monotonic() > max(begun_at, self._closed_at) + self._seconds:
+                    self.lose(TimeoutError(f"it did not end within {self._seconds:.0f} s"))
+                else:
+                    self._look_at_start()
+                    self._thread.join(0.1)
         except BaseException:  # the handler of a signal's: whoever raised it need not wait again at the exit
             self.lose(InterruptedError("a signal ended the wait for it"))
             raise
         finally:
-            self._thread.join(2)  # one that was waiting for wandb-core ends now
-            if self in _open:
+            with self._losing:
+                leaving = self._leaving
+            if leaving:
+                leaving.join(5)
+            if self in _open and self._closed_at is not None:
                 _open.remove(self)
 
     def lose(self, error: BaseException) -> None:
@@ -129,8 +134,16 @@ class WandbThread:
             if self.lost:
                 return
             self.lost = reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if threading.current_thread() is not self._thread:
-            kill_service()
+            self._leaving = threading.Thread(target=self._leave, args=(reason,), daemon=True)
+            self._leaving.start()
+
+    def _leave(self, reason: str) -> None:
+        """Beside whoever found out: a loop must not wait for this either."""
+        # Its first act is to take W&B's hook off the interpreter's exit; the rest may wait for wandb-core.
+        tearing_down = threading.Thread(target=_tear_down, daemon=True)
+        tearing_down.start()
+        tearing_down.join(2)
+        kill_service()
         self._give_up(reason)
 
     def end_with_process(self, is_over: Callable[[], bool]) -> None:
@@ -159,6 +172,12 @@ def kill_service() -> None:
             with suppress(psutil.Error):
                 if child.name() == "wandb-core":
                     child.kill()
+
+
+def _tear_down() -> None:
+    if "wandb" in sys.modules:
+        with suppress(BaseException):  # W&B calls sys.exit where its process was killed
+            sys.modules["wandb"].teardown()
 
 
 def wait_for_closed() -> None:

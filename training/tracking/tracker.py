@@ -182,7 +182,7 @@ class Tracker:
                 self._turn.release()
                 raise InterruptedError(self._thread.lost)
             run = TrackedRun(
-                self.settings, self._run_dir, self._first_id, self._facts, self._say, self._after
+                self.settings, self._run_dir, self._first_id, self._facts, self._say_of_run, self._after
             )
             run.begin(self._thread.start_now())
             self._run = run
@@ -192,6 +192,10 @@ class Tracker:
     def _finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         self._begun().finish(summary, exit_code)
         self._turn.release()
+
+    def _say_of_run(self, sentence: str) -> None:
+        if not self._thread.lost:  # what a start that came too late says is no longer so
+            self._say(sentence)
 
     def _give_up(self, reason: str) -> None:
         """W&B is lost: another process may write it."""

@@ -5,11 +5,14 @@ import re
 import secrets
 import shlex
 import string
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from model.redaction import redact
 
 from ..config.tracking import wandb_mode
 from .thread import START_S, kill_service
@@ -27,7 +30,7 @@ EXTREMES = {
 """Of which values W&B's summary has more than the last."""
 LONGEST_REASON = 200
 """Characters; a server may have answered with a page."""
-OFFLINE_START_S = 6.0
+OFFLINE_START_S = 10.0
 """Of the time of a start, what is kept for an offline run after an online one that failed."""
 
 
@@ -57,6 +60,8 @@ def start_run(
     """
     import wandb
 
+    # W&B keeps the command line; here it has been read, and is of no other use
+    sys.argv[1:] = map(redact, sys.argv[1:])
     folder = Path(os.environ.get("WANDB_DIR") or run_dir)
     mode: Any = wandb_mode().replace("dryrun", "offline")
     reason = None
@@ -68,7 +73,15 @@ def start_run(
     mend_parts(folder / "wandb", run_id)
 
     def begin(mode: Any, run_id: str, timeout: float) -> Any:
-        options = wandb.Settings(init_timeout=timeout, silent=True, console="off", quiet=True)
+        options = wandb.Settings(
+            init_timeout=timeout,
+            silent=True,
+            console="off",
+            quiet=True,
+            # The command line and the git remote may have keys in them; environment.json has what matters.
+            x_disable_meta=True,
+            disable_git=True,
+        )
         return wandb.init(
             **settings, mode=mode, dir=folder, id=run_id, resume="allow", config=facts, settings=options
         )

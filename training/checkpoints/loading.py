@@ -1,59 +1,20 @@
-"""Checkpoints: all that must survive, complete or absent, verified when read."""
+"""A checkpoint goes into an engine: on as many ranks as wrote it, or on another number of them."""
 
 import argparse
 import copy
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from model.files import write_json
-
 from ..engine.unusual import frozen, scalars_merged
 from ..engine.weights import without_pattern
-from ..run.reader import checkpoint_name, file_sha256, step_folders
 from ..state import TrainState
-
-
-def save_checkpoint(engine: Any, folder: Path, state: TrainState, keep: int) -> Path:
-    """Write `folder/step_…`: the engine's files, trainer_state.json and manifest.json. All ranks call it.
-
-    It is written under another name and renamed once it is complete. Afterwards only the newest `keep`
-    checkpoints and the one with the best validation loss stay.
-    """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    final = folder / checkpoint_name(state.step)
-    partial = folder / f".{final.name}.partial"
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
-    with frozen(engine.module):
-        engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-
-    own_lanes = {lane: cursor for lane, cursor in state.cursors.items() if lane % world_size == rank}
-    gathered: list[Any] = [None] * world_size
-    dist.all_gather_object(gathered, (own_lanes, _rng_state()))
-    state.cursors = {lane: cursor for lanes, _ in gathered for lane, cursor in lanes.items()}
-    state.rng = [rng for _, rng in gathered]
-    if rank == 0:
-        write_json(partial / "trainer_state.json", asdict(state) | {"world_size": world_size})
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        manifest = {
-            str(path.relative_to(partial)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
-            for path in files
-        }
-        write_json(partial / "manifest.json", {"step": state.step, "files": manifest})
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(partial, final)
-        _prune(folder, keep, state)
-    dist.barrier()
-    return final
+from .safe_loading import no_code_from_files
 
 
 def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
@@ -93,7 +54,7 @@ def load_checkpoint(engine: Any, checkpoint: Path, state: TrainState) -> None:
 
 
 def _load(engine: Any, checkpoint: Path) -> str | None:
-    with frozen(engine.module), without_pattern(checkpoint.parent) as folder:
+    with frozen(engine.module), without_pattern(checkpoint.parent) as folder, no_code_from_files():
         loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name)
     return loaded
 
@@ -112,7 +73,11 @@ def _universal(checkpoint: Path, names: Sequence[str]) -> Path:
         partial = final.with_name(f"{final.name}.partial")
         for leftover in (partial, final):
             shutil.rmtree(leftover, ignore_errors=True)
-        with without_pattern(checkpoint.parent) as folder, scalars_merged(ds_to_universal):
+        with (
+            without_pattern(checkpoint.parent) as folder,
+            scalars_merged(ds_to_universal),
+            no_code_from_files(),
+        ):
             # One process and one parameter at a time: forking would copy what this process holds.
             options = argparse.Namespace(
                 input_folder=str(folder / checkpoint.name),
@@ -139,19 +104,5 @@ def _universal(checkpoint: Path, names: Sequence[str]) -> Path:
     return final
 
 
-def _rng_state() -> dict[str, str]:
-    rng = {"cpu": torch.get_rng_state().numpy().tobytes().hex()}
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
-    return rng
-
-
 def _bytes(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-def _prune(folder: Path, keep: int, state: TrainState) -> None:
-    """Remove all checkpoints but the newest `keep` and the best."""
-    for step, path in list(step_folders(folder).items())[:-keep]:
-        if step != state.best_step:
-            shutil.rmtree(path)
