@@ -1,8 +1,8 @@
 """What ranks tell each other beside their collectives: that one should stop, and that they live."""
 
+import atexit
 import json
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ LOOK_AT_OTHERS_S = 5.0
 """A rank that has waited so long looks whether the others live."""
 BEAT_EVERY = 4
 """Rounds between two signs of life."""
+END_S = 5.0
+"""So long the end of a rank waits for its thread: where rank 0 is stopped, that is in the store."""
 
 
 class Exchange:
@@ -53,7 +55,15 @@ class Exchange:
         self._all_know = threading.Event()
         self._give_sign()
         ranks.gather(None)  # all have given one
-        threading.Thread(target=self._talk, name="exchange", daemon=True).start()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._talk, name="exchange", daemon=True)
+        self._thread.start()
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        """No more is said or heard. A thread that is in the store's C++ as the interpreter goes aborts it."""
+        self._over.set()
+        self._thread.join(END_S)
 
     def wait_until_all_know(self, timeout_s: float) -> None:
         """Return once every rank knows of the stop, or some seconds later."""
@@ -96,7 +106,7 @@ class Exchange:
     def _talk(self) -> None:
         """What the thread does, until the store is gone."""
         rounds = 0
-        while True:
+        while not self._over.is_set():
             try:
                 self._tell_of_stops()
                 if rounds % BEAT_EVERY == 0:
@@ -108,7 +118,8 @@ class Exchange:
                 self._all_know.set()
                 return
             rounds += 1
-            time.sleep(LOOK_EVERY_S / 10 if self._has_told and not self._all_know.is_set() else LOOK_EVERY_S)
+            soon = self._has_told and not self._all_know.is_set()
+            self._over.wait(LOOK_EVERY_S / 10 if soon else LOOK_EVERY_S)
 
     def _tell_of_stops(self) -> None:
         if self._all_know.is_set():
