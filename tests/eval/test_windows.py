@@ -192,8 +192,7 @@ def test_the_last_window_can_be_drawn_and_a_shorter_set_is_refused():
 # ---- on a run ----
 def make_run(folder: Path, norm: str = "layernorm") -> Path:
     gpt = make_gpt("bytes", norm)
-    checkpoint = folder / "checkpoints" / "step_00000001"
-    checkpoint.mkdir(parents=True)
+    (checkpoint := folder / "checkpoints" / "step_00000001").mkdir(parents=True)
     torch.save({"module": gpt.state_dict()}, checkpoint / "mp_rank_00_model_states.pt")
     write_manifest(checkpoint)
     for name, count in (("train", 40), ("held_out", 30)):
