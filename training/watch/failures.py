@@ -92,19 +92,20 @@ def failures_recorded(run: RunFolder, world_size: int, console: "Console") -> It
             keep_reserve(run.path)
         yield
     except Exception as error:
+        own = describe(run, error)
         with suppress(OSError, Timeout):  # a full disk may be why the run fails, and is no other reason
-            first = record_failure(run, describe(run, error), world_size, CAUSE_WITHIN_S)
+            first = record_failure(run, own, world_size, CAUSE_WITHIN_S)
             if first.rank != run.rank:
                 console.names_crash = False
                 log = run.path / first.log
                 error.add_note(f"rank {first.rank} failed first: {first.sentence} (see {log})")
                 if first.signal and run.rank == min({0, 1} - {first.rank}):  # which cannot speak for itself
                     console.say_by_any_rank(f"error: {first.sentence}")
-        if (disk := disk_sentence(error, run.path)) is None and not isinstance(error, UserError):
+        if not isinstance(error, UserError) and disk_sentence(error, run.path) is None:
             raise
         traceback.print_exc(file=sys.stderr)
         if console.names_crash:
-            console.say_by_any_rank(f"error: {disk or error}")
+            console.say_by_any_rank(f"error: {own.sentence}")
         raise SystemExit(FAILED) from error
     finally:
         if run.rank == 0:
