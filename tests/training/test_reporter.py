@@ -163,6 +163,16 @@ def test_a_validation_leaves_losses_by_document(tmp_path: Path) -> None:
     assert terminal.said[-1].startswith("step 2: validation loss 2.0000 nats per token")
 
 
+def test_a_checkpoint_that_cannot_be_written_is_how_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+    report, terminal = begun(tmp_path, TrainState(step=2))
+    assert report.end(TrainState(step=2), False, None, "there is no room") == 1
+    assert (summary(tmp_path)["status"], summary(tmp_path)["error"]) == ("failed", "there is no room")
+    assert terminal.said[-1].endswith(" has failed")
+
+
 def test_a_checkpoint_is_named_with_the_best_that_is_still_there(tmp_path: Path) -> None:
     state = TrainState(step=2, tokens=256, best_step=1, wall_time_s=4.0)
     report, _ = begun(tmp_path, state)
