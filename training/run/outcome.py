@@ -26,14 +26,14 @@ def outcome(
         state: where it stopped.
         diverged: why it cannot go on.
         failure: why a rank could not go on.
-        summary: what summary.json says of it.
+        summary: what this rank knows of it; rank 0 alone has its floors, and says the words.
     """
     if diverged:
         return "diverged", DIVERGED, f"diverged at step {state.step}: {diverged.sentence}"
     if state.step == recipe.train.steps and not state.validation_due and not failure:
         loss, bits = state.val_loss or math.nan, state.val_bits_per_byte or math.nan
         scored = f"validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
-        if not ended_above_floor(state.val_loss, summary["floors"]):
+        if not ended_above_floor(state.val_loss, summary.get("floors")):
             return "finished", 0, f"is finished: {scored}"
         of_guessing = f"above the {summary['floors']['uniform']:.2f} of guessing every token alike"
         floor = f"its {scored} is {of_guessing}, so that it learnt nothing"

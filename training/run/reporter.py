@@ -246,7 +246,7 @@ class Reporter:
         if status == "finished":
             facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
             facts["best_checkpoint"] = self._best_checkpoint(state)  # the last validation may be late
-            facts["ended_above_floor"] = ended_above_floor(state.val_loss, self.folder.summary["floors"])
+            facts["ended_above_floor"] = ended_above_floor(state.val_loss, self.folder.summary.get("floors"))
         if failure:
             facts["error"] = failure
             self.console.fail(failure)
