@@ -280,3 +280,18 @@ def test_compiled_by_inductor_in_bf16_the_step_is_the_uncompiled_one(
     assert counters["stats"]["unique_graphs"] == 1
     for left, right in zip(ours, theirs, strict=True):
         assert (left - right).float().norm() <= 0.05 * right.float().norm() + 1e-4
+
+
+@pytest.mark.slow
+def test_a_parallel_block_compiles_at_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums over so many rows are split; those of its two branches, fused, would get one name."""
+    monkeypatch.undo()
+    pretend_bf16(True, monkeypatch)
+    shape = {"n_layer": 1, "n_head": 1, "n_embd": 32, "block_size": 512, "vocab_size": 64}
+    model = GPT(GPTConfig(**shape, **VARIANTS["rmsnorm_parallel"].design)).bfloat16()
+    compile_blocks(model, pytest.fail)
+    idx = torch.randint(64, (16, 512))
+    with bf16_arithmetic():
+        _, loss = model(idx, idx)
+        loss.backward()
+    assert torch.isfinite(loss)
