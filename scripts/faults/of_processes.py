@@ -122,7 +122,8 @@ def sigterm_in_validation(scene: Scene) -> Seen:
 FAULTS = (
     Fault("process killed", 10, -9, "running", NO_MORE, "exact", process_killed),
     Fault("rank killed", 30, 1, "failed", KILLED, "exact", rank_killed),
-    Fault("rank killed under the launcher", 40, 1, "failed", KILLED, "exact", rank_killed_when_launched),
+    # DeepSpeed's launcher ends with the status of the rank that was killed.
+    Fault("rank killed under the launcher", 40, 256 - signal.SIGKILL, "failed", KILLED, "exact", rank_killed_when_launched),
     Fault("rank stopped", 90, 1, "failed", r"rank 1.*(stopped|no sign of life)", "exact", rank_stopped),
     Fault("worker killed", 30, 0, "finished", r"reads the data", "exact", worker(signal.SIGKILL)),
     Fault("worker stopped", 60, 0, "finished", r"reads the data", "exact", worker(signal.SIGSTOP)),
