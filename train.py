@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
         if is_finished and not eval.is_evaluation_missing(recipe.eval, folder):
             return 0
         if not explain:
+            training.check_writable(folder.path)
             eval.check_evaluation(recipe.eval)
         if is_finished:
             return eval.evaluate_finished(recipe.eval, folder, stop)
@@ -91,19 +92,23 @@ def main(argv: list[str]) -> int:
         console.say(f"{before} holds the run that was here: this one begins again")
     try:
         # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
+        divergence = training.Divergence(recipe, ds, folder, corpus, ranks, console)
         checkpoint = training.newest_checkpoint(folder.checkpoints, console.say)
         state = training.read_state(checkpoint, corpus.fingerprints, any_ranks=ds.load_universal)
     except model.UserError as error:
         return console.fail(error)
-    folder.write_configs(vars(recipe), ds.raw, argv, state.step)
-    folder.keep_designs(model.files_to_keep(recipe.model))
-    folder.keep_tokenizer(corpus.tokenizer.file)
-    folder.update_summary(**overrides.facts())
-    failures = training.failures_recorded(folder, ranks.world_size, console)
-    with failures, stop.joined(ranks, folder), training.bf16_arithmetic():
+    watched, joined = training.run_watched(folder, ranks, console), stop.joined(ranks, folder)
+    with watched, joined, training.bf16_arithmetic():
+        folder.write_configs(vars(recipe), ds.raw, argv, state.step)
+        folder.keep_designs(model.files_to_keep(recipe.model))
+        folder.keep_tokenizer(corpus.tokenizer.file)
+        folder.update_summary(**overrides.facts())
+        # fmt: off
         status = train(
-            recipe, ds, folder, console, corpus, validation, ranks, start_up, stop, checkpoint, state
+            recipe, ds, folder, console, corpus, validation, ranks, divergence, checkpoint, state, start_up,
+            stop,
         )
+        # fmt: on
     if folder.is_finished(recipe.train.steps):
         eval.evaluate_run(recipe.eval, folder, console, ranks, stop)
     return status if folder.rank == 0 else 0
@@ -117,17 +122,18 @@ def train(
     corpus: data.Corpus,
     validation: data.ValidationSet,
     ranks: training.Ranks,
-    start_up: training.StartUp,
-    stop: training.StopRequest,
+    divergence: training.Divergence,
     checkpoint: pathlib.Path | None,
     state: training.TrainState,
+    start_up: training.StartUp,
+    stop: training.StopRequest,
 ) -> int:
     """Build the engine, resume where a checkpoint is, run the loop. Returns the exit status."""
     import torch
 
     # Data first: its workers are forked while this process is small, and copy the pages it writes later.
     training.finish_loading()
-    feed = training.Feed.open(corpus, recipe, ds, ranks, state, stop)
+    feed = divergence.start_feed(state, stop.asked)
 
     # The model. Unless its weights are given, init_seed alone decides them: two variants with the same seed
     # are a pair.
@@ -143,8 +149,10 @@ def train(
     # The loop, which all ranks leave together: where a step ends, or by a stop before the next micro-batch.
     stop.start_is_over()
     checkpoints = training.Checkpoints(engine, folder.path, recipe.train, stop.ask, report.checkpoint)
+    if checkpoint is None and recipe.train.on_divergence == "rollback":  # there is always one to go back to
+        training.save(checkpoints, state, report, stop)
     feed.fetch()
-    saved, diverged, ends = state.step, False, ranks.any(stop.asked() or feed.error is not None)
+    saved, diverged, ends = state.step, None, ranks.any(stop.asked() or feed.error is not None)
     with stop.agreed():
         while not ends:
             # A validation or a checkpoint follows its step here, also where it was stopped between the two.
@@ -157,7 +165,7 @@ def train(
                     report.validation(state, losses, validation, texts)
             last = state.step == recipe.train.steps
             if state.step != saved and checkpoints.are_due(state, last=last, stop=False):
-                saved = save(checkpoints, state, report, stop)
+                saved = training.save(checkpoints, state, report, stop)
             if last:
                 break
             # Rate and designs follow from the step alone: a resumed run cannot drift from one in one piece.
@@ -175,34 +183,25 @@ def train(
                     phase=report.phase,
                 )
             state.advance(result)
+            diverged = divergence.after_step(state, result)
             report.step(state, result, lr)
+            if (
+                diverged
+                and diverged.rolls_back
+                and (before := divergence.go_back(engine, diverged, state, checkpoints))
+            ):
+                state, feed = before, divergence.start_feed(before, stop.asked)
+                report.rolled_back(state)
+                feed.fetch()
+                saved, diverged, ends = state.step, None, ranks.any(stop.asked() or feed.error is not None)
+                continue
             # Neither a score nor a checkpoint of a model that diverged: the one before it stays the newest.
-            diverged = state.skipped_in_a_row >= recipe.train.max_skipped_steps
-            ends = result.stop or diverged
+            ends = result.stop or diverged is not None
             last = state.step == recipe.train.steps
             state.validation_due = last or state.step % recipe.train.val_every == 0
-    request, failure = stop.of_all_ranks(), feed.error_of_any_rank()
-    if request and request.is_failure:
-        failure = request.reason
-    elif state.step != saved and not diverged and checkpoints.are_due(state, last=last, stop=True):
-        save(checkpoints, state, report, stop)
-    with stop.phase("checkpoint"):
-        failure = checkpoints.wait() or failure
-    stop.progress.enter("end")
+    failure = training.save_last(checkpoints, feed, state, saved, diverged is not None, report, stop)
+    diverged = diverged and divergence.explain(engine, feed, diverged)
     return report.end(state, diverged, failure)
-
-
-def save(
-    checkpoints: training.Checkpoints,
-    state: training.TrainState,
-    report: training.Reporter,
-    stop: training.StopRequest,
-) -> int:
-    """Have a checkpoint written of where the run stands. All ranks call it. Returns its step."""
-    with report.phase("checkpoint"), stop.phase("checkpoint"):
-        state.wall_time_s = report.wall_time_s()
-        checkpoints.save(state)
-    return state.step
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, which takes its place once it is on the disk.
 
     A crash at any moment leaves the old file or the new one. Each process writes a partial file of its own,
-    which an error removes.
+    which an error removes. An OSError names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # not the process id alone: hosts that share a file system have the same ones
@@ -23,8 +23,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(partial)):
+            error.filename = str(path)
         raise
 
 
@@ -36,6 +38,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_whole` of UTF-8 text, without signatures, tokens and keys: see `redact`."""
     write_bytes(path, redact(text).encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add UTF-8 text to the end of a file, without signatures, tokens and keys. An OSError names it."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(redact(text))
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

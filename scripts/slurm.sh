@@ -3,7 +3,7 @@
 #   sbatch --nodes 4 scripts/slurm.sh RUN_DIR --config RECIPE.yaml --deepspeed_config DS.json [train.py's options]
 # Two minutes before the time limit the run saves and its job is queued again, until it is finished and evaluated.
 # Slurm starts each rank itself: nothing stands between its signals and the ranks, and the first rank to fail
-# ends those on the other nodes. See docs/multi_node.md.
+# ends those on the other nodes; then all are started again. See docs/multi_node.md and docs/endings.md.
 #SBATCH --job-name=normlab
 #SBATCH --output=slurm-%j.out
 #SBATCH --open-mode=append
@@ -39,10 +39,13 @@ rank='
     trap : TERM
     while status=0; wait $! || status=$?; [ $status -gt 128 ] && kill -0 $! 2>/dev/null; do :; done
     exit $status'
-srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    bash -c "$rank" rank --run_dir "$run_dir" "$@"
+status=0
+python scripts/supervise.py -- srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+    bash -c "$rank" rank --run_dir "$run_dir" "$@" || status=$?
 
 # the run's status, or its evaluation's
-if grep -q '"status": "interrupted"' "$run_dir/summary.json"; then
+if [ $status -eq 75 ] || { [ $status -eq 0 ] && grep -q '"status": "interrupted"' "$run_dir/summary.json"; }; then
     scontrol requeue "$SLURM_JOB_ID"
+    exit 0
 fi
+exit $status

@@ -53,7 +53,7 @@ def test_train_py_stays_short() -> None:
     path = ROOT / "train.py"
     assert path.read_text().count("\n") <= 220
     lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions(path) if node.end_lineno}
-    assert set(lengths) == {"main", "train", "save"} and lengths["train"] <= 80
+    assert set(lengths) == {"main", "train"} and lengths["train"] <= 90
     assert not [node for node in tree_of(path).body if isinstance(node, ast.ClassDef)]
     found = list(imports(tree_of(path), inside_functions=True))
     assert sum(len(node.names) for node in found) <= 20

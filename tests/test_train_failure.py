@@ -1,5 +1,6 @@
 """The cause of death: when one rank of two fails, the terminal, the summary and the exit status name it."""
 
+import json
 import pydoc_data.topics
 from pathlib import Path
 
@@ -53,11 +54,13 @@ def test_the_first_rank_that_fails_is_named_not_the_survivor(job: Path) -> None:
 
 
 @pytest.mark.slow
-def test_of_a_rank_that_was_killed_the_survivor_says_so(job: Path) -> None:
+def test_a_rank_that_was_killed_is_named_with_its_signal(job: Path) -> None:
     run_dir = job / "killed"
     failing = norm(job, "os.kill(os.getpid(), signal.SIGKILL)")
     result = run(arguments(job, run_dir, "--model.norm", failing), ranks=2)
     assert result.returncode != 0
-    summary = summary_of(run_dir)
-    assert (summary["status"], summary["failed_rank"]) == ("failed", 0)
-    assert summary["error"].endswith("(rank 1 ended without an error of its own: was it killed?)")
+    failure, summary = json.loads((run_dir / "failure.json").read_text()), summary_of(run_dir)
+    assert (failure["rank"], failure["signal"], failure["log"]) == (1, "SIGKILL", "logs/rank1.log")
+    assert (summary["status"], summary["failed_rank"]) == ("failed", 1)
+    assert summary["error"] == failure["sentence"]
+    assert result.stderr.count(f"error: {failure['sentence']}") == 1 and "Traceback" not in result.stderr

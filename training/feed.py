@@ -6,19 +6,12 @@ So all ranks know that the data of one has ended while they can still stop toget
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from data import BAD_REASONS, Corpus, Interrupted, LaneLoader
-
-from .state import TrainState
-
-if TYPE_CHECKING:
-    from .config import DeepSpeedConfig, Recipe
-    from .engine.ranks import Ranks
-    from .watch.stop import StopRequest
+from data import BAD_REASONS, Interrupted
 
 
 class OfAllRanks(NamedTuple):
@@ -41,6 +34,7 @@ class Feed:
 
     Attributes:
         error: One sentence, once the loader cannot go on.
+        taken: The global batch that was taken last.
 
     Args:
         loader: Gives (tokens, cursors) micro-batches, and counts bad documents in `loader.bad`.
@@ -61,38 +55,11 @@ class Feed:
         self._accumulation = accumulation
         self._bad_before = dict(bad_before)
         self._reasons = tuple(bad_reasons)
+        self.taken: list[Any] = []
         self._batch: list[Any] = []
         self._bad: Counter[str] = Counter()  # up to the batch that was taken
         self._bad_of_next: Counter[str] = Counter()
         self._wait = 0.0
-
-    @classmethod
-    def open(
-        cls,
-        corpus: Corpus,
-        recipe: "Recipe",
-        ds: "DeepSpeedConfig",
-        ranks: "Ranks",
-        state: TrainState,
-        stop: "StopRequest",
-    ) -> "Feed":
-        """This rank's feed from where the run stands. It forks the processes that read the data.
-
-        Raises UserError where the ranks cannot share the data.
-        """
-        loader = LaneLoader(
-            corpus,
-            recipe.data,
-            block_size=recipe.model.block_size,
-            micro_batch=ds.micro_batch,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            first_sequence=state.step * ds.train_batch_size,
-            cursors=state.cursors,
-            interrupted=stop.asked,
-        )
-        loader.start()
-        return cls(loader, ds.accumulation, state.bad_documents)
 
     def fetch(self) -> None:
         """Fetch the next global batch; an error is kept in `error`, until all ranks know of it.
@@ -113,6 +80,7 @@ class Feed:
         """The global batch that was fetched."""
         batch, self._batch, self._bad = self._batch, [], self._bad_of_next
         self._wait = 0.0  # until the next one is fetched, which after the last step none is
+        self.taken = batch
         return batch
 
     def of_all_ranks(self, loss_and_targets: torch.Tensor, stop: bool) -> OfAllRanks:

@@ -113,7 +113,8 @@ def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
     """Add the samples of a step to a run's samples.jsonl; lines of later steps go, which are made again."""
     kept, _ = read_json_lines(path, lambda line: type(line.get("step")) is int and line["step"] < step)
     new = [{"step": step, **sample._asdict()} for sample in samples]
-    write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in (*kept, *new)))
+    if path.is_file() or new:
+        write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in (*kept, *new)))
 
 
 @torch.no_grad()

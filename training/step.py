@@ -1,5 +1,6 @@
 """One optimizer step on one global batch: forward, backward, accumulation, and what all ranks make of it."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -36,6 +37,11 @@ class StepResult(NamedTuple):
     """Where the lanes of this rank go on, by lane."""
     bad_documents: dict[str, int]
     """Documents left out since the run began, by reason."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradients are finite. The loss of any micro-batch on any rank is in `loss`."""
+        return self.applied and math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def begin_step(engine: Any, step: int, rate: float) -> None:

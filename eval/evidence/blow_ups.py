@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pandas as pd
 
-from ..statistics.failures import LEAST_EXCESS, limits, rate_interval
+from training.divergence.losses import SPIKE, ended_above_floor
+
+from ..statistics.failures import LEAST_EXCESS, describe_above_floor, limits, rate_interval
 from .results import RunRecord
 
 FAILED = "diverged"
 """How a run ends that its design broke; one that `failed` was broken by something else."""
-SPIKE = 0.5
-"""Nats per token that the training loss at the end lies above its best, of a run that has not recovered."""
 WINDOWS = 20
 """Into how many parts a run's training loss is cut to look for such a spike."""
 
@@ -20,7 +20,8 @@ def find_blow_ups(table: pd.DataFrame) -> pd.Series:
     """Of each run of `tabulate_runs` how it blew up in words, empty for one that did not.
 
     Only finished runs are looked at: one that diverged says so itself. A final loss above the unigram model's
-    is a blow-up where the baseline's runs beat that model clearly; where they do not, nothing has learnt.
+    is a blow-up where the baseline's runs beat that model clearly; where they do not, nothing has learnt. One
+    clearly above that of guessing every token alike always is.
     """
     reasons = pd.Series("", table.index)
     trained = table[table["counted"] & ~table["given"]]
@@ -31,7 +32,9 @@ def find_blow_ups(table: pd.DataFrame) -> pd.Series:
     learns = bool((baseline["val_loss"] < np.array(floors) - LEAST_EXCESS).any())
     for group, limit in zip(groups, highest, strict=True):
         for index, loss, record in zip(group.index, group["val_loss"], group["record"], strict=True):
-            if loss > limit:
+            if ended_above_floor(loss, record.summary.get("floors")):
+                reasons[index] = describe_above_floor(loss)
+            elif loss > limit:
                 reasons[index] = f"ended at {loss:.3f} nats per token, far above its other seeds"
             elif learns and loss >= _floor(record):
                 reasons[index] = f"ended at {loss:.3f} nats per token, above the unigram model"

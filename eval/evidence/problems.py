@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from training.divergence.losses import WINDOW
+
 from .grouping import PAIR_KEYS, RATES
 from .results import GIVEN_WEIGHTS, RunRecord
 from .settings import GROUPS
@@ -145,6 +147,16 @@ def run_problems(run: RunRecord) -> dict[str, str]:
         )
     if run.summary.get("skipped_steps"):
         problems["skipped"] = f"skipped {run.summary['skipped_steps']} steps"
+    if rollbacks := run.summary.get("rollbacks"):
+        problems["rollbacks"] = (
+            f"went back {rollbacks} time{'s' if rollbacks > 1 else ''} after a divergence, and passed over "
+            f"{run.summary['passed_batches']} batches that others were trained on"
+        )
+    if explosions := run.summary.get("explosions"):
+        problems["explosions"] = (
+            f"lost what it had learnt {explosions} time{'s' if explosions > 1 else ''}: its training loss "
+            f"rose and stayed up for {WINDOW} steps"
+        )
     if run.summary.get("preflight") == "skipped":
         problems["preflight"] = "was trained without the pre-flight check (--skip_preflight)"
     if run.summary.get("mixes_tokens"):

@@ -18,6 +18,7 @@ from training.run.reader import (
     read_summary,
     reading,
 )
+from training.watch.standing import status_now
 
 from ..result_files import score_name
 from .settings import GROUPS, in_words, settings_of
@@ -172,10 +173,12 @@ def read_run(run_dir: str | Path) -> RunRecord:
     """The record of a run folder. Raises UserError where it is none, or its summary says too little.
 
     The variant is what its recipe.yaml holds, by the names of today: a name may have meant another design
-    when the run was trained.
+    when the run was trained. A run that says `running` and that nobody trains has the status `dead`.
     """
     folder = Path(run_dir)
     summary = read_summary(folder)
+    if "status" in summary:
+        summary["status"] = status_now(folder, summary)
     if (folder / "recipe.yaml").is_file():
         model = read_recipe(folder).get("model") or {}
         design = {key: model[key] for key in DESIGN_KEYS if key in model}

@@ -37,6 +37,7 @@ class Group:
 
 FREE = (
     "train.val_every", "train.checkpoint_every", "train.keep_checkpoints", "train.max_skipped_steps",
+    "train.on_divergence", "train.max_rollbacks",
     "train.preflight", "train.profile_steps", "train.diagnostics",
     "train.candidate_overrides",  # what they set is not free
     "train.init_from",  # the weights themselves are compared

@@ -1,12 +1,12 @@
 """What a reader must know before believing the page: what it is, of which runs, and what to do about it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from ..evidence.blow_ups import FAILED, SPIKE
+from training.watch.standing import DEAD
+
+from ..evidence.blow_ups import FAILED
 from ..evidence.comparison import Scorecard
 from ..evidence.problems import (
     NOT_ALONE,
@@ -16,7 +16,8 @@ from ..evidence.problems import (
     run_problems,
     unlike_settings,
 )
-from ..evidence.results import GIVEN_WEIGHTS, RunRecord
+from ..evidence.results import GIVEN_WEIGHTS
+from ..evidence.spikes import find_spikes
 from ..statistics.failures import LEAST_EXCESS
 from .blocks import Section, Sentences
 from .runs import baseline_first
@@ -26,6 +27,8 @@ REMEDIES = {
     "weights": "read it as a model beside others, not as a verdict on its design",
     "start": "compare it with runs from the same weights only",
     "skipped": "their gradients were not finite, so lower the learning rate or lengthen the warm-up",
+    "rollbacks": "differences from runs on all batches are not the design's alone",
+    "explosions": "lower the learning rate or lengthen the warm-up",
     "preflight": "python -m model.preflight makes it now",
     "mixing": "train all designs with data.document_mask off before you compare",
     "overrides": "--train.candidate_overrides ignore or apply trains it the other way",
@@ -37,6 +40,7 @@ REMEDIES = {
 """By what `run_problems` are about."""
 UNFINISHED = {
     "running": "write the page again when it has ended",
+    DEAD: "its processes ended without a word; the same training command goes on from its last checkpoint",
     "interrupted": "the same training command goes on from its last checkpoint",
     "failed": "its error is in summary.json and in logs/; the same training command goes on",
 }
@@ -46,27 +50,6 @@ ALIKE = {
     ROUNDING: "differences far above it stand",
 }
 """By the consequence of settings that differ."""
-BEFORE = 20
-"""Steps whose losses say what the next one should be."""
-DEVIATIONS = 6.0
-"""Robust standard deviations of the steps before above which a loss is no noise of batches."""
-WARM = 0.1
-"""The share of a run that is left out: its loss still falls steeply."""
-
-
-@dataclass(frozen=True)
-class Spikes:
-    """Peaks of a training loss that it came back from.
-
-    Attributes:
-        count: how many there were; steps next to each other are one.
-        highest: nats per token above the steps before.
-        step: of the highest.
-    """
-
-    count: int
-    highest: float
-    step: int
 
 
 def warnings_section(card: Scorecard) -> Section:
@@ -213,22 +196,6 @@ def of_runs(card: Scorecard) -> Iterator[str]:
     for (about, said), folders in found.items():
         each = "each " if len(folders) > 1 else ""
         yield f"{_who(card, folders)}: {each}{said}: {REMEDIES[about]}."
-
-
-def find_spikes(record: RunRecord) -> Spikes | None:
-    """Where a run's training loss stood far above the steps before, after its beginning; None for nowhere."""
-    train = record.train[["step", "loss"]].replace([np.inf, -np.inf], np.nan).dropna()
-    losses = train.set_index("step")["loss"]
-    window = losses.shift().rolling(BEFORE)
-    middle = window.median()
-    spread = window.quantile(0.75) - middle  # of a normal distribution 0.67 standard deviations
-    above = (losses - middle).where(losses.index > WARM * losses.index.max())
-    is_high = (above > SPIKE) & (above > DEVIATIONS / 0.67 * spread)
-    if not is_high.any():
-        return None
-    steps = losses.index[is_high]
-    starts = 1 + int((np.diff(steps) > BEFORE).sum())
-    return Spikes(starts, float(above[is_high].max()), int(above[is_high].idxmax()))
 
 
 def _learning(card: Scorecard) -> dict[str, pd.DataFrame]:

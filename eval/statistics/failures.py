@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from training.divergence.losses import FLOOR_MARGIN
+
 DEVIATIONS = 10.0
 """Robust standard deviations of an arm's losses above its median from which a run counts as blown up."""
 LEAST_EXCESS = 0.05
@@ -34,3 +36,8 @@ def rate_interval(failed: int, planned: int) -> tuple[float, float]:
     """The 95 % interval of a rate of failure (Clopper and Pearson 1934, Biometrika 26, 404-413)."""
     interval = stats.binomtest(failed, planned).proportion_ci(0.95, method="exact")
     return float(interval.low), float(interval.high)
+
+
+def describe_above_floor(loss: float) -> str:
+    """That a run ended above its floor, in words that follow its name."""
+    return f"ended at {loss:.3f} nats per token, more than {FLOOR_MARGIN:g} above guessing every token alike"

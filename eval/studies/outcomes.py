@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from model.errors import UserError
 from model.files import write_json
+from training.divergence.losses import ended_above_floor
 from training.run.reader import read_json, read_summary
 
 from .plan import Cell
@@ -35,6 +36,7 @@ class Outcome:
         folder: of the run; None where there is none, as in a simulation.
         spike: how far the training loss ended above its best, where it did not come back; else 0.
         floor: the loss of a model that knows token frequencies only; infinite where it is not known.
+        above_floor: whether the run ended clearly above what guessing every token alike scores.
     """
 
     status: Status
@@ -43,6 +45,7 @@ class Outcome:
     folder: Path | None = None
     spike: float = 0.0
     floor: float = math.inf
+    above_floor: bool = False
 
     @property
     def is_finished(self) -> bool:
@@ -173,4 +176,5 @@ def _read_outcome(folder: Path, modified: int) -> Outcome | None:
         folder=folder,
         spike=unrecovered(RunRecord(folder, summary)) or 0.0,
         floor=(summary.get("floors") or {}).get("unigram", math.inf),
+        above_floor=ended_above_floor(loss, summary.get("floors")),
     )

@@ -22,7 +22,7 @@ class Artifact:
 
 class _Run:
     starting_step, offline = 0, True
-    def __init__(self, dir): self.dir = str(dir); self.summary = {}
+    def __init__(self, dir, id): self.dir, self.id, self.summary = str(dir), id, {}
     def define_metric(self, *a, **k): pass
     def log(self, *a, **k): pass
     def log_artifact(self, *a, **k): pass
@@ -31,7 +31,7 @@ class _Run:
 
 def teardown(*a, **k): pass
 def setup(*a, **k): return _S(settings=_S(api_key=None, base_url="http://localhost"))
-def init(*a, dir=".", **k): return _Run(dir)
+def init(*a, dir=".", id="run", **k): return _Run(dir, id)
 ''',
     "wandb/errors.py": "class CommError(Exception): pass\nclass UsageError(Exception): pass\n",
     "wandb/sdk/__init__.py": "from . import lib\n",

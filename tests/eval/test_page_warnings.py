@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from eval.evidence.results import read_run
-from eval.page.warnings import find_spikes, warnings_section
+from eval.evidence.spikes import find_spikes
+from eval.page.warnings import warnings_section
 from tests.eval.cards import card_of
 
 MakeRun = Callable[..., Path]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.clock import Clock
-from training.run.profiling import OPERATORS, StartUp, StepProfiler, operator_table
+from training.timing.profiling import OPERATORS, StartUp, StepProfiler, operator_table
 
 
 def test_chosen_steps_are_profiled_and_no_others(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_starts_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_part_is_not_longer_than_the_process() -> None:
     """The kernel gives the time of the boot in whole seconds; the rest of a second must not be counted."""
     code = (
-        "from training.run.profiling import StartUp; start_up = StartUp(); start_up.mark('part'); "
+        "from training.timing.profiling import StartUp; start_up = StartUp(); start_up.mark('part'); "
         "print(start_up.seconds()['whole'])"
     )
     root = Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def test_the_first_part_is_not_longer_than_the_process() -> None:
 
 def test_a_start_is_timed_without_loading_torch() -> None:
     code = (
-        "import sys; from training.run.profiling import StartUp, StepProfiler; StartUp().mark('imports'); "
+        "import sys; from training.timing.profiling import StartUp, StepProfiler; StartUp().mark('imports'); "
         "StepProfiler((), None, 0, print).finish(); assert 'torch' not in sys.modules"
     )
     root = Path(__file__).resolve().parents[2]
@@ -93,7 +93,7 @@ def test_under_a_launcher_the_start_begins_with_the_launcher(tmp_path: Path) -> 
     launcher = tmp_path / "deepspeed.py"
     launcher.write_text(
         "import subprocess, sys, time\ntime.sleep(0.3)\n"
-        "code = 'from training.run.profiling import StartUp; print(list(StartUp().seconds().items()))'\n"
+        "code = 'from training.timing.profiling import StartUp; print(list(StartUp().seconds().items()))'\n"
         "sys.exit(subprocess.run([sys.executable, '-c', code]).returncode)\n"
     )
     root = Path(__file__).resolve().parents[2]

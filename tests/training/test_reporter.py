@@ -23,10 +23,10 @@ from training.config.recipe import Recipe, TrainConfig
 from training.config.tracking import VARIABLES, TrackingConfig
 from training.engine.ranks import Ranks
 from training.run.folder import RunFolder
-from training.run.profiling import StartUp
 from training.run.reporter import Reporter
 from training.schedule import ScheduleConfig
 from training.state import TrainState
+from training.timing.profiling import StartUp
 
 DS = DeepSpeedConfig(
     {
@@ -161,6 +161,16 @@ def test_a_validation_leaves_losses_by_document(tmp_path: Path) -> None:
         "kind": "val", "step": 2, "tokens": 0, "loss": 2.0, "bits_per_byte": 0.5,
     }  # fmt: skip
     assert terminal.said[-1].startswith("step 2: validation loss 2.0000 nats per token")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_how_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+    report, terminal = begun(tmp_path, TrainState(step=2))
+    assert report.end(TrainState(step=2), False, None, "there is no room") == 1
+    assert (summary(tmp_path)["status"], summary(tmp_path)["error"]) == ("failed", "there is no room")
+    assert terminal.said[-1].endswith(" has failed")
 
 
 def test_a_checkpoint_is_named_with_the_best_that_is_still_there(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from tests.clock import Clock
 from tests.processes import run_forked
 from training.run import throughput as module
-from training.run.throughput import Throughput, peak_memory
+from training.timing.throughput import Throughput, peak_memory
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from deepspeed.utils import safe_get_full_fp32_param
+from safetensors.torch import load_file
 
 from model import GPT, GPTConfig
 from tests.checkpoints import save_checkpoint
@@ -19,7 +20,7 @@ from training.checkpoints.newest import newest_checkpoint, read_state
 from training.config import read_deepspeed_config
 from training.engine.build import build_engine, set_learning_rate
 from training.engine.cpu_bf16 import bf16_arithmetic
-from training.engine.weights import load_model
+from training.engine.weights import joined_weights, load_model
 from training.state import TrainState
 
 pytestmark = pytest.mark.slow
@@ -128,6 +129,10 @@ def test_evaluation_reads_the_fp32_weights_of_every_mode(saved: Path, mode: str)
     gpt, step = load_model(saved / mode)
     assert step == 2
     masters = torch.load(saved / mode / "weights.pt")
+    checkpoint = saved / mode / "checkpoints" / "step_00000002"
+    stored, joined = load_file(checkpoint / "model.safetensors"), joined_weights(checkpoint)
+    assert joined.keys() - stored.keys() == {"lm_head.weight"}  # it is tied
+    assert all(torch.equal(stored[name], joined[name].float()) for name in stored)
     for name, parameter in gpt.named_parameters():
         expected = masters[name]
         if mode == "bf16_zero0":  # DeepSpeed gives only the rounded weights there

@@ -12,6 +12,7 @@ from data import ValidationSet
 from model import GPT, GPTConfig
 
 from ..engine.ranks import Ranks
+from ..watch.disk import FULL, disk_sentence
 from .formulas import norm
 from .measure import finite, measure
 from .plain_copy import PlainCopy, fp32_weights
@@ -89,6 +90,8 @@ class Diagnostics:
             try:
                 keep_until(self._run_dir, step)
             except (OSError, ValueError) as error:  # what pyarrow raises of a damaged file is a ValueError
+                if isinstance(error, OSError) and error.errno in FULL:  # it was read, and not written again
+                    raise
                 self._say(f"{self._run_dir / FILE} cannot be read ({error}): it begins again")
                 (self._run_dir / FILE).unlink(missing_ok=True)
 
@@ -192,10 +195,12 @@ class Diagnostics:
 
     @contextmanager
     def _failing(self, step: int) -> Iterator[None]:
-        """What goes wrong inside ends the diagnostics, and not the run."""
+        """What goes wrong inside ends the diagnostics, and not the run, but for a disk that is full."""
         try:
             yield
         except Exception as error:
+            if disk_sentence(error, self._run_dir):  # the metrics would be next
+                raise
             self._fail(step, error)
 
     def _fail(self, step: int, error: Exception) -> None:

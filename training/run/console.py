@@ -14,8 +14,11 @@ from model.errors import REFUSED, LauncherError
 from model.redaction import redact
 
 
-class _Terminal(io.FileIO):
-    """What is written after its reader is gone, as when ssh breaks off, is lost: the run goes on."""
+class _Lossy(io.FileIO):
+    """What cannot be written is lost, and the run goes on.
+
+    Of a terminal that is when its reader is gone, as when ssh breaks off, and of a log when the disk is full.
+    """
 
     def write(self, data: Any) -> int:
         try:
@@ -49,7 +52,7 @@ class Console:
         self.names_crash = True
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        terminal = io.BufferedWriter(_Terminal(os.dup(2), "w"))
+        terminal = io.BufferedWriter(_Lossy(os.dup(2), "w"))
         self.terminal: TextIO = io.TextIOWrapper(terminal, line_buffering=True)
         self.log_to(log_file)
         sys.excepthook = self._crashed
@@ -101,5 +104,5 @@ class Console:
 
 def _log_stream(descriptor: int) -> TextIO:
     """What a killed run printed last is in its log, as each line is written at once."""
-    raw = io.FileIO(descriptor, "w", closefd=False)
+    raw = _Lossy(descriptor, "w", closefd=False)
     return _Log(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)

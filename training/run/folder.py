@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,11 +18,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from model.errors import UserError
-from model.files import write_bytes, write_json, write_text
+from model.files import append_text, write_bytes, write_json, write_text
 from model.redaction import redact
 
 from ..config.recipe_file import to_yaml
 from ..engine.environment import world_size_from_environment
+from ..watch.disk import on_full_disk
 from .reader import TOKENIZER, damaged_folders, read_metrics, read_summary, step_folders
 from .restart import PREFLIGHT_BEFORE, set_aside
 
@@ -48,7 +50,7 @@ class RunFolder:
         self.summary: dict[str, Any] = {} if restarts else self._stored_summary()
         self.changes: list[dict[str, Any]] = []
         self._lock = FileLock(path / "logs" / f"rank{rank}.lock")
-        self._summary_lock = FileLock(path / "logs" / "summary.lock")
+        self.summary_lock = FileLock(path / "logs" / "summary.lock")
         self._check: Callable[[], None] = lambda: None
         self._takes_over = False
 
@@ -86,11 +88,6 @@ class RunFolder:
         """What this rank and its libraries print."""
         return self.path / "logs" / f"rank{self.rank}.log"
 
-    @property
-    def failure_file(self) -> Path:
-        """How this rank ended, where it ended with an exception; `training.watch.failures` writes it."""
-        return self.path / "logs" / f"failure_rank{self.rank}.json"
-
     def claim(self, wait_s: float = 30.0) -> None:
         """Keep other runs out of this folder until this process ends, however it ends. Each rank calls it.
 
@@ -104,7 +101,7 @@ class RunFolder:
             raise UserError(
                 f"{self.path} is being trained by another process: wait for it or stop it"
             ) from error
-        self.failure_file.unlink(missing_ok=True)
+        (self.path / "logs" / f"failure_rank{self.rank}.json").unlink(missing_ok=True)
         self._check()  # the run that was just stopping may have begun since
         self._takes_over = not self.has_begun()
         self.summary = {} if self._takes_over else self._stored_summary()
@@ -197,23 +194,25 @@ class RunFolder:
             write_json(self.path / "environment.json", environment(command))
 
     def update_summary(self, **facts: Any) -> None:
-        """Change some of summary.json's keys."""
-        self.summary |= facts
-        if self.rank == 0:
-            with self._summary_lock:
-                write_json(self.path / "summary.json", self.summary)
+        """Change some of summary.json's keys; each time is a sign of life where the run gives those."""
+        if self.rank > 0:
+            self.summary |= facts
+            return
+        with self.summary_lock:
+            beat = {"heartbeat": time.time()} if "heartbeat" in self.summary else {}
+            self.summary = self.summary | facts | beat  # a new one: other threads may be reading the old
+            write_json(self.path / "summary.json", self.summary)
 
     @contextmanager
     def locked_summary(self, timeout_s: float) -> Iterator[dict[str, Any]]:
-        """summary.json for any rank to change: written at the end, and by no other rank meanwhile.
+        """summary.json for any rank and thread to change: written at the end, and by no other meanwhile.
 
         Rank 0 has the latest facts itself; another rank adds to what is in the file.
         """
-        with self._summary_lock.acquire(timeout=timeout_s):
-            if self.rank > 0:
-                self.summary = self._stored_summary()
+        with self.summary_lock.acquire(timeout=timeout_s):
+            self.summary = dict(self.summary if self.rank == 0 else self._stored_summary())
             yield self.summary
-            write_json(self.path / "summary.json", self.summary)
+            on_full_disk(self.path, lambda: write_json(self.path / "summary.json", self.summary))
 
     def keep_metrics_until(
         self, step: int, say: Callable[[str], object] | None = None, validation_due: bool = False
@@ -236,8 +235,7 @@ class RunFolder:
         for key, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 values[key] = None
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(redact(json.dumps(values)) + "\n")
+        append_text(self.path / "metrics.jsonl", json.dumps(values) + "\n")
 
     def _stored_summary(self) -> dict[str, Any]:
         return read_summary(self.path) if (self.path / "summary.json").is_file() else {}

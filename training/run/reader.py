@@ -3,6 +3,7 @@
 It is cheap to import, so that a mistyped command is answered at once.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -10,12 +11,10 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from model.errors import UserError
 from model.values import as_type
@@ -228,14 +227,36 @@ def reading(file: Path) -> Iterator[None]:
 
 def is_being_trained(run_dir: Path) -> bool:
     """Whether a process trains here now: its rank 0 holds a lock that ends with it, however it ends."""
-    lock = FileLock(run_dir / "logs" / "rank0.lock")
-    if not Path(lock.lock_file).is_file():
+    return is_locked(run_dir / "logs" / "rank0.lock")
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds this lock file. To look takes no right to write."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
         return False
     try:
-        with lock.acquire(blocking=False):
-            return False
-    except Timeout:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def last_step(run_dir: Path) -> int | None:
+    """The last step in the run's metrics, by their last lines; None where no step is there."""
+    try:
+        with (run_dir / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError, KeyError, TypeError):  # a kill has cut it short
+            return int(json.loads(line)["step"])
+    return None
 
 
 def check_run_folder(run_dir: Path, file_name: str) -> None:

@@ -1,6 +1,5 @@
 """What is said and written of a run under way: terminal, metrics.jsonl, summary.json and W&B."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,23 +11,27 @@ import torch.distributed as dist
 
 from data import BAD_REASONS, Corpus, ValidationSet
 from model import GPT, flops_per_token
-from model.errors import DIVERGED, FAILED, INTERRUPTED
 
 from ..config.deepspeed import DeepSpeedConfig
 from ..config.recipe import Recipe
 from ..diagnostics.recorder import Diagnostics, fixed_batch
+from ..diagnostics.table import keep_until
+from ..divergence.losses import ended_above_floor
+from ..divergence.policy import Verdict
 from ..engine.build import log_communication
 from ..engine.ranks import Ranks
 from ..samples import Sample, write_samples
 from ..state import TrainState
 from ..step import StepResult
+from ..timing.profiling import StartUp, StepProfiler
+from ..timing.throughput import DataWait, Throughput
 from ..tracking.tracker import CONFIG_FACTS, Tracker
 from ..validation import loss_floors, write_document_losses
 from .console import Console
+from .derived import derived_numbers
 from .folder import RunFolder, recipe_as_dict
-from .profiling import StartUp, StepProfiler
+from .outcome import outcome
 from .reader import checkpoint_name
-from .throughput import DataWait, Throughput
 
 
 class Reporter:
@@ -104,9 +107,12 @@ class Reporter:
             source_fingerprint=corpus.source.fingerprint,
             **recipe.facts(self.ds),
         )
+        for key in ("divergence", "last_losses", "ended_above_floor"):
+            folder.summary.pop(key, None)
         folder.update_summary(status="running", val_loss=None, val_bits_per_byte=None, **settled)
         if folder.rank == 0:
-            self._say_derived_numbers(folder.summary)
+            for sentence in derived_numbers(folder.path, folder.summary, recipe, self.ds):
+                console.say(sentence)
             if checkpoint:
                 console.say(f"resumed from {checkpoint}")
             settled |= {key: folder.summary[key] for key in CONFIG_FACTS if key in folder.summary}
@@ -155,6 +161,7 @@ class Reporter:
             data_wait=result.data_wait / result.seconds,
             **self._throughput.step(result.tokens, result.seconds),
             **({} if result.applied else {"skipped": True}),
+            **({"spike": True} if state.last_spike == state.step else {}),
             **({"bad_documents": result.bad_documents} if result.bad_documents else {}),
         )
         self._bar.set_postfix(step=f"{state.step}/{steps}", loss=f"{result.loss:.3f}", refresh=False)
@@ -167,6 +174,16 @@ class Reporter:
         if self._tracker and self._tracker.id != state.wandb_id:  # W&B could not use that one
             state.wandb_id = self._tracker.id
             self.folder.update_summary(wandb=self._tracker.noted)
+
+    def rolled_back(self, state: TrainState) -> None:
+        """The run is where `state` is again: what was written of later steps goes."""
+        self.folder.keep_metrics_until(state.step, self.console.say, state.validation_due)
+        if self.folder.rank == 0:
+            keep_until(self.folder.path, state.step)
+            write_samples(self.folder.path / "samples.jsonl", state.step + 1, ())
+        self.folder.update_summary(step=state.step, rollbacks=state.rollbacks)
+        self._bar.n = state.tokens
+        self._bar.refresh()
 
     def validation(
         self,
@@ -208,12 +225,12 @@ class Reporter:
         if self._tracker:
             self._tracker.log_checkpoint(last, state, folder.summary)
 
-    def end(self, state: TrainState, diverged: bool, failure: str | None) -> int:
+    def end(self, state: TrainState, diverged: Verdict | None, failure: str | None) -> int:
         """The loop is over, on all ranks.
 
         Args:
             state: where it stopped.
-            diverged: whether too many steps were skipped in a row.
+            diverged: why it cannot go on.
             failure: why a rank could not go on, such as the end of its data or a disk that is full.
 
         Returns the exit status: 0 finished, 1 failed, 3 diverged, 75 stopped and saved. W&B is not waited for
@@ -222,12 +239,14 @@ class Reporter:
         self._bar.close()
         self._profiler.finish()
         self.console.say(self._throughput.sentence())
-        status, exit_status, sentence = self._outcome(state, diverged, failure)
+        status, exit_status, sentence = outcome(self.recipe, state, diverged, failure, self.folder.summary)
         facts: dict[str, Any] = {"status": status, "step": state.step, **self._used(state)}
         facts |= {"skipped_steps": state.skipped_steps, "throughput": self._throughput.summary()}
+        facts |= state.divergence_facts() | (diverged.facts(state.losses) if diverged else {})
         if status == "finished":
             facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
             facts["best_checkpoint"] = self._best_checkpoint(state)  # the last validation may be late
+            facts["ended_above_floor"] = ended_above_floor(state.val_loss, self.folder.summary.get("floors"))
         if failure:
             facts["error"] = failure
             self.console.fail(failure)
@@ -253,28 +272,6 @@ class Reporter:
         best = last if step is None else self.folder.checkpoints / checkpoint_name(step)
         return str(best.relative_to(self.folder.path)) if best and best.exists() else None
 
-    def _outcome(self, state: TrainState, diverged: bool, failure: str | None) -> tuple[str, int, str]:
-        """The run's status, its exit status, and how it ended in words."""
-        if diverged:
-            steps = state.skipped_in_a_row
-            sentence = f"diverged: the gradients of the last {steps} steps were not finite"
-            return "diverged", DIVERGED, sentence
-        if state.step == self.recipe.train.steps and not state.validation_due:
-            loss, bits = state.val_loss or math.nan, state.val_bits_per_byte or math.nan
-            if not failure:
-                words = f"validation loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
-                return "finished", 0, f"is finished: {words}"
-        saved = self.folder.summary.get("last_checkpoint")
-        if failure:
-            where = f"has failed: the same command goes on from {saved or 'its beginning'}"
-        elif state.step and not (saved and state.skipped_in_a_row):
-            where = f"is stopped and saved at step {state.step}: the same command goes on from there"
-        elif saved:
-            where = f"is stopped between skipped steps: the same command goes on from {saved}"
-        else:
-            where = "is stopped before its first step: the same command begins again"
-        return ("failed", FAILED, where) if failure else ("interrupted", INTERRUPTED, where)
-
     def _write_metrics(self, kind: str, state: TrainState, **values: Any) -> None:
         """One line of metrics.jsonl, and the same to W&B."""
         self.folder.append_metrics(kind=kind, step=state.step, tokens=state.tokens, **values)
@@ -289,22 +286,3 @@ class Reporter:
             "total_flops": float(state.tokens) * self._flops_per_token,
             hours: self.wall_time_s() * self._ranks.world_size / 3600,
         }
-
-    def _say_derived_numbers(self, summary: Mapping[str, Any]) -> None:
-        """Every number of a run that follows from others."""
-        say, ds = self.console.say, self.ds
-        ranks, tokens, floors = summary["world_size"], summary["tokens_per_step"], summary["floors"]
-        say(
-            f"{self.folder.path}: {summary['variant']}, GPT-2 {self.recipe.model.size}, "
-            f"{summary['parameters']:,} parameters, {ds.precision}, ZeRO-{ds.stage}, {ranks} rank(s)"
-        )
-        say(
-            f"each step: {ds.micro_batch} sequences x {ds.accumulation} accumulation steps x {ranks} rank(s) "
-            f"x {summary['block_size']} tokens = {tokens:,} tokens; {summary['steps']:,} steps = "
-            f"{summary['steps'] * tokens:,} tokens"
-        )
-        say(
-            f"validation: {summary['val_tokens']:,} tokens of {summary['val_bytes']:,} bytes, on which "
-            f"guessing every token alike scores {floors['uniform']:.2f} nats per token and a unigram model "
-            f"{floors['unigram']:.2f}"
-        )

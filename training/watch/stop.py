@@ -278,12 +278,12 @@ class StopRequest:
         """Another rank does not answer, and the main thread waits for it, perhaps for ever."""
         import faulthandler
 
-        from .failures import record_failure
+        from .failures import describe, record_failure
 
         assert self._ranks and self._folder and self._exchange
         faulthandler.dump_traceback(sys.stderr.fileno(), all_threads=True)
         with suppress(Exception):
-            record_failure(self._folder, error, self._ranks.world_size)
+            record_failure(self._folder, describe(self._folder, error), self._ranks.world_size)
         if self._console and self._exchange.is_first_to_answer():
             self._console.say_by_any_rank(f"{error} (stack traces in {self._folder.log_file})")
         end_process(FAILED)

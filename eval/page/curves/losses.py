@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from plotly import graph_objects as go
 
-from ...evidence.blow_ups import FAILED, SPIKE
+from ...evidence.blow_ups import FAILED
 from ...evidence.comparison import Scorecard
+from ...evidence.spikes import spike_heights
 from ..blocks import Chart, Section, Sentences
 from .logged import StyledRun, hours_at, late, over_tokens, padded, smooth, styled_runs, thin
 
@@ -228,11 +229,7 @@ def _mean_of(lines: Sequence[Line]) -> tuple[list[StyledRun], pd.Series]:
 def _add_spikes(figure: Figure, of: StyledRun, values: pd.Series) -> None:
     """A triangle on the curve where the loss as logged jumps far above those around it."""
     usual = values.rolling(max(5, len(values) // 100), center=True, min_periods=1).median()
-    above = values - usual
-    late_above = above[above.index > 0.1 * values.index.max()]
-    # Small batches are noisy: a spike is above their noise too.
-    limit = max(SPIKE, 8 * float(late_above.abs().median()))
-    spikes = late_above[late_above > limit].nlargest(MOST_SPIKES).sort_index()
+    spikes = spike_heights(values).nlargest(MOST_SPIKES).sort_index()
     if len(spikes):
         marker = {"color": of.colour, "size": 11, "symbol": "triangle-up-open", "line": {"width": 2}}
         figure.add(

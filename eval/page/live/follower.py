@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
+from training.watch.standing import DEAD
 
 from .sources import Reading, Sources
 
@@ -150,6 +151,6 @@ def how_it_ended(folder: Path, reading: Reading) -> str:
     status, step = record.summary["status"], record.summary.get("step")
     if status == "finished":
         return f"{folder.name} has finished: validation loss {record.val_loss:.4f} nats per token"
-    if status == "running":
+    if status == DEAD:
         return f"{folder.name} is not trained any more: its process ended without a word at step {step}"
     return f"{folder.name} has ended: {status} at step {step}"

@@ -51,7 +51,7 @@ class Sources:
         self.study = next(filter(is_study, self.folders), None)
         if self.study is not None and len(self.folders) > 1:
             raise UserError(f"{self.study} is a study, which has its runs itself: give its folder alone")
-        self._known: dict[Path, tuple[Stamp, RunRecord]] = {}
+        self._known: dict[Path, tuple[tuple[Stamp, bool], RunRecord]] = {}
         self._study: tuple[Stamp, StudyRecord] | None = None
 
     def stamps(self) -> dict[Path, tuple[Stamp, bool]]:
@@ -105,7 +105,7 @@ class Sources:
         return self._study[1]
 
     def _read_run(self, folder: Path, whole: bool) -> RunRecord:
-        now = stamp(folder)
+        now = stamp(folder), is_under_way(folder)  # on which its status depends
         known = self._known.get(folder)
         if known is None or known[0] != now:
             record = read_run(folder)

@@ -12,7 +12,7 @@ import numpy as np
 from training.run.reader import read_summary
 
 from ...evidence.results import RunRecord
-from ...statistics.failures import LEAST_EXCESS, limits
+from ...statistics.failures import LEAST_EXCESS, describe_above_floor, limits
 from ..outcomes import Outcome
 
 Arm = Sequence[Outcome]
@@ -37,7 +37,9 @@ def _marked(outcome: Outcome, limit: float, its: float) -> Outcome:
     if not outcome.is_finished:
         return outcome
     loss, reason = outcome.loss, ""
-    if loss > limit:
+    if outcome.above_floor:
+        reason = describe_above_floor(loss)
+    elif loss > limit:
         reason = f"ended at {loss:.4f}, above {limit:.4f}, the limit of its runs"
     elif loss >= outcome.floor > its + LEAST_EXCESS:
         reason = f"ended at {loss:.4f}, no better than token frequencies alone ({outcome.floor:.4f})"

@@ -1,0 +1,1 @@
+"""Where the time of a start, a step and a run goes."""
