@@ -53,9 +53,11 @@ class Moment:
     def draw(cls, seed: int, number: int) -> "Moment":
         chance = random.Random(f"{seed} {number}")
         launched = number % LAUNCHED_EVERY == LAUNCHED_EVERY - 1
+        kind = "clock" if launched else KINDS[number % len(KINDS)]
+        rank = chance.choice((0, 1, None, None))
         return cls(
-            kind="clock" if launched else KINDS[number % len(KINDS)],
-            rank=chance.choice((0, 1, None, None)),
+            kind=kind,
+            rank=0 if kind == "conversion" and rank else rank,  # rank 0 converts alone
             launched=launched,
             share=chance.random(),
             delay_s=chance.choice((0.0, chance.uniform(0, 0.02))),
@@ -142,8 +144,6 @@ class Kills:
             return {}
         inside = ".universal" if moment.kind == "conversion" else "/checkpoints/"
         rank = (moment.rank or 0) % stage.ranks
-        if moment.kind == "conversion":
-            rank = 0  # which converts alone
         if not (most := operations_of(reference, index, rank, inside)):
             return {}
         at = 1 + int(moment.share * most)

@@ -16,6 +16,7 @@ from .runs import START_LIMIT_S
 from .table import Fault, Scene, Seen
 
 DISK_MB = 40
+PIECE = 2**20
 LEFT_FOR_SMALL_FILES = 150_000
 """Bytes that stay free where a checkpoint finds no place."""
 IN_USE = r"error: .*trained by another process"
@@ -62,14 +63,17 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def fill(folder: Path, leave: int) -> Path:
-    """A file beside the run that leaves so many bytes of its disk free."""
+    """A file beside the run that leaves so many bytes of its disk free, whatever the run writes meanwhile."""
     ballast = folder / "ballast"
-    stat = os.statvfs(folder)
-    os.posix_fallocate(
-        descriptor := os.open(ballast, os.O_CREAT | os.O_RDWR), 0, stat.f_bavail * stat.f_frsize - leave
-    )
-    os.close(descriptor)
-    return ballast
+    with ballast.open("wb", buffering=0) as file:
+        while True:
+            stat = os.statvfs(folder)
+            more = stat.f_bavail * stat.f_frsize - leave
+            try:
+                if more <= 0 or not file.write(bytes(min(more, PIECE))):
+                    return ballast
+            except OSError:  # the run has taken the rest
+                return ballast
 
 
 def full_disk(scene: Scene, leave: int, step: int, *options: str) -> Seen:

@@ -13,6 +13,8 @@ VALIDATION = ("--data.validation_tokens", "150000")
 NO_MORE = r"SIGKILL|was killed|no process|lives no more|without a word"
 """What `python -m training.run` says of a run whose processes are gone."""
 KILLED = r"rank 1\b.*SIGKILL|SIGKILL.*rank 1\b"
+LAUNCHER_KILLED = 256 - signal.SIGKILL
+"""Exit status of DeepSpeed's launcher where a rank of its own was killed."""
 WORKERS = ("--data.prefetch", "8")
 """The workers are never far ahead, so that the run needs them to its end."""
 
@@ -23,8 +25,9 @@ def process_killed(scene: Scene) -> Seen:
     job.send(signal.SIGKILL)
     since = job.seconds()
     seen = scene.end(job, since)
-    scene.bench.forks.start(Request(run_module, ("training.run", [str(scene.run_dir)]), job.output))
-    wait_until(lambda: len(job.printed().splitlines()) > len(seen.text.splitlines()), 10)
+    forks = scene.bench.forks
+    reader = forks.start(Request(run_module, ("training.run", [str(scene.run_dir)]), job.output))
+    wait_until(lambda: forks.status(reader) is not None, 30)
     seen.text = scene.said(job)
     seen.afterwards = scene.goes_on()
     return seen
@@ -40,7 +43,7 @@ def rank_killed(scene: Scene) -> Seen:
     return seen
 
 
-def rank_killed_when_launched(scene: Scene) -> Seen:
+def rank_killed_launched(scene: Scene) -> Seen:
     job = scene.start(launched=True)
     scene.reached(job, 4)
     since = job.seconds()
@@ -122,7 +125,7 @@ def sigterm_in_validation(scene: Scene) -> Seen:
 FAULTS = (
     Fault("process killed", 10, -9, "running", NO_MORE, "exact", process_killed),
     Fault("rank killed", 30, 1, "failed", KILLED, "exact", rank_killed),
-    Fault("rank killed under the launcher", 40, 1, "failed", KILLED, "exact", rank_killed_when_launched),
+    Fault("rank killed, launched", 40, LAUNCHER_KILLED, "failed", KILLED, "exact", rank_killed_launched),
     Fault("rank stopped", 90, 1, "failed", r"rank 1.*(stopped|no sign of life)", "exact", rank_stopped),
     Fault("worker killed", 30, 0, "finished", r"reads the data", "exact", worker(signal.SIGKILL)),
     Fault("worker stopped", 60, 0, "finished", r"reads the data", "exact", worker(signal.SIGSTOP)),

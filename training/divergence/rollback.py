@@ -58,7 +58,7 @@ class Divergence:
         console: Console,
     ) -> None:
         self._recipe, self._ds, self._folder, self._corpus = recipe, ds, folder, corpus
-        self._ranks, self._say = ranks, console.say
+        self._ranks, self._say, self._say_of_rank = ranks, console.say, console.say_by_any_rank
         self._floor = math.log(corpus.tokenizer.vocab_size)
         self._file = folder.path / FILE
         stored = read_json(self._file)["rollbacks"] if folder.rank == 0 and self._file.is_file() else []
@@ -83,6 +83,7 @@ class Divergence:
             first_sequence=batch * ds.train_batch_size,
             cursors=state.cursors,
             interrupted=interrupted,
+            say=self._say_of_rank,
         )
         loader.start()
         return Feed(
