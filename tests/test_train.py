@@ -175,7 +175,7 @@ def test_a_run_of_skipped_steps_ends_as_diverged(job: Path) -> None:
     norm = f"{job / 'nan_on.py'}:NanNorm"
     result = run(arguments(job, run_dir, "--model.norm", norm, "--train.max_skipped_steps", "2"))
     assert result.returncode == DIVERGED
-    assert "diverged: the gradients of the last 2 steps were not finite" in result.stderr
+    assert "diverged at step 4: the gradients of the last 2 steps were not finite" in result.stderr
     summary = summary_of(run_dir)
     assert summary["status"] == "diverged" and summary["val_loss"] is None and summary["step"] == 4
 
