@@ -46,3 +46,25 @@ def test_the_first_study_was_registered_before_its_runs(kept: dict[str, Any]) ->
     ended = [file["time"] for name, file in kept.items() if name.startswith("studies/prose/cells/")]
     assert min(ended) > registration["time"]
     assert f"{len(ended)} finished runs" in text
+
+
+def test_the_table_of_the_smaller_size_is_that_of_its_files(kept: dict[str, Any]) -> None:
+    text = (ROOT / "docs" / "results.md").read_text()
+    results = kept["studies/prose_sizes/results.json"]
+    rows = [row for row in results["rows"] if row["size"] == "3x64"]
+    assert len(rows) == 6
+    rates = {"1x": "6e-3", "2x": "1.2e-2"}
+    for row in rows:
+        shared, best = (
+            f"{verdict['difference']:+.4f} [{verdict['low']:+.4f}, {verdict['high']:+.4f}]"
+            for verdict in row["verdicts"]
+        )
+        words = ", ".join(verdict["word"].partition(" (")[0] for verdict in row["verdicts"])
+        rate = rates[row["verdicts"][1]["rate"]]
+        assert f"| `{row['design']}` | {shared} | {rate}: {best} | {words} |" in text
+        assert f"| `{row['design']}` | {row['speed_up']['value']:.2f} [" in text
+    cells = [name for name in kept if name.startswith("studies/prose_sizes/cells/3x64_")]
+    assert f"All its {len(cells)} runs at `3x64` have ended" in text
+    assert all(kept[name]["status"] == "finished" for name in cells)
+    registration = kept["studies/prose_sizes/registration.json"]
+    assert registration["time"] in text and registration["sha256"][:16] in text
