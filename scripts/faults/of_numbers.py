@@ -2,7 +2,8 @@
 
 from .table import Fault, Scene, Seen
 
-LAYER, STEP = 1, 25
+LAYER, STEP, STEPS = 1, 50, 60
+"""Where and when; late enough for what a spike is compared with, the losses of forty steps."""
 BLOCK = f"""
 import torch.nn as nn
 
@@ -27,7 +28,7 @@ def with_block(scene: Scene, fault: str, *options: str) -> Seen:
     """The run with a block whose output at layer LAYER in step STEP is `fault`."""
     design = scene.bench.folder / "faulty.py"
     design.write_text(BLOCK.replace("FAULT", fault))
-    return scene.end(scene.start(*scene.long("--model.block", f"{design}:Block", *options)))
+    return scene.end(scene.start("--model.block", f"{design}:Block", *options, "--train.steps", str(STEPS)))
 
 
 def nan_in_a_layer(scene: Scene) -> Seen:
@@ -57,5 +58,5 @@ FAULTS = (
         "",
         nan_rolled_back,
     ),
-    Fault("spike", 60, 0, "finished", r"(?i)spike", "", spike),
+    Fault("spike", 60, 0, "finished", r"is a spike", "", spike),
 )

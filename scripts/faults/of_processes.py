@@ -13,6 +13,8 @@ VALIDATION = ("--data.validation_tokens", "150000")
 NO_MORE = r"SIGKILL|was killed|no process|lives no more|without a word"
 """What `python -m training.run` says of a run whose processes are gone."""
 KILLED = r"rank 1\b.*SIGKILL|SIGKILL.*rank 1\b"
+IN_A_STEP = 10
+"""A step that neither a validation nor a checkpoint follows."""
 LAUNCHER_KILLED = 256 - signal.SIGKILL
 """Exit status of DeepSpeed's launcher where a rank of its own was killed."""
 WORKERS = ("--data.prefetch", "8")
@@ -21,7 +23,7 @@ WORKERS = ("--data.prefetch", "8")
 
 def process_killed(scene: Scene) -> Seen:
     job = scene.start()
-    scene.reached(job, 8)
+    scene.reached(job, IN_A_STEP)
     job.send(signal.SIGKILL)
     since = job.seconds()
     seen = scene.end(job, since)
@@ -35,7 +37,7 @@ def process_killed(scene: Scene) -> Seen:
 
 def rank_killed(scene: Scene) -> Seen:
     job = scene.start()
-    scene.reached(job, 8)
+    scene.reached(job, IN_A_STEP)
     since = job.seconds()
     job.send(signal.SIGKILL, [1])
     seen = scene.end(job, since)
@@ -55,7 +57,7 @@ def rank_killed_launched(scene: Scene) -> Seen:
 
 def rank_stopped(scene: Scene) -> Seen:
     job = scene.start()
-    scene.reached(job, 8)
+    scene.reached(job, IN_A_STEP)
     since = job.seconds()
     job.send(signal.SIGSTOP, [1])
     seen = scene.end(job, since, ranks=[0])
@@ -69,7 +71,7 @@ def worker(signum: signal.Signals) -> Callable[[Scene], Seen]:
     def play(scene: Scene) -> Seen:
         options = scene.long(*WORKERS, "--data.timeout_s", "3")
         job = scene.start(*options)
-        scene.reached(job, 8)
+        scene.reached(job, IN_A_STEP)
         since = job.seconds()
         workers = job.workers(1)
         for pid in workers:
@@ -88,7 +90,7 @@ def signal_in_a_step(signum: signal.Signals) -> Callable[[Scene], Seen]:
 
     def play(scene: Scene) -> Seen:
         job = scene.start()
-        scene.reached(job, 8)
+        scene.reached(job, IN_A_STEP)
         since = job.seconds()
         job.send(signum)
         seen = scene.end(job, since)

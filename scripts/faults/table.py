@@ -12,6 +12,7 @@ from .runs import START_LIMIT_S, Bench, Stage, read_json, steps_done
 
 LONG = (Stage(2, 40),)
 """The run that most faults meet in its middle: some seconds of steps."""
+BAR = re.compile(r"\S+: +\d+%\|[^\n]*?\]")
 
 
 @dataclass
