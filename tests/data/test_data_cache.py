@@ -32,7 +32,7 @@ class Texts(Source):
         self.is_damaged = False
         shards = [Shard(index, "texts", index, 0, len(part)) for index, part in enumerate(rows)]
         config = DataConfig(source="texts", **options)  # type: ignore[arg-type]
-        super().__init__(config, {"texts": 9}, shards, versions={"texts": "of a test"})
+        super().__init__(config, {}, shards, versions={"texts": "of a test"})
 
     def ids(self, shard: Shard) -> list[str] | None:
         return [f"{shard.index} {row}" for row in range(shard.rows)]

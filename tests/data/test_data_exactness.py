@@ -51,8 +51,8 @@ def test_a_document_that_is_lost_or_comes_twice_is_found(
 
 
 def test_another_order_is_found(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from_workers = data.loader._from_workers
-    monkeypatch.setattr("data.loader._from_workers", lambda workers, turn: from_workers(workers, turn[::-1]))
+    in_turn = data.loader._in_turn
+    monkeypatch.setattr("data.loader._in_turn", lambda workers: in_turn(workers[::-1]))
     corpus, _ = open_data(config)
     check_order(corpus, config, 100, [Reading(2, 0), Reading(1, 0, 3)])
     with pytest.raises(AssertionError, match=r"workers=2, micro_batch=1\) gives other"):

@@ -31,13 +31,15 @@ def test_a_stopped_loader_leaves_no_process_and_no_open_file() -> None:
         gc.collect()  # of what earlier tests left, too
         return len(os.listdir("/proc/self/fd")), len(multiprocessing.active_children())
 
+    next(loader(config=replace(CONFIG, workers=1)))  # what opens once stays open
     before = left()
     for number in range(30):
         batches = loader(config=replace(CONFIG, workers=1 + number % 3))
         if number % 5:
             next(batches)
         del batches
-    assert left() == before
+    files, processes = left()
+    assert files <= before[0] and processes == before[1]
 
 
 def test_loaders_side_by_side_do_not_disturb_each_other() -> None:

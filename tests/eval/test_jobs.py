@@ -29,7 +29,6 @@ from tests.eval.tiny_runs import write_manifest
 from training.checkpoints.found import find_checkpoint
 from training.config.evaluation import EvalConfig
 from training.engine.weights import load_model
-from training.run.reader import file_sha256
 from training.run.tokenizer import read_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -83,10 +82,7 @@ def trained(tmp_path_factory) -> Path:
     done = python("-c", TRAIN, run / "checkpoints", DS_ACCELERATOR="cpu", MASTER_PORT=port, **one_rank)
     assert done.returncode == 0, done.stderr
     for folder in (run / "checkpoints").glob("step_*"):
-        files = {
-            file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)} for file in folder.iterdir()
-        }
-        (folder / "manifest.json").write_text(json.dumps({"files": files}))
+        write_manifest(folder)
     recipe = {"model": asdict(SHAPE), "eval": {"tasks": ["lambada_openai"], "data_dir": None, "limit": None}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     summary = {"status": "finished", "variant": "rmsnorm", "precision": "bf16", "step": 2, "tokens": 256}
@@ -151,7 +147,7 @@ def test_the_last_complete_checkpoint_is_taken(run_dir):
         file.truncate(100)
     assert find_checkpoint(run_dir) == (folder / "step_00000001", 1)
     (run_dir / "checkpoints" / "step_00000001" / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"tiny has no complete checkpoint yet"):
+    with pytest.raises(UserError, match=r"tiny has no checkpoint that is whole: step 2 is damaged"):
         find_checkpoint(run_dir)
 
 
