@@ -23,7 +23,9 @@ KINDS = ("clock", "writing", "clock", "conversion", "writing")
 """Kinds of moments, by turns."""
 LAUNCHED_EVERY = 10
 """Every so many kills the real launcher starts the ranks, whose imports take seconds."""
-SURVIVORS_S = 60.0
+LIMIT = {"DEEPSPEED_TIMEOUT": "1"}
+"""Minutes that a rank waits for one that was killed before all had joined, where no launcher ends it."""
+SURVIVORS_S = 90.0
 """So long after one rank was killed the others may need to end."""
 IMPORTS_S = 6.0
 """What a launched start takes more than a forked one, about."""
@@ -108,7 +110,12 @@ class Kills:
         ambushes = self._ambushes(moment, reference, index, stage, log)
         launched = moment is not None and moment.launched
         job = self._bench.start_stage(
-            run_dir, stage, len(stages) > 1, ambushes=ambushes, launched=launched and stage.ranks > 1
+            run_dir,
+            stage,
+            len(stages) > 1,
+            ambushes=ambushes,
+            launched=launched and stage.ranks > 1,
+            environment=LIMIT,
         )
         after_s = moment.share * seconds_of(reference, index) + IMPORTS_S * launched if moment else 0.0
         killed = self._kill(job, moment, stage, after_s, bool(ambushes))

@@ -78,8 +78,8 @@ def every_one(scene: Scene) -> Seen:
 NONE_WHOLE = r"error: no checkpoint .* is whole.*--restart"
 DAMAGED = r"step_00000009.*damaged"
 FAULTS = (
-    Fault("checkpoint truncated", 60, 0, "finished", DAMAGED, "exact", newest(truncate)),
-    Fault("checkpoint bit-flipped", 60, 0, "finished", DAMAGED, "exact", newest(flip_a_bit)),
-    Fault("checkpoint file missing", 60, 0, "finished", DAMAGED, "exact", newest(remove)),
-    Fault("all checkpoints damaged", 30, 2, None, NONE_WHOLE, "exact", every_one),
+    Fault("checkpoint truncated", 60, (0,), "finished", DAMAGED, "exact", newest(truncate)),
+    Fault("checkpoint bit-flipped", 60, (0,), "finished", DAMAGED, "exact", newest(flip_a_bit)),
+    Fault("checkpoint file missing", 60, (0,), "finished", DAMAGED, "exact", newest(remove)),
+    Fault("all checkpoints damaged", 30, (2,), None, NONE_WHOLE, "exact", every_one),
 )

@@ -51,7 +51,7 @@ def http_source(fault: str) -> Callable[[Scene], Seen]:
 
 
 FAULTS = (
-    Fault("data truncated", 30, 1, "failed", FILE, "exact", data_truncated),
-    Fault("HTTP source hanging", 30, 1, "failed", SERVER, "exact", http_source("hang")),
-    Fault("HTTP source trickling", 30, 1, "failed", SERVER, "exact", http_source("trickle")),
+    Fault("data truncated", 30, (1,), "failed", FILE, "exact", data_truncated),
+    Fault("HTTP source hanging", 30, (1,), "failed", SERVER, "exact", http_source("hang")),
+    Fault("HTTP source trickling", 30, (1,), "failed", SERVER, "exact", http_source("trickle")),
 )  # fmt: skip

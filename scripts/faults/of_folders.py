@@ -19,6 +19,8 @@ DISK_MB = 40
 PIECE = 2**20
 LEFT_FOR_SMALL_FILES = 150_000
 """Bytes that stay free where a checkpoint finds no place."""
+NO_SPACE = r"space is left|free some space"
+UNWRITABLE = r"error: nothing can be written to"
 IN_USE = r"error: .*trained by another process"
 SLOW_NORM = """
 import time
@@ -149,12 +151,12 @@ def port_taken(scene: Scene) -> Seen:
 
 
 MOUNTED = (
-    Fault("disk full in a checkpoint", 30, 1, "failed", r"(?i)space", "exact", disk_full_in_checkpoint),
-    Fault("disk full in metrics", 30, 1, None, r"(?i)space", "exact", disk_full_in_metrics),
-    Fault("read-only folder", 30, 2, "", r"(?i)read-only", "exact", read_only_folder),
+    Fault("disk full in a checkpoint", 30, (1,), "failed", NO_SPACE, "exact", disk_full_in_checkpoint),
+    Fault("disk full in metrics", 30, (1,), None, NO_SPACE, "exact", disk_full_in_metrics),
+    Fault("read-only folder", 30, (2,), "", UNWRITABLE, "exact", read_only_folder),
 )
 """Need a file system of their own."""
 FAULTS = (
-    Fault("two runs on one folder", 60, 2, "finished", IN_USE, "exact", two_runs_on_one_folder),
-    Fault("port taken", 30, 2, "", r"error: port \d+ is taken", "exact", port_taken),
+    Fault("two runs on one folder", 60, (2,), "finished", IN_USE, "exact", two_runs_on_one_folder),
+    Fault("port taken", 30, (2,), "", r"error: port \d+ is taken", "exact", port_taken),
 )  # fmt: skip

@@ -15,8 +15,9 @@ NO_MORE = r"SIGKILL|was killed|no process|lives no more|without a word"
 KILLED = r"rank 1\b.*SIGKILL|SIGKILL.*rank 1\b"
 IN_A_STEP = 10
 """A step that neither a validation nor a checkpoint follows."""
-LAUNCHER_KILLED = 256 - signal.SIGKILL
-"""Exit status of DeepSpeed's launcher where a rank of its own was killed."""
+OF_LAUNCHER = (256 - signal.SIGKILL, 1)
+"""DeepSpeed's launcher ends with the status of the first rank whose end it sees, the killed or the other."""
+NO_SIGN = r"rank 1\b.*no sign of life"
 WORKERS = ("--data.prefetch", "8")
 """The workers are never far ahead, so that the run needs them to its end."""
 
@@ -125,14 +126,14 @@ def sigterm_in_validation(scene: Scene) -> Seen:
 
 
 FAULTS = (
-    Fault("process killed", 10, -9, "running", NO_MORE, "exact", process_killed),
-    Fault("rank killed", 30, 1, "failed", KILLED, "exact", rank_killed),
-    Fault("rank killed, launched", 40, LAUNCHER_KILLED, "failed", KILLED, "exact", rank_killed_launched),
-    Fault("rank stopped", 90, 1, "failed", r"rank 1.*(stopped|no sign of life)", "exact", rank_stopped),
-    Fault("worker killed", 30, 0, "finished", r"reads the data", "exact", worker(signal.SIGKILL)),
-    Fault("worker stopped", 60, 0, "finished", r"reads the data", "exact", worker(signal.SIGSTOP)),
-    Fault("SIGTERM in start-up", 5, 75, "", r"SIGTERM", "exact", signal_in_start_up),
-    Fault("SIGTERM in validation", 5, 75, "interrupted", r"SIGTERM", "exact", sigterm_in_validation),
-    Fault("SIGTERM in a step", 5, 75, "interrupted", r"SIGTERM", "exact", signal_in_a_step(signal.SIGTERM)),
-    Fault("SIGHUP", 5, 75, "interrupted", r"SIGHUP", "exact", signal_in_a_step(signal.SIGHUP)),
+    Fault("process killed", 10, (-9,), "running", NO_MORE, "exact", process_killed),
+    Fault("rank killed", 30, (1,), "failed", KILLED, "exact", rank_killed),
+    Fault("rank killed, launched", 40, OF_LAUNCHER, "failed", KILLED, "exact", rank_killed_launched),
+    Fault("rank stopped", 90, (1,), "failed", NO_SIGN, "exact", rank_stopped),
+    Fault("worker killed", 30, (0,), "finished", r"reads the data", "exact", worker(signal.SIGKILL)),
+    Fault("worker stopped", 60, (0,), "finished", r"reads the data", "exact", worker(signal.SIGSTOP)),
+    Fault("SIGTERM in start-up", 5, (75,), "", r"SIGTERM", "exact", signal_in_start_up),
+    Fault("SIGTERM in validation", 5, (75,), "interrupted", r"SIGTERM", "exact", sigterm_in_validation),
+    Fault("SIGTERM in a step", 5, (75,), "interrupted", r"SIGTERM", "exact", signal_in_a_step(signal.SIGTERM)),
+    Fault("SIGHUP", 5, (75,), "interrupted", r"SIGHUP", "exact", signal_in_a_step(signal.SIGHUP)),
 )  # fmt: skip

@@ -41,8 +41,8 @@ def nobody_listens(scene: Scene) -> Seen:
 
 SAID = r"W&B"
 FAULTS = (
-    Fault("W&B hanging at the start", START_S + OWN_S, 0, "finished", SAID, "exact", hangs(b"")),
-    Fault("W&B hanging in the loop", END_S + OWN_S, 0, "finished", SAID, "exact", hangs(b"file_stream")),
-    Fault("W&B hanging at the end", END_S + OWN_S, 0, "finished", SAID, "exact", hangs(b'"exitcode":0')),
-    Fault("W&B not there", START_S + OWN_S, 0, "finished", SAID, "exact", nobody_listens),
+    Fault("W&B hanging at the start", START_S + OWN_S, (0,), "finished", SAID, "exact", hangs(b"")),
+    Fault("W&B hanging in the loop", END_S + OWN_S, (0,), "finished", SAID, "exact", hangs(b"file_stream")),
+    Fault("W&B hanging at the end", END_S + OWN_S, (0,), "finished", SAID, "exact", hangs(b'"exitcode":0')),
+    Fault("W&B not there", START_S + OWN_S, (0,), "finished", SAID, "exact", nobody_listens),
 )

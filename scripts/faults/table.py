@@ -82,7 +82,11 @@ class Scene:
         summary, failure = (read_json(self.run_dir / name) for name in ("summary.json", "failure.json"))
         facts = {key: summary.get(key) for key in ("error", "reason", "divergence", "spikes")}
         text = "\n".join(
-            [job.printed().replace("\r", "\n"), str(failure.get("sentence", "")), f"summary: {facts}"]
+            [
+                BAR.sub("\n", job.printed().replace("\r", "\n")),
+                str(failure.get("sentence", "")),
+                f"summary: {facts}",
+            ]
         )
         return text.replace(str(self.run_dir), "RUN")
 
@@ -107,7 +111,7 @@ class Fault:
     Attributes:
         name: as the table and `--only` have it.
         bound_s: seconds that the outcome may take.
-        exit_status: that of the command.
+        exit_statuses: those that the command may end with.
         status: in summary.json; None where it is not looked at, as on a full disk.
         says: a pattern that something said must match.
         afterwards: what the same command then comes to; "" where it is not started again.
@@ -116,7 +120,7 @@ class Fault:
 
     name: str
     bound_s: float
-    exit_status: int
+    exit_statuses: tuple[int, ...]
     status: str | None
     says: str
     afterwards: str
@@ -125,8 +129,8 @@ class Fault:
     def problems(self, seen: Seen) -> list[str]:
         """In what an outcome is not as expected."""
         found = list(seen.problems)
-        if seen.exit_status != self.exit_status:
-            found.append(f"exit status {seen.exit_status} instead of {self.exit_status}")
+        if seen.exit_status not in self.exit_statuses:
+            found.append(f"exit status {seen.exit_status} instead of {self.exit_statuses}")
         if self.status is not None and seen.status != self.status:
             found.append(f"status {seen.status!r} instead of {self.status!r}")
         if not re.search(self.says, seen.text):

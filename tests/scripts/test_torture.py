@@ -51,8 +51,8 @@ def test_runs_that_are_killed_differ_in_nothing_and_faults_end_as_expected(tmp_p
     [
         (Seen(3, 75, "interrupted", "SIGTERM was received", "exact"), None),
         (Seen(6, 75, "interrupted", "SIGTERM was received", "exact"), "6.0 s instead of at most 5"),
-        (Seen(3, 0, "interrupted", "SIGTERM was received", "exact"), "exit status 0 instead of 75"),
-        (Seen(3, None, "interrupted", "SIGTERM was received", "exact"), "exit status None instead of 75"),
+        (Seen(3, 0, "interrupted", "SIGTERM was received", "exact"), "exit status 0 instead of (75,)"),
+        (Seen(3, None, "interrupted", "SIGTERM was received", "exact"), "exit status None instead of (75,)"),
         (Seen(3, 75, "running", "SIGTERM was received", "exact"), "status 'running'"),
         (Seen(3, 75, "interrupted", "stopped", "exact"), "nothing said matches 'SIGTERM'"),
         (Seen(3, 75, "interrupted", "SIGTERM was received", "1 differences: x"), "afterwards: 1 differences"),
@@ -60,7 +60,7 @@ def test_runs_that_are_killed_differ_in_nothing_and_faults_end_as_expected(tmp_p
     ],
 )
 def test_an_outcome_that_is_not_as_expected_is_named(seen: Seen, named: str | None) -> None:
-    fault = Fault("SIGTERM", 5, 75, "interrupted", "SIGTERM", "exact", lambda scene: seen)
+    fault = Fault("SIGTERM", 5, (75,), "interrupted", "SIGTERM", "exact", lambda scene: seen)
     problems = fault.problems(seen)
     assert len(problems) == (named is not None)
     assert named is None or named in problems[0]
