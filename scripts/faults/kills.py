@@ -23,10 +23,11 @@ KINDS = ("clock", "writing", "clock", "conversion", "writing")
 """Kinds of moments, by turns."""
 LAUNCHED_EVERY = 10
 """Every so many kills the real launcher starts the ranks, whose imports take seconds."""
-LIMIT = {"DEEPSPEED_TIMEOUT": "1"}
-"""Minutes that a rank waits for one that was killed before all had joined, where no launcher ends it."""
-SURVIVORS_S = 90.0
-"""So long after one rank was killed the others may need to end."""
+SURVIVORS_S = 40.0
+"""So long after one rank was killed the others may need to end. Where they had not joined yet they wait for
+it until their launcher ends them, which for ranks that were forked is done here."""
+JOINED = "each step: "
+"""What a run says once its ranks have joined."""
 IMPORTS_S = 6.0
 """What a launched start takes more than a forked one, about."""
 MOST_STARTS = 40
@@ -115,7 +116,6 @@ class Kills:
             len(stages) > 1,
             ambushes=ambushes,
             launched=launched and stage.ranks > 1,
-            environment=LIMIT,
         )
         after_s = moment.share * seconds_of(reference, index) + IMPORTS_S * launched if moment else 0.0
         killed = self._kill(job, moment, stage, after_s, bool(ambushes))
@@ -123,7 +123,10 @@ class Kills:
             done = operations(log)
             place = done[-1].replace(str(run_dir) + os.sep, "") if ambushes and done else ""
             self._note(name, moment, index, place or f"{after_s:.2f} s after the start")
-            if None in job.statuses():
+            if not job.is_over() and JOINED not in job.printed():
+                job.send(signal.SIGTERM)
+                wait_until(job.is_over, SURVIVORS_S)
+            if not job.is_over():
                 self._problem(
                     f"kill {number} of {run_dir}: a rank that was left had not ended after {SURVIVORS_S:g} s"
                 )

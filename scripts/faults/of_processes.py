@@ -134,6 +134,6 @@ FAULTS = (
     Fault("worker stopped", 60, (0,), "finished", r"reads the data", "exact", worker(signal.SIGSTOP)),
     Fault("SIGTERM in start-up", 5, (75,), "", r"SIGTERM", "exact", signal_in_start_up),
     Fault("SIGTERM in validation", 5, (75,), "interrupted", r"SIGTERM", "exact", sigterm_in_validation),
-    Fault("SIGTERM in a step", 5, (75,), "interrupted", r"SIGTERM", "exact", signal_in_a_step(signal.SIGTERM)),
+    Fault("SIGTERM in a step", 5, (75,), "interrupted", "SIGTERM", "exact", signal_in_a_step(signal.SIGTERM)),
     Fault("SIGHUP", 5, (75,), "interrupted", r"SIGHUP", "exact", signal_in_a_step(signal.SIGHUP)),
 )  # fmt: skip

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,12 @@ class Forks:
     """The fork server, as the process that started it sees it; it ends with that process."""
 
     def __init__(self) -> None:
-        self._server, theirs = Pipe()
+        self._statuses: dict[int, int] = {}
+
+    @cached_property
+    def _server(self) -> Connection:
+        """It is started when it is first needed."""
+        ours, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "faults.server", str(theirs.fileno())],
@@ -82,7 +88,7 @@ class Forks:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the torture, which ends what it has started
             )
-        self._statuses: dict[int, int] = {}
+        return ours
 
     def start(self, request: Request) -> int:
         """Fork; returns the process id."""
@@ -114,8 +120,9 @@ class Forks:
 
     def close(self) -> None:
         """End the server, and so all that it has forked."""
-        self._server.close()
-        self._process.wait()
+        if "_server" in vars(self):
+            self._server.close()
+            self._process.wait()
 
 
 def _answer(file: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
