@@ -13,7 +13,7 @@ from tests.jobs import TIMEOUT
 from tests.processes import ROOT
 
 KILLS = ("--kills", "3", "--seed", "1")
-FAULTS = ("rank killed", "worker killed", "SIGTERM in a step", "checkpoint bit-flipped")
+FAULTS = ("rank killed", "SIGTERM in a step", "checkpoint bit-flipped")
 
 
 def torture(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
