@@ -170,7 +170,11 @@ class Kills:
             wait_until(job.is_over, after_s)
             if job.is_over():
                 return False
-            job.send(signal.SIGKILL, None if moment.rank is None else [moment.rank % stage.ranks])
+            rank = None if moment.rank is None else moment.rank % stage.ranks
+            if rank is not None and len(job.rank_pids()) < stage.ranks:  # the launcher is not there yet
+                wait_until(job.is_over, 5 * SURVIVORS_S)
+                return False
+            job.send(signal.SIGKILL, None if rank is None else [rank])
         else:
             wait_until(lambda: any(status is not None for status in job.statuses()), 5 * SURVIVORS_S)
         wait_until(job.is_over, SURVIVORS_S)
