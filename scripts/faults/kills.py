@@ -30,6 +30,8 @@ JOINED = "each step: "
 """What a run says once its ranks have joined."""
 IMPORTS_S = 6.0
 """What a launched start takes more than a forked one, about."""
+SOONER = 0.9
+"""A moment by the clock that was too late for a start comes so much sooner in the next."""
 MOST_STARTS = 40
 """A run that so many starts did not bring to its end never ends."""
 
@@ -78,6 +80,7 @@ class Kills:
 
     def __init__(self, bench: Bench, seed: int, say: Callable[[str], None]) -> None:
         self._bench, self._seed, self._say = bench, seed, say
+        self._missed = 0  # starts in a row that ended before their moment came
         self._file = bench.folder / "kills.json"
         self.found: dict[str, Any] = {"kills": [], "runs": {}, "problems": [], "stage": {}, "starts": {}}
         if self._file.is_file():
@@ -118,7 +121,9 @@ class Kills:
             launched=launched and stage.ranks > 1,
         )
         after_s = moment.share * seconds_of(reference, index) + IMPORTS_S * launched if moment else 0.0
+        after_s *= SOONER**self._missed
         killed = self._kill(job, moment, stage, after_s, bool(ambushes))
+        self._missed = 0 if killed else self._missed + 1
         if killed and moment:
             done = operations(log)
             place = done[-1].replace(str(run_dir) + os.sep, "") if ambushes and done else ""
