@@ -86,6 +86,8 @@ def full_disk(scene: Scene, leave: int, step: int, *options: str) -> Seen:
         words = scene.long(*options)
         job = scene.start(*words)
         scene.reached(job, step)
+        # It is written beside the loop, which goes on meanwhile.
+        wait_until(lambda: job.is_over() or any(scene.run_dir.glob("checkpoints/step_*")), START_LIMIT_S)
         since = job.seconds()
         ballast = fill(disk, leave)
         seen = scene.end(job, since)
