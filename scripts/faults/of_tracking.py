@@ -30,7 +30,10 @@ def hangs(at: bytes) -> Callable[[Scene], Seen]:
     def play(scene: Scene) -> Seen:
         with serving() as server:
             server.hangs_at = at
-            return tracked(scene, server.url)
+            seen = tracked(scene, server.url)
+            if not server.fault:
+                seen.problems.append("W&B was not asked for what it was to hang at")
+            return seen
 
     return play
 
@@ -39,7 +42,7 @@ def nobody_listens(scene: Scene) -> Seen:
     return tracked(scene, f"http://127.0.0.1:{free_port()}")
 
 
-SAID = r"W&B"
+SAID = r"W&B(: offline run| is lost| does not take| lacks)"
 FAULTS = (
     Fault("W&B hanging at the start", START_S + OWN_S, (0,), "finished", SAID, "exact", hangs(b"")),
     Fault("W&B hanging in the loop", END_S + OWN_S, (0,), "finished", SAID, "exact", hangs(b"file_stream")),
