@@ -29,7 +29,7 @@ LOOKED_FOR = {
 }
 """What users have missed in a help text."""
 RUN = """
-import argparse, runpy, sys
+import argparse, os, runpy, sys
 from training.config.command_line import CommandLine
 
 actions, lines = [], []
@@ -37,6 +37,8 @@ show, read = argparse.ArgumentParser.format_help, CommandLine.read
 argparse.ArgumentParser.format_help = lambda self: actions.extend(self._actions) or show(self)
 CommandLine.read = lambda self, argv: lines.append(self) or read(self, argv)
 command, sys.argv = sys.argv[1], [sys.argv[1], "--help"]
+if command.endswith(".py"):
+    sys.path.insert(0, os.path.dirname(command))  # as Python does for a script
 run = runpy.run_path if command.endswith(".py") else runpy.run_module
 try:
     run(command, run_name="__main__")

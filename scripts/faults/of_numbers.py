@@ -54,6 +54,6 @@ NAMED = rf"diverged at step {NAN_STEP}\b.*h\.{LAYER}\b"
 BACK = rf"step {NAN_STEP}: .*back to step 24"
 FAULTS = (
     Fault("NaN at layer 1", 60, (3,), "diverged", NAMED, "", nan_in_a_layer),
-    Fault("NaN, rolled back once", 60, (3,), "diverged", BACK, "", nan_rolled_back),
+    Fault("NaN rolled back once", 60, (3,), "diverged", BACK, "", nan_rolled_back),
     Fault("spike", 60, (0,), "finished", rf"step {SPIKE_STEP}: .*is a spike", "", spike),
 )

@@ -128,7 +128,7 @@ def sigterm_in_validation(scene: Scene) -> Seen:
 FAULTS = (
     Fault("process killed", 10, (-9,), "running", NO_MORE, "exact", process_killed),
     Fault("rank killed", 30, (1,), "failed", KILLED, "exact", rank_killed),
-    Fault("rank killed, launched", 40, OF_LAUNCHER, "failed", KILLED, "exact", rank_killed_launched),
+    Fault("rank killed under deepspeed", 40, OF_LAUNCHER, "failed", KILLED, "exact", rank_killed_launched),
     Fault("rank stopped", 90, (1,), "failed", NO_SIGN, "exact", rank_stopped),
     Fault("worker killed", 30, (0,), "finished", r"reads the data", "exact", worker(signal.SIGKILL)),
     Fault("worker stopped", 60, (0,), "finished", r"reads the data", "exact", worker(signal.SIGSTOP)),
