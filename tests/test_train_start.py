@@ -53,7 +53,7 @@ def test_a_run_from_published_weights_stops_and_goes_on_without_them(job: Path) 
     result = run(arguments(job, job / "whole", *words))
     assert result.returncode == 0, result.stderr
     stopped = arguments(job, job / "stopped", *words, *SAMPLED)
-    run_until(stopped, 4, signal.SIGKILL)
+    run_until(stopped, 4, signal.SIGTERM)
     (job / "published").rename(job / "gone")
     result = run(stopped)
     (job / "gone").rename(job / "published")

@@ -86,9 +86,9 @@ def in_the_last_validation(words: list[str]) -> int:
 
 
 def in_a_checkpoint(words: list[str]) -> int:
-    import training
+    from training.checkpoints.writing import Checkpoints
 
-    training.save_checkpoint = at_call(1, training.save_checkpoint, signal_rank_1)  # type: ignore[assignment]
+    Checkpoints.save = at_call(1, Checkpoints.save, signal_rank_1)  # type: ignore[method-assign]
     return train_main(words)
 
 
@@ -200,10 +200,11 @@ def test_limits_of_the_recipe_stop_a_run(job: Path) -> None:
     result = run([*words, "--train.max_minutes", "0.1"], ranks=2)
     assert result.returncode == INTERRUPTED and "train.max_minutes, 0.1, are over" in result.stderr
     words = [*words, "--train.stop_file", "STOP"]
-    started = start_until(words, summary_of(job / "limits")["step"] + 9, ranks=2)
+    started = start_until(words, len(lines_of(job / "limits")) + 6, ranks=2)
     (job / "limits" / "STOP").touch()
     assert started.wait() == INTERRUPTED
-    assert "STOP exists" in started.printed()[1]
+    said = started.printed()[1]
+    assert "STOP exists" in said, said
     refused = run(words)
     assert refused.returncode == 2 and refused.stderr.startswith("error: train.stop_file is ")
 

@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -26,8 +26,23 @@ def loader(
     return LaneLoader(corpus or make_corpus(), config, block_size=block_size, micro_batch=4, say=say)
 
 
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+@pytest.fixture(autouse=True)
+def of_earlier_tests() -> Iterator[None]:
+    """Workers of loaders that other tests have left: no fault is meant for them."""
+    EARLIER.update(child.pid for child in children())
+    yield
+    EARLIER.clear()
+
+
+EARLIER: set[int] = set()
+
+
 def processes(name: str) -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.name() == name]
+    return [child for child in children() if child.pid not in EARLIER and child.name() == name]
 
 
 def assert_same(

@@ -99,7 +99,7 @@ def test_what_is_held_out_otherwise_is_said_too(tmp_path: Path) -> None:
     _, validation, said = opened(tmp_path / "a", validation_source=str(tmp_path / "b.parquet"))
     assert said == [f"validation: data.validation_source {tmp_path}/b.parquet"]
     assert texts_of(validation) == ["Other."]
-    assert opened("sample")[2] == ["validation: the sample's own part"]
+    assert opened("sample")[2][-1] == "validation: the sample's own part"  # it may be built first
 
 
 def test_copies_of_a_supplied_split_are_left_out_of_training(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """Several runs and steps in one command: which are scored, and what becomes of the others."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from eval.__main__ import main, parse
 from eval.running.checkpoints import choose_steps
@@ -36,9 +40,21 @@ def jobs_of(*words: str | Path) -> list[Job]:
     return check(parse([str(word) for word in words]))
 
 
+def unlike(checkpoint: Path) -> None:
+    """Give its weights another shape than the recipe says, with the manifest that belongs to them."""
+    save_file({"unknown": torch.zeros(3)}, checkpoint / "model.safetensors")
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    content = (checkpoint / "model.safetensors").read_bytes()
+    manifest["files"]["model.safetensors"] = {
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_a_run_that_cannot_be_scored_does_not_keep_others_from_it(run_dir: Path, sets: Path) -> None:
     broken, other = (make_run(run_dir.parent / name, {1: None}, sets) for name in ("broken", "other"))
-    (broken / "checkpoints" / "step_00000001" / "mp_rank_00_model_states.pt").write_bytes(b"cut off")
+    unlike(broken / "checkpoints" / "step_00000001")
     done = run([str(run_dir), str(broken), str(other)], main=eval_main)
     assert done.returncode == 2
     assert f"error: step 1 of {broken} cannot be scored: " in done.stderr

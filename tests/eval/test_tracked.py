@@ -245,7 +245,7 @@ def test_a_failing_wandb_leaves_the_evaluation_alone(
     assert said == ["W&B is lost (ZeroDivisionError: division by zero): the run folder has it all"]
     log_late(run_dir, 2, said.append)  # and another try succeeds
     assert without_table(rows(records(offline_folders(tmp_path)[-1]))[3])["eval/arc/acc"] == 0.25
-    (run_dir / "metrics.jsonl").write_text('{"step": 1}\n}\n{"step": 2}\n')
+    (run_dir / "summary.json").write_text("{")
     evaluated(run_dir, 2, ARC_LATER)
     log_late(run_dir, 2, said.append)
     assert said[-1].startswith("W&B has not got the scores of step 2 (UserError: ") and "\n" not in said[-1]

@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from model.errors import FAILED, UserError
 from tests.checkpoints import FileEngine, checkpoints, save_checkpoint
 from training.checkpoints.files import HashedFile, write_safetensors
+from training.checkpoints.found import damage
 from training.checkpoints.host_copy import HostCopies
 from training.checkpoints.newest import newest_checkpoint
 from training.checkpoints.safe_loading import load_safely, no_code_from_files
 from training.config.recipe import TrainConfig
 from training.engine.weights import fp32_weights
-from training.run.reader import checkpoint_name, damage
+from training.run.reader import checkpoint_name
 from training.state import TrainState
 
 

@@ -21,6 +21,7 @@ from training.config.deepspeed import DeepSpeedConfig
 from training.config.evaluation import EvalConfig
 from training.config.recipe import Recipe, TrainConfig
 from training.config.tracking import VARIABLES, TrackingConfig
+from training.divergence.policy import Verdict
 from training.engine.ranks import Ranks
 from training.run.folder import RunFolder
 from training.run.reporter import Reporter
@@ -168,9 +169,9 @@ def test_a_checkpoint_that_cannot_be_written_is_how_the_run_ends(
 ) -> None:
     monkeypatch.setattr("torch.distributed.barrier", lambda: None)
     report, terminal = begun(tmp_path, TrainState(step=2))
-    assert report.end(TrainState(step=2), False, None, "there is no room") == 1
+    assert report.end(TrainState(step=2), None, "there is no room") == 1
     assert (summary(tmp_path)["status"], summary(tmp_path)["error"]) == ("failed", "there is no room")
-    assert terminal.said[-1].endswith(" has failed")
+    assert terminal.said[-1].endswith(" has failed: the same command goes on from its beginning")
 
 
 def test_a_checkpoint_is_named_with_the_best_that_is_still_there(tmp_path: Path) -> None:
@@ -216,19 +217,21 @@ def test_later_waiting_is_named_when_it_fills_the_window(tmp_path: Path) -> None
 
 def ends(rank: int, folder: Path) -> None:
     """Each way to end: its exit status, its status in the summary, and its words."""
+    verdict = Verdict(False, 1, 2, "the gradients of the last 2 steps were not finite", True)
     cases = {
-        "finished": (TrainState(step=3, val_loss=2.0, val_bits_per_byte=0.5), False, None, 0),
-        "interrupted": (TrainState(step=2), False, None, INTERRUPTED),
-        "not begun": (TrainState(), False, None, INTERRUPTED),
-        "diverged": (TrainState(step=2, skipped_steps=2, skipped_in_a_row=2), True, None, DIVERGED),
-        "out of data": (TrainState(step=2), False, "data.source: gone", FAILED),
+        "finished": (TrainState(step=3, val_loss=2.0, val_bits_per_byte=0.5), None, None, 0),
+        "interrupted": (TrainState(step=2), None, None, INTERRUPTED),
+        "not begun": (TrainState(), None, None, INTERRUPTED),
+        "diverged": (TrainState(step=2, skipped_steps=2, skipped_in_a_row=2), verdict, None, DIVERGED),
+        "out of data": (TrainState(step=2), None, "data.source: gone", FAILED),
     }
     sentences = {
         "finished": "is finished: validation loss 2.0000 nats per token, 0.5000 bits per byte",
         "interrupted": "is stopped and saved at step 2: the same command goes on from there",
         "not begun": "is stopped before its first step: the same command begins again",
-        "diverged": "diverged: the gradients of the last 2 steps were not finite; 2 step(s) were skipped",
-        "out of data": "is stopped and saved at step 2: the same command goes on from there",
+        "diverged": "diverged at step 2: the gradients of the last 2 steps were not finite; 2 step(s) were "
+        "skipped",
+        "out of data": "has failed: the same command goes on from its beginning",
     }
     statuses = {"not begun": "interrupted", "out of data": "failed"}
     for name, (state, diverged, data_error, exit_status) in cases.items():
@@ -240,7 +243,7 @@ def ends(rank: int, folder: Path) -> None:
         assert written["status"] == statuses.get(name, name)
         assert written["step"] == state.step and written["val_loss"] == state.val_loss
         assert written.get("error") == data_error
-        assert terminal.said[-1] == f"{place / 'run'} {sentences[name]}"
+        assert terminal.said[-1] == f"{place / 'run'} {sentences[name]}", terminal.said
         assert (f"error: {data_error}" in terminal.said) == (data_error is not None)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.clock import Clock
 from tests.processes import run_forked
-from training.run import throughput as module
+from training.timing import throughput as module
 from training.timing.throughput import Throughput, peak_memory
 
 

@@ -20,6 +20,7 @@ from tests.distributed import run_on_ranks
 from tests.training.test_reporter import DS, after_step, begun, recipe
 from tests.training.wandb_runs import no_account, of_kind, offline_folders, records, rows, summary_of, sync
 from tests.training.wandb_server import wandb_server
+from training.divergence.policy import Verdict
 from training.state import TrainState
 from training.tracking.tracker import CONFIG_FACTS, Tracker, TrackingConfig
 
@@ -93,7 +94,7 @@ def killed_then_diverged(rank: int, folder: Path) -> None:
     report, second = begun(folder, at_checkpoint)
     for step in (3, 4):
         after_step(at_checkpoint, report, loss=LOSSES[step])
-    assert report.end(at_checkpoint, diverged=True, failure=None) == DIVERGED
+    assert report.end(at_checkpoint, Verdict(False, 4, 4, "the loss was not finite", True), None) == DIVERGED
     report._tracker.wait()  # type: ignore[union-attr]
     (sentence,) = (said for said in first.said if "wandb sync" in said)
     assert sentence in second.said
@@ -133,7 +134,7 @@ def test_two_starts_are_parts_of_one_run_whose_steps_go_on(two_starts: Path) -> 
     (alert,) = of_kind(second, "alert")
     assert alert["title"] == "run diverged" and alert["level"] == "ERROR" and "step 4" in alert["text"]
     assert of_kind(first, "alert") == []
-    assert of_kind(second, "exit")[0]["exit_code"] == 1 and summary["status"] == "diverged"
+    assert of_kind(second, "exit")[0]["exit_code"] == DIVERGED and summary["status"] == "diverged"
 
 
 def test_one_command_sends_all_parts_as_one_run(two_starts: Path, no_account: None) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import hang
 from .hang import LOOK_EVERY_S, NoAnswer, Progress
+from .request import Request
 
 if TYPE_CHECKING:
     from ..engine.ranks import Ranks
-    from .stop import Request
 
 LOOK_AT_OTHERS_S = 5.0
 """A rank that has waited so long looks whether the others live."""
@@ -37,7 +37,7 @@ class Exchange:
         self,
         ranks: "Ranks",
         progress: Progress,
-        request: Callable[[], "Request | None"],
+        request: Callable[[], Request | None],
         ask: Callable[[str, int], None],
     ) -> None:
         from torch.distributed import PrefixStore, distributed_c10d
@@ -129,7 +129,7 @@ class Exchange:
             reason, exit_status = json.loads(self._store.get("stop"))
             self._ask(reason, exit_status)
         elif request is not None and not self._has_told:
-            said = json.dumps([f"{request.reason} by rank {self._rank}", request.exit_status])
+            said = json.dumps(request.of_rank(self._rank))
             self._store.compare_set("stop", "", said)
         if (request or self._request()) and not self._has_told:
             self._store.set(f"knows {self._rank}", "")

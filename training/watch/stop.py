@@ -15,6 +15,7 @@ from model.errors import FAILED, INTERRUPTED, UserError
 
 from .exchange import Exchange
 from .hang import LOOK_EVERY_S, NoAnswer, Progress
+from .request import Request
 from .signals import Bell, Launcher, end_process
 
 if TYPE_CHECKING:
@@ -33,22 +34,6 @@ CONSEQUENCES = {
     "end": "the run is ending already",
 }
 """What follows in each phase of the loop; in the others it is saved and stops."""
-
-
-class Request(NamedTuple):
-    """Who asked a run to stop.
-
-    Attributes:
-        reason: as the beginning of a sentence, such as `SIGTERM was received`.
-        exit_status: how the run ends then: INTERRUPTED where it is saved first, FAILED where it cannot go on.
-    """
-
-    reason: str
-    exit_status: int
-
-    @property
-    def is_failure(self) -> bool:
-        return self.exit_status == FAILED
 
 
 class Stopped(Exception):
@@ -87,7 +72,7 @@ class StopRequest:
         )
         self._leaving = threading.Lock()  # never given back by the thread that ends the process
         self._interrupts = 0
-        self._is_said = False
+        self._is_said, self._speaking = False, threading.Lock()
         self._console: Console | None = None
         self._ranks: Ranks | None = None
         self._folder: RunFolder | None = None
@@ -179,8 +164,16 @@ class StopRequest:
         """The request of the ranks, one that failed before one that was interrupted. All ranks call it."""
         if self._ranks is None or self._ranks.world_size == 1:
             return self.request
-        found = filter(None, self._ranks.gather(self.request))
-        return min(found, key=lambda request: not request.is_failure, default=None)
+        found = [
+            request if rank == self._ranks.rank else request.of_rank(rank)
+            for rank, request in enumerate(self._ranks.gather(self.request))
+            if request
+        ]
+        if not found:
+            return None
+        self.request = self.request or found[0]
+        self._acknowledge(self.request)  # the ranks may agree on it before the thread has heard of it
+        return min(found, key=lambda request: not request.is_failure)
 
     @contextmanager
     def ends_at_once(self, sentence: str, note: Callable[[], object]) -> Iterator[None]:
@@ -220,7 +213,7 @@ class StopRequest:
                 self._look()
                 if self.request and self._at_once:
                     self._leave()
-                elif self.request and not self._is_said:
+                elif self.request:
                     self._acknowledge(self.request)
                 self.progress.tick()
                 if self._exchange:
@@ -251,7 +244,10 @@ class StopRequest:
             self.ask("the deepspeed command that started it is gone")
 
     def _acknowledge(self, request: Request) -> None:
-        self._is_said = True
+        with self._speaking:
+            if self._is_said:
+                return
+            self._is_said = True
         what = CONSEQUENCES.get(self.progress.name, "the run is saved and stops")
         self._say(f"{request.reason}: {what if request.exit_status == INTERRUPTED else 'the run stops'}")
 
