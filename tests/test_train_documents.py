@@ -112,7 +112,7 @@ def test_bad_documents_are_skipped_and_counted_or_stop_the_run_there(bad_job: Pa
     assert summary_of(stopped_at_once)["error"] == error_in(stop_at_once.stderr)
     assert summary_of(stopped_at_once)["step"] == 0 and "saved" not in stop_at_once.stderr
     step = assert_interrupted(stopped, error_in(stop.stderr))
-    assert f"is stopped and saved at step {step}: the same command goes on from there" in stop.stderr
+    assert f"has failed: the same command goes on from checkpoints/step_{step:08d}" in stop.stderr
 
     run_until(bad(killed, "skip"), 24, signal.SIGKILL, main=train_as_large)
     assert any("bad_documents" in line for line in lines_of(killed))
