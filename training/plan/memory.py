@@ -122,6 +122,17 @@ class MemoryModel:
             states = _STATE_BYTES[self.optimizer] * shape.parameters
         return -(-(states + copies * shape.parameters) // ranks)
 
+    def checkpoint_copy(self, ranks: int) -> int:
+        """What rank 0 copies to the CPU's memory for a checkpoint, and keeps for the next, in bytes.
+
+        The other ranks copy their states. With ZeRO-3 these are all that there is.
+        """
+        sharers, master = ranks, True
+        if self.deepspeed.engine_optimizer in ("torch", "unfused"):
+            sharers, master = 1, self.weight == 2
+        weights = 0 if self.stage == 3 else self.weight * self.shape.parameters
+        return weights + self.optimizer_bytes(sharers, master)
+
     def _bf16_optimizer(self, ranks: int, micro_batch: int, accumulation: int) -> Memory:
         """bf16 weights, accumulation in fp32, ZeRO-1: `BF16_Optimizer`. It keeps both kinds of gradients."""
         shape = self.shape

@@ -28,6 +28,7 @@ def describe(plan: Plan, gpu: str, ranks: int, recipe_name: str) -> tuple[str, d
     deepspeed = plan.deepspeed
     row = plan.row(ranks, deepspeed.micro_batch)
     memory = plan.memory.of(ranks, deepspeed.micro_batch, row.accumulation)
+    copied = plan.memory.checkpoint_copy(ranks)
     sent = communication(plan.memory, ranks, row.accumulation)
     largest = plan.largest_micro_batch(ranks)
     divides = max(
@@ -41,7 +42,7 @@ def describe(plan: Plan, gpu: str, ranks: int, recipe_name: str) -> tuple[str, d
         f"x {plan.recipe.model.block_size} tokens = "
         f"{row.train_batch_size * plan.recipe.model.block_size:,} tokens",
         "",
-        _memory_table(plan, memory, gpu),
+        _memory_table(plan, memory, gpu, copied),
         "",
         f"largest micro-batch that fits: {largest}"
         + (f", and {divides} divides train_batch_size {deepspeed.train_batch_size}" if divides else ""),
@@ -60,7 +61,7 @@ def describe(plan: Plan, gpu: str, ranks: int, recipe_name: str) -> tuple[str, d
         "parameters": plan.memory.shape.parameters,
         "flops_per_token": plan.flops,
         "memory": asdict(memory)
-        | {"phases": dict(memory.phases), "peak": memory.peak, "usable": plan.usable},
+        | {"phases": dict(memory.phases), "peak": memory.peak, "usable": plan.usable, "copied": copied},
         "communication": sent,
         "largest_micro_batch": largest,
         "plan": asdict(row),
@@ -70,7 +71,7 @@ def describe(plan: Plan, gpu: str, ranks: int, recipe_name: str) -> tuple[str, d
     return "\n".join(lines), facts
 
 
-def _memory_table(plan: Plan, memory: Memory, gpu: str) -> str:
+def _memory_table(plan: Plan, memory: Memory, gpu: str, copied: int) -> str:
     phase = max(memory.phases, key=lambda phase: memory.phases[phase])
     lines = [
         ["weights", gib(memory.weights)],
@@ -78,7 +79,8 @@ def _memory_table(plan: Plan, memory: Memory, gpu: str) -> str:
         ["master weights and optimizer states", gib(memory.states)],
         ["activations and temporary tensors, at most", gib(memory.activations)],
         ["reduction buckets", gib(memory.buffers)],
-        ["in the CPU's memory", gib(memory.host)],
+        ["states in the CPU's memory", gib(memory.host)],
+        ["a checkpoint's copy there, on rank 0", gib(copied)],
         [f"peak, in the phase '{phase}'", gib(memory.peak)],
         [f"usable: {gpu} less a reserve of {RESERVE:.0%}", gib(plan.usable)],
     ]
