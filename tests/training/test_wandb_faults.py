@@ -23,6 +23,7 @@ from training.evaluations import unsent
 from training.tracking import thread
 from training.tracking.tracker import Tracker, TrackingConfig
 
+pytestmark = pytest.mark.xdist_group("wandb faults")  # its processes run once, and for the most part wait
 STATUS = 75
 """What the process means to end with, which W&B must not change."""
 STEPS = 100
