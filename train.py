@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
         if problem := problem or training.differing_data(folder, ranks):
             return console.fail(problem)
         if before := folder.set_aside():
-            console.say(f"{before} holds the run that was here: this one begins again")
+            console.say(f"{before} holds the run that was here; this one goes on without --restart")
         # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
         divergence = training.Divergence(recipe, ds, folder, corpus, ranks, console)
         checkpoint = training.newest_checkpoint(folder.checkpoints, console.say)
