@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
     at the first status that is not 0: of ranks that end together, rank 0 alone says how.
     """
     stop, start_up = training.StopRequest(), training.StartUp()
+    trains: training.RunFolder | None = None  # whose failure a failure of this start is
+    console: training.Console | None = None
     try:
         # What reading files can refuse is refused before torch, DeepSpeed and W&B are imported,
         recipe, ds, folder, overrides = training.read_command(argv)
@@ -45,6 +47,7 @@ def main(argv: list[str]) -> int:
             return eval.evaluate_finished(recipe.eval, folder, stop)
         if not explain:
             stop.limit(recipe.train, folder, start_up.began)
+            trains = folder
         start_up.mark("command")
         # and what needs them before anything is written.
         training.load_libraries(recipe.train.compile)
@@ -58,9 +61,6 @@ def main(argv: list[str]) -> int:
         start_up.mark("imports")
         console = training.Console(folder.log_file, silent=folder.rank > 0)
         stop.speak_on(console)
-    except (model.UserError, OSError) as error:
-        return model.print_error(error)
-    try:
         folder.claim()
         begun = training.as_begun(recipe.data, folder, console.say)
         corpus, validation = data.open_data(begun, console.say)
@@ -83,20 +83,17 @@ def main(argv: list[str]) -> int:
         start_up.mark("pre-flight")
         # All ranks train, or none does.
         ranks = training.join_ranks(str(folder.path), console.say_by_any_rank)
-    except (model.UserError, OSError) as error:
-        return console.fail(error)
-    problem = ranks.broadcast(problem or folder.sharing_problem(ranks.world_size))
-    if problem := problem or training.differing_data(folder, ranks):
-        return console.fail(problem)
-    if before := folder.set_aside():
-        console.say(f"{before} holds the run that was here: this one begins again")
-    try:
+        problem = ranks.broadcast(problem or folder.sharing_problem(ranks.world_size))
+        if problem := problem or training.differing_data(folder, ranks):
+            return console.fail(problem)
+        if before := folder.set_aside():
+            console.say(f"{before} holds the run that was here; this one goes on without --restart")
         # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
         divergence = training.Divergence(recipe, ds, folder, corpus, ranks, console)
         checkpoint = training.newest_checkpoint(folder.checkpoints, console.say)
         state = training.read_state(checkpoint, corpus.fingerprints, any_ranks=ds.load_universal)
-    except model.UserError as error:
-        return console.fail(error)
+    except Exception as error:
+        return training.end_start(trains, error, console, start_up.began)
     watched, joined = training.run_watched(folder, ranks, console), stop.joined(ranks, folder)
     with watched, joined, training.bf16_arithmetic():
         folder.write_configs(vars(recipe), ds.raw, argv, state.step)

@@ -1,12 +1,16 @@
 """The cause of death: when one rank of two fails, the terminal, the summary and the exit status name it."""
 
 import json
+import os
 import pydoc_data.topics
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.jobs import arguments, make_job, run, summary_of
+from tests.jobs import TIMEOUT, Started, arguments, make_job, run, summary_of, train_main
+from tests.processes import ENVIRONMENT
 
 NORM = """
 import os
@@ -51,6 +55,45 @@ def test_the_first_rank_that_fails_is_named_not_the_survivor(job: Path) -> None:
     assert "Tried to allocate 2 GiB" in log.read_text()
     survivor = (run_dir / "logs" / "rank0.log").read_text()
     assert "rank 1 failed first: RuntimeError: CUDA out of memory" in survivor
+
+
+def failing_start(words: list[str]) -> int:
+    """train.py, whose rank 1 fails at a place of the start."""
+    import data
+    import training
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise KeyError("by chance") if place == "load_libraries" else OSError(f"{place} is out of reach")
+
+    place = os.environ["PLACE"]
+    module = data if place == "open_data" else training
+    if os.environ["RANK"] == "1":
+        vars(module)[place] = fail
+    return train_main(words)
+
+
+def test_a_rank_that_fails_before_the_ranks_have_joined_is_named(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = job / "start"
+    for earlier, place in enumerate(("open_data", "load_libraries", "newest_checkpoint")):
+        monkeypatch.setitem(ENVIRONMENT, "PLACE", place)
+        started = Started(arguments(job, run_dir), 2, False, failing_start)
+        rank_0, rank_1 = started._processes
+        assert rank_1.wait(TIMEOUT) == 1
+        if place != "newest_checkpoint":  # which is after they have
+            os.kill(rank_0.pid, signal.SIGTERM)  # as a launcher does
+        started.wait()
+        said, failure = started.printed()[1], json.loads((run_dir / "failure.json").read_text())
+        sentence = "KeyError: 'by chance'" if place == "load_libraries" else f"{place} is out of reach"
+        assert failure["rank"] == 1 and failure["step"] is None, failure
+        assert failure["sentence"].endswith(sentence) and "in fail\n" in failure["traceback"]
+        assert sentence in (run_dir / failure["log"]).read_text()
+        assert place == "load_libraries" or said.count(f"error: {sentence}") == 1, said
+        summary = summary_of(run_dir)
+        assert (summary["status"], summary["failed_rank"]) == ("failed", 1)
+        assert summary["error"] == failure["sentence"]
+        assert len(list(run_dir.glob("failure_*.json"))) == earlier
 
 
 @pytest.mark.slow

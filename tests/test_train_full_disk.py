@@ -15,10 +15,24 @@ import psutil
 import pytest
 
 from model.errors import UserError
-from tests.jobs import arguments, command, lines_of, make_job, run, steps_of, summary_of
+from tests.jobs import (
+    Started,
+    arguments,
+    command,
+    lines_of,
+    make_job,
+    run,
+    steps_of,
+    summary_of,
+    train_main,
+)
 from tests.processes import ENVIRONMENT, ROOT, run_forked
+from training.checkpoints.found import damage
 from training.watch.disk import check_writable, disk_sentence, keep_reserve, on_full_disk, reserve_of
 from training.watch.supervisor import ranks_below
+
+LAST = "step_00000006"
+"""The last checkpoint, after that of step 3."""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +87,56 @@ def test_a_full_disk_ends_a_run_with_a_sentence_and_costs_no_number(job: Path) -
     assert steps_of(job / "run") == steps_of(job / "whole")
     assert json.loads((job / "run" / "failure_1.json").read_text()) == failure
     assert not (job / "run" / "failure.json").exists() and "error" not in summary_of(job / "run")
+
+
+def with_a_rank_that_cannot_write(words: list[str]) -> int:
+    """train.py, whose rank 1 cannot open its file of the last checkpoint, or cannot write it to its end."""
+    from training.checkpoints import files
+    from training.checkpoints.files import HashedFile
+
+    code, whole = int(os.environ["CODE"]), HashedFile.write
+    is_opening = code == errno.EACCES
+
+    class Failing(HashedFile):
+        def __init__(self, path: Path) -> None:
+            self.fails = os.environ["RANK"] == "1" and f".{LAST}.partial" in str(path)
+            if self.fails and is_opening:
+                raise OSError(code, os.strerror(code), str(path))
+            super().__init__(path)
+
+        def write(self, content: Any) -> int:
+            if self.fails:
+                whole(self, memoryview(content)[:10])
+                raise OSError(code, os.strerror(code))
+            return whole(self, content)
+
+    vars(files)["HashedFile"] = Failing
+    return train_main(words)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_checkpoint_that_one_rank_cannot_write_ends_all(
+    job: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    run_dir = job / f"one_rank_{code}"
+    monkeypatch.setitem(ENVIRONMENT, "CODE", str(code))
+    started = Started(arguments(job, run_dir), 2, False, with_a_rank_that_cannot_write)
+    started.wait()
+    said = started.printed()[1]
+    assert [process.returncode for process in started._processes] == [1, 0], said  # rank 0 says how
+    (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    start = f"error: {run_dir}/checkpoints/{LAST} could not be written ({os.strerror(code)}); what was saved"
+    assert sentence.startswith(start) and "Traceback" not in said
+    assert said.splitlines()[-1].endswith(
+        "has failed: the same command goes on from checkpoints/step_00000003"
+    )
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000003"]
+    assert damage(run_dir / "checkpoints" / "step_00000003") is None
+    summary, failure = summary_of(run_dir), json.loads((run_dir / "failure.json").read_text())
+    assert (summary["status"], summary["step"], summary["failed_rank"]) == ("failed", 6, 1)
+    assert summary["last_checkpoint"] == "checkpoints/step_00000003"
+    assert f"error: {failure['sentence']}" == f"error: {summary['error']}" == sentence
+    assert (failure["rank"], failure["step"]) == (1, 6) and os.strerror(code) in failure["traceback"]
 
 
 def test_the_last_words_get_the_space_of_the_reserve(tmp_path: Path) -> None:

@@ -38,5 +38,6 @@ from .timing.profiling import StartUp as StartUp
 from .validation import bits_per_byte as bits_per_byte
 from .validation import validate as validate
 from .watch.disk import check_writable as check_writable
+from .watch.endings import end_start as end_start
 from .watch.endings import run_watched as run_watched
 from .watch.stop import StopRequest as StopRequest

@@ -34,6 +34,7 @@ class Feed:
 
     Attributes:
         error: One sentence, once the loader cannot go on.
+        cause: What it raised then.
         taken: The global batch that was taken last.
 
     Args:
@@ -51,6 +52,7 @@ class Feed:
         bad_reasons: Sequence[str] = tuple(BAD_REASONS),
     ) -> None:
         self.error: str | None = None
+        self.cause: Exception | None = None
         self._loader = loader
         self._accumulation = accumulation
         self._bad_before = dict(bad_before)
@@ -72,7 +74,7 @@ class Feed:
         except Interrupted:
             pass
         except (ValueError, OSError) as error:
-            self.error = str(error)
+            self.error, self.cause = str(error), error
         self._bad_of_next = Counter(self._loader.bad)
         self._wait = time.perf_counter() - started
 

@@ -11,8 +11,9 @@ from training.run.reader import section_of
 
 from ..result_files import check_limit, stored_results
 from ..tasks import check_tasks
+from ..tracked.late import log_late
 from .checkpoints import is_there
-from .evaluation import evaluate_model
+from .evaluation import score_model
 from .job import Job
 from .sequence import log_file
 from .together import in_one_line
@@ -83,7 +84,8 @@ def evaluate_run(
     """Evaluate the last checkpoint of a run that is finished, if its recipe wants that. All ranks call it.
 
     An evaluation that fails is said, with the command that repeats it; summary.json has as `evaluation` how
-    it went. A stop ends the process, with the status INTERRUPTED: what is scored is kept.
+    it went. A stop ends the process, with the status INTERRUPTED: what is scored is kept. W&B has 30 s at the
+    end, in which rank 0 alone waits for it.
     """
     if not (config.after_training and config.tasks):
         return
@@ -98,8 +100,10 @@ def evaluate_run(
         stopped = f"the run is finished, and its evaluation stops: `{command}` goes on with it"
         with stop.ends_at_once(stopped, lambda: _note(config, folder, "interrupted", command=command)):
             free_engines()
-            evaluate_model(Job(folder.path, folder.path, folder.path, step, config), console, ranks)
+            score_model(Job(folder.path, folder.path, folder.path, step, config), console, ranks)
         _note(config, folder, "finished")
+        if folder.rank == 0:  # the other ranks leave: W&B may be slow, or hang
+            log_late(folder.path, step, console.say, f"`{command}`", stop.asked)
     except Exception as error:
         traceback.print_exc()
         sentence = in_one_line(error)

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 from model.errors import UserError
-from training.checkpoints.found import complete_checkpoints, find_checkpoint, whole_checkpoints
-from training.run.reader import read_metrics
+from training.checkpoints.found import (
+    best_validation,
+    complete_checkpoints,
+    find_checkpoint,
+    whole_checkpoints,
+)
 
 WORDS = ("all", "best", "last")
 """What --step takes beside a number."""
@@ -38,15 +42,10 @@ def is_there(run_dir: Path, step: int) -> bool:
 def _best_step(run_dir: Path) -> int:
     find_checkpoint(run_dir)
     complete = whole_checkpoints(run_dir)
-    losses = {
-        line["step"]: line["loss"]
-        for line in read_metrics(run_dir)
-        if line.get("kind") == "val" and line["loss"] is not None and line["step"] in complete
-    }
-    if not losses:
+    if (best := best_validation(run_dir, complete)) is None:
         there = ", ".join(map(str, complete))
         raise UserError(
             f"no checkpoint of {run_dir} was validated at its step, so none is the best: the steps there are "
             f"{there}"
         )
-    return min(losses, key=lambda step: losses[step])
+    return best[0]

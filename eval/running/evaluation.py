@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 
 def evaluate_model(job: Job, console: "Console", ranks: "Ranks | None" = None) -> None:
-    """Score the model on the tasks that have no results yet, say the results of all, and send them to W&B.
+    """`score_model`, and send the results to W&B, for which rank 0 alone waits."""
+    score_model(job, console, ranks)
+    if ranks is None or ranks.rank == 0:
+        log_late(job.out, job.step, console.say)
+
+
+def score_model(job: Job, console: "Console", ranks: "Ranks | None" = None) -> None:
+    """Score the model on the tasks that have no results yet, and say the results of all.
 
     Args:
         job: what is scored.
@@ -50,13 +57,12 @@ def evaluate_model(job: Job, console: "Console", ranks: "Ranks | None" = None) -
         by_rank_0(ranks, lambda: write_slices(sliced[0], job.step, job.like, job.out, console))
     if config.tasks:
         score_missing(job, loaded, console, ranks)
-    by_rank_0(ranks, lambda: log_late(job.out, job.step, console.say))
 
 
 def score_missing(
     job: Job, loaded: "tuple[GPT, Tokenizer] | None", console: "Console", ranks: "Ranks | None"
 ) -> None:
-    """Score the tasks that have no results yet, and say those of all. Raises as `evaluate_model`."""
+    """Score the tasks that have no results yet, and say those of all. Raises as `score_model`."""
     config = job.config
     names = on_all(ranks, lambda: expand(config.tasks, config.include_path))
     stored = by_rank_0(ranks, lambda: [name for name in names if _is_stored(job, name)])

@@ -1,6 +1,8 @@
 """Evaluations of a run's checkpoints, logged in its W&B run by whichever process made them."""
 
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +18,13 @@ from training.tracking.thread import END_S, wait_for_closed
 from training.tracking.tracker import CONFIG_FACTS, Tracker
 
 
-def log_late(run_dir: Path, step: int, say: Callable[[str], None]) -> None:
+def log_late(
+    run_dir: Path,
+    step: int,
+    say: Callable[[str], None],
+    again: str = "the same command",
+    is_over: Callable[[], bool] | None = None,
+) -> None:
     """Send what RUN_DIR/eval holds, and the run's W&B run has not, to that run.
 
     That is the scores and slices of the checkpoint at `step`, and those of others that could not be sent
@@ -27,14 +35,17 @@ def log_late(run_dir: Path, step: int, say: Callable[[str], None]) -> None:
         run_dir: the run folder, or one without a run.
         step: of the checkpoint that was evaluated.
         say: is told where the scores went, if that is not plain.
+        again: the command that sends them where W&B has not taken them.
+        is_over: given where a training ends with this. W&B has 30 s in all then, that of the training
+            included, and no more once this is true.
     """
     try:
-        send(run_dir, f"the scores of step {step}", say)
+        send(run_dir, f"the scores of step {step}", say, is_over=is_over)
     except Exception as error:
         what = " ".join(str(error).split())
         say(
-            f"W&B has not got the scores of step {step} ({type(error).__name__}: {what}): the same command "
-            "sends them again"
+            f"W&B has not got the scores of step {step} ({type(error).__name__}: {what}): {again} sends them "
+            "again"
         )
 
 
@@ -76,6 +87,7 @@ def send(
     what: str,
     say: Callable[[str], None],
     others: Mapping[int, Mapping[str, float]] = MappingProxyType({}),
+    is_over: Callable[[], bool] | None = None,
 ) -> None:
     """Send what the run's W&B run has not: of its evaluations, and of `others` by step and name.
 
@@ -84,21 +96,27 @@ def send(
         what: is to be sent, in words.
         say: is told where it went, if that is not plain.
         others: rows that nothing in the run folder holds.
+        is_over: as of `log_late`.
 
-    Raises TimeoutError where another process writes the W&B run all the time.
+    Raises TimeoutError where another process writes the W&B run all the time, and ConnectionError where a
+    training in this process has lost W&B.
     """
+    until = math.inf if is_over is None else time.monotonic() + END_S
+    is_over = is_over or (lambda: False)
     noted = tracked_run(run_dir)
     if noted is None or not any(unsent(run_dir, noted["id"], others)):
         return
     summary = read_summary(run_dir)
     config = {key: summary[key] for key in CONFIG_FACTS if key in summary}
-    wait_for_closed()  # a training in this process has ended, and W&B may have been busy with it since
+    # A training in this process has ended, and W&B may have been busy with it since.
+    if lost := wait_for_closed(is_over, until):
+        raise ConnectionError(f"the training has lost W&B: {lost}")
     tracker = Tracker(TrackingConfig(), run_dir, noted["id"], {"run": config}, say)
     if not tracker.take_turn(wait_s=0):
         if is_being_trained(run_dir):
             say(f"W&B: {run_dir} is being trained, and sends {what} itself after its next validation")
             return
-        if not tracker.take_turn(wait_s=END_S):
+        if not tracker.take_turn(wait_s=max(0, min(END_S, until - time.monotonic()))):
             raise TimeoutError("another process writes its W&B run")
     steps = (line["step"] for line in read_metrics(run_dir))
     tracker.go_on(noted, after=max(steps, default=0))
@@ -106,4 +124,4 @@ def send(
     summary = read_summary(run_dir)  # what a training has come to that was just ending
     has_failed = summary["status"] not in ("finished", "interrupted")
     tracker.finish(summary, exit_code=int(has_failed or "error" in summary))
-    tracker.wait()
+    tracker.wait(is_over, until)

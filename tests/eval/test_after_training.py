@@ -17,13 +17,16 @@ from eval.jobs import run_tasks
 from eval.running.evaluation import evaluate_model
 from eval.running.job import Job
 from model.errors import INTERRUPTED, UserError
-from tests.jobs import Started, arguments, make_job, run, summary_of, train_main
+from tests.jobs import TIMEOUT, Started, arguments, make_job, run, summary_of, train_main
 from tests.processes import ENVIRONMENT
+from tests.training.wandb_server import wandb_server
 from training.config.evaluation import EvalConfig
 
 from .tiny_runs import Quiet, results_of, write_sets
 
 STEPS = 4
+WANDB_END_S = 8.0
+"""How long W&B has at the end of these runs."""
 ON = ["--eval.after_training", "true"]
 
 
@@ -132,6 +135,37 @@ def offline_main(words: list[str]) -> int:
 
     datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     return train_main(words)
+
+
+def with_little_time_for_wandb(words: list[str]) -> int:
+    from eval.tracked import late
+    from training.tracking import tracker
+
+    late.END_S = tracker.END_S = WANDB_END_S
+    return train_main(words)
+
+
+@pytest.mark.slow
+def test_rank_0_alone_waits_for_a_wandb_that_hangs_and_not_long(
+    job: Path, piqa: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = job / "wandb_hangs"
+    with wandb_server("hang_after_start") as (address, runs):
+        account = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0123456789" * 4, "WANDB_MODE": "online"}
+        for name, value in (account | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}).items():
+            monkeypatch.setitem(ENVIRONMENT, name, value)
+        started = Started(arguments(job, run_dir, *piqa), 2, False, with_little_time_for_wandb)
+        rank_0, rank_1 = started._processes
+        assert rank_1.wait(TIMEOUT) == 0, started.printed()
+        said = started.printed()[1]
+        assert rank_0.poll() is None and " is finished: validation" in said and "results in " in said
+        assert rank_0.wait(WANDB_END_S + 60) == 0  # far above 30 s in all, were there no bound it would hang
+    *_, lost, unsent = started.printed()[1].splitlines()
+    assert runs and lost.startswith("W&B is lost (TimeoutError: it did not end within ")
+    assert unsent.startswith(f"W&B has not got the scores of step {STEPS} (ConnectionError: the training has")
+    assert unsent.endswith(f": `python -m eval {run_dir}` sends them again")
+    summary = summary_of(run_dir)
+    assert (summary["status"], summary["evaluation"]["status"]) == ("finished", "finished")
 
 
 @pytest.mark.slow

@@ -21,8 +21,13 @@ run_dir.mkdir(parents=True, exist_ok=True)
 starts = run_dir / "starts"
 number = len(starts.read_text()) if starts.exists() else 0
 with starts.open("a") as file:
-    file.write("x")
+    file.write("r" if "--restart" in sys.argv else "x")
 what = script[min(number, len(script) - 1)]
+if "aside" in what and "--restart" in sys.argv:
+    aside = run_dir / f"before_restart_{number}"
+    aside.mkdir()
+    for name in {"metrics.jsonl", "summary.json"} & set(os.listdir(run_dir)):
+        (run_dir / name).rename(aside / name)
 if "step" in what:
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "train", "step": what["step"]}) + chr(10))
@@ -39,11 +44,12 @@ sys.exit(what.get("status", 0))
 
 
 def supervised(
-    folder: Path, script: list[dict[str, Any]], *options: str, **environment: str
+    folder: Path, script: list[dict[str, Any]], *options: str, restart: str = "", **environment: str
 ) -> subprocess.Popen[str]:
     """A command whose starts do what `script` says, one after the other, the last again and again."""
     (folder / "fake.py").write_text(FAKE)
     command = [sys.executable, str(folder / "fake.py"), json.dumps(script), "--run_dir", str(folder / "run")]
+    command += [restart] if restart else []
     return subprocess.Popen(
         [sys.executable, "scripts/supervise.py", "--wait", "0", *options, "--", *command],
         cwd=ROOT,
@@ -81,6 +87,24 @@ def test_it_is_given_up_after_starts_without_progress_only(tmp_path: Path) -> No
         "supervise: the command ended with status 1; 3 starts in a row came no further than step 5: "
         "it is given up"
     )
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_restart_has_begun_goes_on_in_later_starts(tmp_path: Path, is_there: bool) -> None:
+    """One that fails before it has put the run aside leaves that to the next; progress counts from there."""
+    if is_there:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 900}\n')
+        (tmp_path / "run" / "summary.json").write_text('{"status": "finished"}')
+    begins: list[dict[str, Any]] = [{"status": 0}] if is_there else []  # its launcher was killed
+    begins += [{"aside": True, "step": 5, "status": 1}, {"aside": True, "step": 6, "status": 1}]
+    script = [*begins, {"step": 7, "status": 1}, {"summary": {"status": "finished"}}]
+    process = supervised(tmp_path, script, "--max_restarts", "1", restart="--restart")
+    status, _, said = ended(process, tmp_path)
+    assert status == 0, said
+    assert (tmp_path / "run" / "starts").read_text() == ("rrxxx" if is_there else "rxxx")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert steps == [5, 6, 7]
 
 
 @pytest.mark.parametrize("status", [2, 3])

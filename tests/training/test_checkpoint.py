@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from eval.running.checkpoints import choose_steps
 from model.errors import UserError
 from tests.checkpoints import FileEngine, save_checkpoint
 from training.checkpoints.found import damage
@@ -116,6 +117,26 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(saved: Path) -> None
     flip_a_bit(saved.parent / "step_00000010" / MODEL)
     with pytest.raises(UserError, match=rf"step_00000010: {MODEL} .*; damaged_step_00000020: found damaged"):
         newest_checkpoint(saved.parent, warnings.append)
+
+
+def test_a_best_checkpoint_that_was_found_damaged_is_best_no_more(saved: Path) -> None:
+    """The state of step 30 names the best of step 10, which is cut short; of those left 20 is."""
+    run_dir, losses = saved.parent.parent, {10: 2.0, 20: 2.5, 30: 2.75}
+    lines = [{"kind": "val", "step": step, "loss": loss} for step, loss in losses.items()]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    state = TrainState(step=40, data_fingerprint=DATA, best_step=10, best_val_loss=2.0)
+    newest = save_checkpoint(FileEngine(), run_dir, state, keep=9)
+    assert (read_state(newest, [DATA]).best_step, choose_steps(run_dir, "best")) == (10, [10])
+    cut_short(saved.parent / "step_00000010" / MODEL)
+    warnings: list[str] = []
+    assert newest_checkpoint(saved.parent, warnings.append) == newest
+    assert len(warnings) == 1 and "step_00000010 is damaged" in warnings[0]
+    assert names(saved.parent)[:2] == ["damaged_step_00000010", "step_00000020"]
+    found = read_state(newest, [DATA])
+    assert (found.best_step, found.best_val_loss, choose_steps(run_dir, "best")) == (20, 2.5, [20])
+    (run_dir / "metrics.jsonl").unlink()
+    found = read_state(newest, [DATA])
+    assert found.best_step is None and found.best_val_loss is None
 
 
 def test_every_rank_takes_the_checkpoint_that_rank_0_found(

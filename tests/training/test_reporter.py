@@ -1,6 +1,7 @@
 """What a run says and writes: derived numbers, steps, validations, checkpoints and its end."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from model import GPT, GPTConfig
 from model.errors import DIVERGED, FAILED, INTERRUPTED
 from tests.distributed import run_on_ranks
 from tests.training.steps import step_result
+from tests.training.test_run_reader import write_checkpoint
 from training.config.deepspeed import DeepSpeedConfig
 from training.config.evaluation import EvalConfig
 from training.config.recipe import Recipe, TrainConfig
@@ -177,12 +179,43 @@ def test_a_checkpoint_that_cannot_be_written_is_how_the_run_ends(
 def test_a_checkpoint_is_named_with_the_best_that_is_still_there(tmp_path: Path) -> None:
     state = TrainState(step=2, tokens=256, best_step=1, wall_time_s=4.0)
     report, _ = begun(tmp_path, state)
-    report.checkpoint(state, tmp_path / "run" / "checkpoints" / "step_00000002", {"written": 1})
-    assert summary(tmp_path)["last_checkpoint"] == "checkpoints/step_00000002"
-    assert summary(tmp_path)["best_checkpoint"] is None and summary(tmp_path)["tokens_per_s"] == 64.0
-    (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
-    report.checkpoint(state, tmp_path / "run" / "checkpoints" / "step_00000002", {"written": 1})
-    assert summary(tmp_path)["best_checkpoint"] == "checkpoints/step_00000001"
+    last = write_checkpoint(tmp_path / "run", 2)
+    report.checkpoint(state, last, {"written": 1})
+    assert named(tmp_path) == ("checkpoints/step_00000002", None)
+    assert summary(tmp_path)["tokens_per_s"] == 64.0
+    write_checkpoint(tmp_path / "run", 1)
+    report.checkpoint(state, last, {"written": 1})
+    assert named(tmp_path) == ("checkpoints/step_00000002", "checkpoints/step_00000001")
+
+
+def named(folder: Path) -> tuple[str | None, str | None]:
+    """The last and the best checkpoint by summary.json."""
+    written = summary(folder)
+    return written["last_checkpoint"], written["best_checkpoint"]
+
+
+def test_no_checkpoint_is_named_that_was_found_damaged_or_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+    run_dir = tmp_path / "run"
+    state = TrainState(step=3, tokens=384, best_step=3, wall_time_s=4.0)
+    report, _ = begun(tmp_path, state)
+    for step in (1, 2):
+        write_checkpoint(run_dir, step)
+    last = write_checkpoint(run_dir, 3)
+    report.checkpoint(state, last, {"written": 1})
+    assert named(tmp_path) == ("checkpoints/step_00000003",) * 2
+    last.rename(last.with_name(f"damaged_{last.name}"))
+    report, terminal = begun(tmp_path, TrainState(step=2, best_step=1))
+    assert named(tmp_path) == ("checkpoints/step_00000002", "checkpoints/step_00000001")
+    shutil.rmtree(run_dir / "checkpoints" / "step_00000002")
+    report.rolled_back(TrainState(step=1, best_step=1))
+    assert named(tmp_path) == ("checkpoints/step_00000001",) * 2
+    shutil.rmtree(run_dir / "checkpoints")
+    report.end(TrainState(step=1, best_step=1), None, "the data ended")
+    assert named(tmp_path) == (None, None)
+    assert terminal.said[-1].endswith(" has failed: the same command goes on from its beginning")
 
 
 def advice(folder: Path, waits: list[float]) -> list[str]:

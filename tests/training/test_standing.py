@@ -32,7 +32,7 @@ def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "logs" / "rank0.lock").touch()
     lines = [json.dumps({"kind": "train", "step": step}) for step in (40, 41)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"kind": "train", "st')
-    words = ["--local_rank=0", "--config", "my recipe.yaml"]
+    words = ["--local_rank=0", "--restart", "--config", "my recipe.yaml"]
     (tmp_path / "environment.json").write_text(json.dumps({"command": words, "world_size": 2, "gpus": []}))
     write_checkpoint(tmp_path, 40)
     return tmp_path

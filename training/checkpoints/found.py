@@ -5,7 +5,7 @@ It is cheap to import, so that a mistyped command is answered at once.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -100,6 +100,17 @@ def find_checkpoint(run_dir: Path, step: int | None = None) -> tuple[Path, int]:
         names = ", ".join(folder.name for folder in renamed)
         raise UserError(f"{run_dir} has no checkpoint that is whole: training found {names} damaged")
     raise UserError(f"{run_dir} has no complete checkpoint yet")
+
+
+def best_validation(run_dir: Path, steps: Collection[int]) -> tuple[int, float] | None:
+    """Which of these steps has the lowest validation loss in the run's metrics, and that loss, in nats per
+    token; None where none of them has one."""
+    losses = {
+        line["step"]: line["loss"]
+        for line in read_metrics(run_dir)
+        if line["kind"] == "val" and line.get("loss") is not None and line["step"] in steps
+    }
+    return min(losses.items(), key=lambda of_step: of_step[1], default=None)
 
 
 def lost_checkpoints(run_dir: Path) -> str | None:

@@ -9,15 +9,23 @@ import torch.distributed as dist
 
 from model.errors import UserError
 
-from ..run.reader import damaged_folders, read_json, read_metrics, read_summary, step_folders
+from ..run.reader import (
+    checkpoint_name,
+    damaged_folders,
+    read_json,
+    read_metrics,
+    read_summary,
+    step_folders,
+)
 from ..state import TrainState
-from .found import damage, none_is_whole
+from .found import best_validation, complete_checkpoints, damage, none_is_whole
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint whose files match its manifest, the same on all ranks, which all call it.
 
-    Damaged ones after it are renamed `damaged_step_N`. `warn` is told of each, and where a run begins again
+    Damaged ones after it are renamed `damaged_step_N`, and those before it that lack a file or a part of one;
+    whoever reads one of these looks at its checksums. `warn` is told of each, and where a run begins again
     that made steps and had no checkpoint yet. Raises UserError, on all ranks, where there are checkpoints and
     none is whole: nothing is renamed then.
     """
@@ -72,7 +80,18 @@ def read_state(
             "bring the first data back"
         )
     saved["data_fingerprint"] = data_fingerprints[0]
-    return TrainState(**saved)
+    state = TrainState(**saved)
+    _look_for_best(state, checkpoint.parent)
+    return state
+
+
+def _look_for_best(state: TrainState, folder: Path) -> None:
+    """Where the best checkpoint was found damaged, the best is the best of those that are there."""
+    name = checkpoint_name(state.best_step or 0)
+    if state.best_step is None or (folder / name).exists() or not (folder / f"damaged_{name}").exists():
+        return
+    there = {step for step in complete_checkpoints(folder.parent) if step <= state.step}
+    state.best_step, state.best_val_loss = best_validation(folder.parent, there) or (None, None)
 
 
 def _choose(folder: Path, warn: Callable[[str], None]) -> tuple[Path | None, str | None]:
@@ -82,6 +101,10 @@ def _choose(folder: Path, warn: Callable[[str], None]) -> tuple[Path | None, str
         if problem := damage(path):
             problems[path] = problem
             continue
+        complete = complete_checkpoints(folder.parent)
+        for before, earlier in step_folders(folder).items():
+            if before < step and before not in complete and (problem := damage(earlier)):
+                problems[earlier] = problem
         for damaged, said in problems.items():
             name = _free_name(damaged)
             os.rename(damaged, name)

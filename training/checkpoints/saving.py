@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ..state import TrainState
+from ..watch.failures import record_fault
 from .writing import Checkpoints
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def save_last(
         state: where the run stands.
         saved: the step of the latest checkpoint.
         diverged: whether this is no state to go on from.
-        report: is told.
+        report: is told, and has the run's folder, which keeps whose fault it was.
         stop: why the loop ended, where it was asked to.
 
     Returns why the run has failed, where a rank could not go on or the disk is full.
@@ -49,5 +50,7 @@ def save_last(
         save(checkpoints, state, report, stop)
     with stop.phase("checkpoint"):
         failure = checkpoints.wait() or failure
+        if failure:
+            record_fault(report.folder, feed.cause or checkpoints.cause, failure)
     stop.progress.enter("end")
     return failure

@@ -1,5 +1,7 @@
 """Checkpoints are written beside the loop, which waits only for a copy of its state in host memory."""
 
+import errno
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -46,6 +48,7 @@ class Checkpoints:
 
     Attributes:
         failure: why no more checkpoints are written, in one sentence, once all ranks know of it.
+        cause: what went wrong on this rank; None where it was another one's.
 
     Args:
         engine: DeepSpeed's; from here on it writes through this object.
@@ -65,6 +68,7 @@ class Checkpoints:
         report: Callable[[TrainState, Path, dict[str, Any]], None],
     ) -> None:
         self.failure: str | None = None
+        self.cause: Exception | None = None
         self._engine, self._folder, self._train = engine, run_dir / "checkpoints", train
         self._ask, self._report = ask, report
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
@@ -118,6 +122,8 @@ class Checkpoints:
         lanes, rng, sizes, free_sizes = zip(*gathered, strict=True)
         needed, free = sum(sizes) + 4 * _parameters(self._engine.module), min(free_sizes)
         if needed > free:
+            if self._rank == free_sizes.index(free):
+                self.cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._fail(
                 f"{final} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; what was "
                 "saved before stands: free some space, and the same command goes on from there"
@@ -154,6 +160,7 @@ class Checkpoints:
         if problem:
             flight.give_up()
         flight.join()
+        self.cause = flight.error
         if flight.error is not None and not isinstance(flight.error, OSError):
             raise flight.error
         outcome: list[Any] = [(problem or flight.problem(), flight.is_complete)]
@@ -204,6 +211,7 @@ class Checkpoints:
         try:
             partial.mkdir(parents=True)
         except OSError as error:
+            self.cause = error
             return write_problem(final, error)
         return None
 

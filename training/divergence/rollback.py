@@ -61,7 +61,7 @@ class Divergence:
         self._ranks, self._say, self._say_of_rank = ranks, console.say, console.say_by_any_rank
         self._floor = math.log(corpus.tokenizer.vocab_size)
         self._file = folder.path / FILE
-        stored = read_json(self._file)["rollbacks"] if folder.rank == 0 and self._file.is_file() else []
+        stored = read_json(self._file)["rollbacks"] if self._file.is_file() else []  # or all refuse
         self._rollbacks: list[dict[str, Any]] = ranks.broadcast(stored)
         self._remove_later_checkpoints()
 

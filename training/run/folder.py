@@ -114,6 +114,11 @@ class RunFolder:
             else:
                 preflight.unlink()
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether this process keeps other runs out of this folder."""
+        return self._lock.is_locked
+
     def set_aside(self) -> Path | None:
         """Where rank 0 has put the run before, if this start begins again and there was one.
 

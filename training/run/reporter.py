@@ -12,6 +12,7 @@ import torch.distributed as dist
 from data import BAD_REASONS, Corpus, ValidationSet
 from model import GPT, flops_per_token
 
+from ..checkpoints.found import complete_checkpoints
 from ..config.deepspeed import DeepSpeedConfig
 from ..config.recipe import Recipe
 from ..diagnostics.recorder import Diagnostics, fixed_batch
@@ -109,7 +110,8 @@ class Reporter:
         )
         for key in ("divergence", "last_losses", "ended_above_floor"):
             folder.summary.pop(key, None)
-        folder.update_summary(status="running", val_loss=None, val_bits_per_byte=None, **settled)
+        there = self._checkpoints(state)
+        folder.update_summary(status="running", val_loss=None, val_bits_per_byte=None, **there, **settled)
         if folder.rank == 0:
             for sentence in derived_numbers(folder.path, folder.summary, recipe, self.ds):
                 console.say(sentence)
@@ -181,7 +183,8 @@ class Reporter:
         if self.folder.rank == 0:
             keep_until(self.folder.path, state.step)
             write_samples(self.folder.path / "samples.jsonl", state.step + 1, ())
-        self.folder.update_summary(step=state.step, rollbacks=state.rollbacks)
+        there = self._checkpoints(state)
+        self.folder.update_summary(step=state.step, rollbacks=state.rollbacks, **there)
         self._bar.n = state.tokens
         self._bar.refresh()
 
@@ -218,9 +221,8 @@ class Reporter:
             skipped_steps=state.skipped_steps,
             wall_time_s=round(state.wall_time_s, 3),
             tokens_per_s=round(state.tokens / state.wall_time_s, 1),
-            last_checkpoint=str(last.relative_to(folder.path)),
-            best_checkpoint=self._best_checkpoint(state, last),
             checkpoints=facts,
+            **self._checkpoints(state),
         )
         if self._tracker:
             self._tracker.log_checkpoint(last, state, folder.summary)
@@ -239,13 +241,13 @@ class Reporter:
         self._bar.close()
         self._profiler.finish()
         self.console.say(self._throughput.sentence())
+        self.folder.update_summary(**self._checkpoints(state))  # the last validation may be late
         status, exit_status, sentence = outcome(self.recipe, state, diverged, failure, self.folder.summary)
         facts: dict[str, Any] = {"status": status, "step": state.step, **self._used(state)}
         facts |= {"skipped_steps": state.skipped_steps, "throughput": self._throughput.summary()}
         facts |= state.divergence_facts() | (diverged.facts(state.losses) if diverged else {})
         if status == "finished":
             facts |= {"val_loss": state.val_loss, "val_bits_per_byte": state.val_bits_per_byte}
-            facts["best_checkpoint"] = self._best_checkpoint(state)  # the last validation may be late
             facts["ended_above_floor"] = ended_above_floor(state.val_loss, self.folder.summary.get("floors"))
         if failure:
             facts["error"] = failure
@@ -266,11 +268,19 @@ class Reporter:
         """Seconds in the loop, those of earlier starts included."""
         return self._wall_time_before + time.perf_counter() - self._began
 
-    def _best_checkpoint(self, state: TrainState, last: Path | None = None) -> str | None:
-        """That of the best validation so far, before one `last`; None where it is gone."""
-        step = state.best_step
-        best = last if step is None else self.folder.checkpoints / checkpoint_name(step)
-        return str(best.relative_to(self.folder.path)) if best and best.exists() else None
+    def _checkpoints(self, state: TrainState) -> dict[str, str | None]:
+        """Where the last checkpoint lies, and that of the best validation so far, which before one is the
+        last; None where it is not there."""
+        if self.folder.rank > 0:
+            return {}
+        there = [step for step in complete_checkpoints(self.folder.path) if step <= state.step]
+        last = max(there, default=None)
+        best = last if state.best_step is None else state.best_step
+        steps = {"last_checkpoint": last, "best_checkpoint": best if best in there else None}
+        return {
+            key: None if step is None else f"checkpoints/{checkpoint_name(step)}"
+            for key, step in steps.items()
+        }
 
     def _write_metrics(self, kind: str, state: TrainState, **values: Any) -> None:
         """One line of metrics.jsonl, and the same to W&B."""

@@ -1,6 +1,7 @@
 """What `--restart` keeps of the run before: all of it, as a run folder inside the run folder."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 RUN_FILES = (
@@ -22,6 +23,11 @@ RUN_FILES = (
 not begin again by itself."""
 PREFLIGHT_BEFORE = "preflight_before.json"
 """What the run before knew of its design, while the new one is checked."""
+
+
+def without_restart(command: Sequence[str]) -> list[str]:
+    """The words that go on with what `command` began: `--restart` would begin once more."""
+    return [word for word in command if word.partition("=")[0] != "--restart"]
 
 
 def set_aside(run_dir: Path) -> Path | None:

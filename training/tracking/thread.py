@@ -1,6 +1,7 @@
 """W&B in a thread of its own: what it is given waits in a queue, and nothing waits for W&B without end."""
 
 import concurrent.futures.thread  # noqa: F401 (it has a hook at exit too, which must come after that of here)
+import math
 import os
 import signal
 import sys
@@ -105,15 +106,19 @@ class WandbThread:
         self._waiting.put(last)
         self._waiting.put(None)
 
-    def wait(self, is_over: Callable[[], bool] = lambda: False) -> None:
-        """Until all is done that was given before `close`; W&B is lost once its time is up, or `is_over`."""
+    def wait(self, is_over: Callable[[], bool] = lambda: False, until: float = math.inf) -> None:
+        """Until all is done that was given before `close`; W&B is lost once its time is up, or `is_over`.
+
+        Its time is up at `until`, as `time.monotonic` counts, where that comes first.
+        """
         try:
             while self._thread and self._thread.is_alive() and self._closed_at is not None and not self.lost:
                 begun_at = self._closed_at + START_S if self._begun_at is None else self._begun_at
                 if is_over():
                     self.lose(InterruptedError("a signal ended the wait for it"))
-                elif time.monotonic() > max(begun_at, self._closed_at) + self._seconds:
-                    self.lose(TimeoutError(f"it did not end within {self._seconds:.0f} s"))
+                elif time.monotonic() > min(max(begun_at, self._closed_at) + self._seconds, until):
+                    seconds = min(self._seconds, until - self._closed_at)
+                    self.lose(TimeoutError(f"it did not end within {seconds:.0f} s"))
                 else:
                     self._look_at_start()
                     self._thread.join(0.1)
@@ -180,10 +185,15 @@ def _tear_down() -> None:
             sys.modules["wandb"].teardown()
 
 
-def wait_for_closed() -> None:
-    """Until those threads of this process that were closed have ended, or lost W&B."""
-    for thread in list(_open):
-        thread.wait()
+def wait_for_closed(is_over: Callable[[], bool] = lambda: False, until: float = math.inf) -> str | None:
+    """Until those threads of this process that were closed have ended, or lost W&B: why, if one has.
+
+    For the arguments see `WandbThread.wait`.
+    """
+    threads = list(_open)
+    for thread in threads:
+        thread.wait(is_over, until)
+    return next((thread.lost for thread in threads if thread.lost), None)
 
 
 def _wait_for_at_exit(thread: WandbThread) -> None:

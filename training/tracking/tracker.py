@@ -1,5 +1,6 @@
 """Weights & Biases: a view of the run. `metrics.jsonl` stays the truth."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -163,9 +164,9 @@ class Tracker:
         facts = deepcopy(dict(summary))
         self._thread.close(lambda: self._finish(facts, exit_code), STOPPED_END_S if is_stopped else END_S)
 
-    def wait(self) -> None:
-        """After `finish`: until W&B has it all or is lost."""
-        self._thread.wait()
+    def wait(self, is_over: Callable[[], bool] = lambda: False, until: float = math.inf) -> None:
+        """After `finish`: until W&B has it all or is lost; see `WandbThread.wait`."""
+        self._thread.wait(is_over, until)
 
     def _put(self, action: Callable[[TrackedRun], object]) -> None:
         if wandb_mode() != "disabled":

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,6 +144,26 @@ def record_failure(run: RunFolder, failure: Failure, world_size: int, wait_s: fl
         if not first_failure(read_failures(run.path, world_size)).lost_connection:
             first = _name_first(run, world_size)
     return first
+
+
+def record_fault(run: RunFolder, error: Exception | None, sentence: str) -> None:
+    """Write who is at fault where all ranks end together, as some of them cannot go on. All ranks call it.
+
+    Args:
+        run: the folder, as this rank has it.
+        error: what went wrong on this rank; None where it was another one's.
+        sentence: why the run ends, the same on all ranks.
+    """
+    import torch.distributed as dist
+
+    world_size = dist.get_world_size()
+    with suppress(OSError, Timeout):  # a full disk may be why, and is no other reason
+        if error is not None:
+            record_failure(run, replace(describe(run, error), sentence=sentence), world_size)
+    dist.barrier()
+    with suppress(OSError, Timeout):
+        if run.rank == 0 and read_failures(run.path, world_size):
+            _name_first(run, world_size)  # its summary is the one that is written from here on
 
 
 def record_death(run: RunFolder, rank: int, status: int, world_size: int) -> None:

@@ -13,6 +13,7 @@ from model.errors import DIVERGED, FAILED, INTERRUPTED, UserError
 
 from ..checkpoints.found import complete_checkpoints, damage
 from ..run.reader import damaged_folders, is_being_trained, last_step, read_json, read_summary, step_folders
+from ..run.restart import without_restart
 
 DEAD = "dead"
 """What readers call a run whose summary says `running`, and which no process trains."""
@@ -206,6 +207,7 @@ def _command(run_dir: Path) -> str | None:
     try:
         environment = json.loads((run_dir / "environment.json").read_text())
         words = [word for word in environment["command"] if not word.startswith("--local_rank=")]
+        words = without_restart(words)
         ranks = environment.get("world_size", 1)
         kind = "--num_gpus" if environment.get("gpus") else "--num_accelerators"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -16,6 +16,7 @@ import psutil
 from model.errors import DIVERGED, FAILED, INTERRUPTED, REFUSED, UserError
 
 from ..run.reader import is_locked, last_step, read_json, read_recipe
+from ..run.restart import RUN_FILES, without_restart
 
 LONGEST_WAIT_S = 900.0
 LEFT_BEHIND_S = 60.0
@@ -30,7 +31,8 @@ class Plan:
     """What is asked of a supervisor.
 
     Attributes:
-        command: what it starts.
+        command: what it starts. Its `--restart` is for the run that is there at first, and not for those that
+            it begins itself.
         run_dir: where that trains.
         max_restarts: so many restarts in a row may bring the run no further.
         wait_s: seconds before the first restart; each in a row that brings it no further waits twice as long,
@@ -75,6 +77,8 @@ class Supervisor:
         self._asked: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stamps: dict[str, int | None] = {}
+        self._command, self._goes_on = list(plan.command), without_restart(plan.command)
+        self._before = _inodes(plan.run_dir)
 
     def run(self) -> int:
         """Returns the exit status of the last start; INTERRUPTED where a signal ended it."""
@@ -100,6 +104,9 @@ class Supervisor:
             if status == INTERRUPTED and (reason := self._wanted_to_stop()):
                 self._say(f"the command {why}: {reason}")
                 return INTERRUPTED
+            is_aside = not self._before.items() & _inodes(self._plan.run_dir).items()
+            if is_aside and self._command != self._goes_on:  # what is there now is to go on
+                self._command, furthest = self._goes_on, 0
             step = last_step(self._plan.run_dir) or 0
             in_vain = 0 if step > furthest else in_vain + 1
             furthest = max(step, furthest)
@@ -120,7 +127,7 @@ class Supervisor:
         self._stamps = {name: self._stamp(name) for name in (SUMMARY, FAILURE)}
         try:
             # A session of its own: a Ctrl-C on this terminal comes here, and goes on to the ranks from here.
-            self._process = subprocess.Popen(self._plan.command, start_new_session=True)
+            self._process = subprocess.Popen(self._command, start_new_session=True)
         except OSError as error:
             return REFUSED, f"cannot be started: {error}"
         if self._asked is not None:
@@ -134,7 +141,7 @@ class Supervisor:
         """A launcher's status is the first rank's that failed, and 0 also where the launcher was killed."""
         said = self._summary().get("status")
         if code == 0:
-            ends = {None: 0, "finished": 0, "interrupted": INTERRUPTED, "diverged": DIVERGED}
+            ends = {"finished": 0, "interrupted": INTERRUPTED, "diverged": DIVERGED}
             if said not in ends:
                 return FAILED, "ended with status 0 before its run: its launcher was killed perhaps"
             code = ends[said]
@@ -157,7 +164,8 @@ class Supervisor:
         """summary.json, where this start has written it or the run was finished before."""
         with suppress(UserError, OSError):
             summary = read_json(self._plan.run_dir / SUMMARY)
-            if summary.get("status") == "finished" or self._stamp(SUMMARY) != self._stamps[SUMMARY]:
+            is_kept = summary.get("status") == "finished" and self._command == self._goes_on
+            if is_kept or self._stamp(SUMMARY) != self._stamps[SUMMARY]:
                 return summary
         return {}
 
@@ -212,6 +220,12 @@ class Supervisor:
         end = time.monotonic() + seconds
         while self._asked is None and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, LOOK_EVERY_S))
+
+
+def _inodes(run_dir: Path) -> dict[str, int]:
+    """The files and folders of a run that `--restart` puts aside, by name."""
+    there = (run_dir / name for name in RUN_FILES)
+    return {path.name: path.stat().st_ino for path in there if path.exists()}
 
 
 def ranks_below(pid: int) -> list[psutil.Process]:
