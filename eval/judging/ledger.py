@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from model.errors import UserError
 from model.files import write_text
+from training.run.folder import as_json
 
 FILE = "ledger.jsonl"
 SEEN = ("judged", "diverged")
@@ -38,7 +39,7 @@ class Ledger:
         `entries` does.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        plain = json.loads(json.dumps(entry))
+        plain = as_json(entry)  # as it will stand there
         with self._lock:
             before = self.entries()
             if any({**there, "time": None} == {**plain, "time": None} for there in before):

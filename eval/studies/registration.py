@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from model.errors import UserError
 from model.files import write_json
+from training.run.folder import as_json
 from training.run.reader import read_json
 
 from .plan import Fingerprints, Plan, flat, resolved
@@ -82,7 +83,7 @@ def describe_plan(plan: Plan, data: Fingerprints) -> dict[str, Any]:
         tree["sizes"][size] = {**resolved(trial.recipe, trial.deepspeed.raw), "rates": rates, **data[size]}
     if plan.target is not None:
         tree["sizes"]["target"] = resolved(plan.target.recipe, plan.target.deepspeed.raw)
-    return json.loads(json.dumps(dict(flat(tree))))
+    return as_json(flat(tree))
 
 
 def register(
