@@ -16,6 +16,7 @@ import psutil
 from model.errors import DIVERGED, FAILED, INTERRUPTED, REFUSED, UserError
 
 from ..run.reader import is_locked, last_step, read_json, read_recipe
+from ..run_files import FailureFile, SummaryFile
 
 LONGEST_WAIT_S = 900.0
 LEFT_BEHIND_S = 60.0
@@ -156,7 +157,7 @@ class Supervisor:
     def _summary(self) -> dict[str, Any]:
         """summary.json, where this start has written it or the run was finished before."""
         with suppress(UserError, OSError):
-            summary = read_json(self._plan.run_dir / SUMMARY)
+            summary = read_json(self._plan.run_dir / SUMMARY, SummaryFile)
             if summary.get("status") == "finished" or self._stamp(SUMMARY) != self._stamps[SUMMARY]:
                 return summary
         return {}
@@ -170,7 +171,7 @@ class Supervisor:
         """Why this start failed, as it has written it."""
         with suppress(UserError, OSError, KeyError):
             if self._stamp(FAILURE) != self._stamps[FAILURE]:
-                return str(read_json(self._plan.run_dir / FAILURE)["sentence"])
+                return str(read_json(self._plan.run_dir / FAILURE, FailureFile)["sentence"])
         return self._summary().get("error")
 
     def _wanted_to_stop(self) -> str | None:
