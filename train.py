@@ -202,4 +202,5 @@ def train(
 
 
 if __name__ == "__main__":
+    model.redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,6 @@ common token has a share of 4 to 6 % with GPT-2's tokenizer and 15 to 18 % with 
 space, and the longest run is one of 12 and of 81 tokens.
 """
 
-import json
 import math
 import sys
 from collections import Counter
@@ -23,6 +22,8 @@ import xxhash
 from tqdm import tqdm
 
 from model.errors import UserError, print_error
+from model.files import write_json
+from model.redaction import redact_output
 
 from .command import SourceParser, at_least, open_with_notes
 from .overlap.ngrams import overlap
@@ -282,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             figures = measure(source, tokenizer, options.documents, options.workers, progress=True)
             print(to_text(figures), end="")
         if options.json:
-            Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
+            write_json(Path(options.json), figures)
     except (UserError, OSError) as error:
         return print_error(error)
     except KeyboardInterrupt:
@@ -292,4 +293,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError, print_error
+from model.redaction import redact_output
 from training.config.evaluation import KNOWN_TASKS
 from training.engine.environment import check_local_rank, rank_from_environment, world_size_from_environment
 
@@ -130,4 +131,5 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
+from model.redaction import redact_output
 from model.values import FROM_1
 from training.checkpoints.found import find_checkpoint
 from training.run.reader import is_model_folder, read_recipe, reading, section_of
@@ -193,4 +194,5 @@ def choose_sequences(
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError
+from model.redaction import redact_output
 from training.checkpoints.found import find_checkpoint
 from training.run.reader import read_recipe
 from training.run.tokenizer import read_tokenizer, tokenizer_note
@@ -86,4 +87,5 @@ def export(run_dir: Path, folder: Path, step: int | None = None) -> str:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError, print_error
+from model.redaction import redact_output
 from model.values import FROM_0, FROM_1, Range
 from training.checkpoints.found import find_checkpoint
 from training.run.reader import is_model_folder, read_recipe, run_and_step
@@ -122,4 +123,5 @@ def tokenizer_of(source: Path) -> "Tokenizer":
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from model.errors import UserError, print_error
 from model.files import write_text
+from model.redaction import redact, redact_output
 
 from .page.live.server import HOST, PORT, PageServer, serve
 from .page.live.sources import Reading, Sources
@@ -66,7 +67,7 @@ def draw(reading: Reading, baseline: str | None, follows_server: bool = False) -
     from .page.study.contents import contents_of
 
     contents = contents_of(reading, baseline)
-    return render(contents.sections, contents.headline, contents.summary, follows_server)
+    return redact(render(contents.sections, contents.headline, contents.summary, follows_server))
 
 
 def _serve(sources: Sources, options: argparse.Namespace, port: int) -> int:
@@ -106,4 +107,5 @@ def _port(options: argparse.Namespace) -> int | None:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -59,7 +59,7 @@ def results_file(run_dir: Path, step: int) -> Path:
 def check_limit(run_dir: Path, step: int, limit: int | None) -> None:
     """Raise UserError where results over more items are there: a quick look must not replace them."""
     results = read_results(run_dir, step)
-    there = results["normlab"]["limit"] if results else 0
+    there = results["normlab"].get("limit") if results else 0
     if limit is not None and (there is None or there > limit):
         items = "all items" if there is None else f"{there} items per task"
         raise UserError(
@@ -74,7 +74,7 @@ def stored_results(run_dir: Path, step: int, config: EvalConfig) -> dict[str, An
     same = {
         task: scores
         for task, scores in stored["results"].items()
-        if stored["normlab"]["limit"] == config.limit
+        if stored["normlab"].get("limit") == config.limit
         and all(stored["normlab"].get(key, {}).get(task) == how for key, how in _how(task, config).items())
     }
     return stored | {"results": same}
@@ -120,7 +120,7 @@ def write_results(run_dir: Path, step: int, results: dict[str, Any], config: Eva
     by_task = {key: {task: of_task[key] for task, of_task in how.items()} for key in HOW}
     results = {key: value for key, value in results.items() if key != "samples"}
     limit = results["config"]["limit"]
-    if (there := read_results(run_dir, step)) and there["normlab"]["limit"] == limit:
+    if (there := read_results(run_dir, step)) and there["normlab"].get("limit") == limit:
         results = merge_results(there, results)
         by_task = {key: there["normlab"].get(key, {}) | of_tasks for key, of_tasks in by_task.items()}
         with reading(items_file):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from model.errors import UserError, print_error
+from model.redaction import redact_output
 
 from .evidence.results import read_runs
 
@@ -43,4 +44,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

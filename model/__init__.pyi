@@ -17,3 +17,4 @@ from .plug_points import design_fingerprint as design_fingerprint
 from .plug_points import designs_of_file as designs_of_file
 from .plug_points import files_to_keep as files_to_keep
 from .plugin import module_literal as module_literal
+from .redaction import redact_output as redact_output

@@ -16,6 +16,7 @@ refuse_other_checkout(__file__)
 
 from eval.judging.request import read_judge
 from model.errors import UserError, print_error
+from model.redaction import redact_output
 
 
 def main(argv: list[str]) -> int:
@@ -70,4 +71,5 @@ def say(sentence: str) -> None:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,6 @@
 and any --section.key or --ds.key that train.py takes.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from model.checkout import refuse_other_checkout
 refuse_other_checkout(__file__)
 
 from model.errors import UserError, print_error
+from model.files import write_json
+from model.redaction import redact_output
 from training.engine.hardware import GPUS, NODE
 from training.plan.command import read_plan
 
@@ -39,9 +40,10 @@ def main(argv: list[str]) -> int:
         "which keep more. See docs/plan.md."
     )
     if asked.json_file:
-        Path(asked.json_file).write_text(json.dumps(facts, indent=2) + "\n")
+        write_json(Path(asked.json_file), facts)
     return 0
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

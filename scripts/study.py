@@ -16,6 +16,7 @@ refuse_other_checkout(__file__)
 
 from eval.studies.command import read_command
 from model.errors import UserError, print_error
+from model.redaction import redact_output
 
 
 def main(argv: list[str]) -> int:
@@ -47,4 +48,5 @@ def say(sentence: str) -> None:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -15,6 +15,7 @@ from model.checkout import refuse_other_checkout
 refuse_other_checkout(__file__)
 
 from model.errors import UserError, print_error
+from model.redaction import redact_output
 from training.watch.supervisor import Plan, Supervisor, run_dir_of, say
 
 
@@ -60,4 +61,5 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -17,6 +17,7 @@ refuse_other_checkout(__file__)
 from data.command import SourceParser, at_least, open_with_notes
 from data.parallel import default_workers
 from model.errors import UserError, print_error
+from model.redaction import redact_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,4 +59,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main())

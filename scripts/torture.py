@@ -22,6 +22,7 @@ from faults.runs import Bench, TortureError
 from faults.server import Forks
 from faults.table import Fault, Scene, print_table
 from model.errors import FAILED, INTERRUPTED, UserError, nearest_name, print_error
+from model.redaction import redact_output
 
 KILLS = "kills"
 """The name of the first part among the faults of `--only`."""
@@ -128,4 +129,5 @@ def say(sentence: str) -> None:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -18,6 +18,7 @@ refuse_other_checkout(__file__)
 
 from eval.evidence.results import RunRecord, read_runs
 from model.errors import UserError, print_error
+from model.redaction import redact_output
 from training.config.tracking import TrackingConfig
 
 if TYPE_CHECKING:
@@ -245,4 +246,5 @@ def send(workspace: "Workspace", report: "Report", card: "Scorecard | None") -> 
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -1,9 +1,11 @@
 """What signs a URL, and the keys of the environment, are in no file of a run and on no terminal."""
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -11,6 +13,7 @@ from model.redaction import redact
 from tests import jobs
 from tests.data.servers import Server, parquet_bytes, serving
 from tests.jobs import arguments, make_job
+from tests.processes import ROOT
 
 MARKERS = {
     "HF_TOKEN": "hf_markerOfHuggingFace",
@@ -32,6 +35,10 @@ PASSWORD = "markerOfThePassword"
         ("abfs://c/a.parquet?sv=1&sig=x", "abfs://c/a.parquet"),
         ("hf://datasets/owner/name@main/f_?.parquet", "hf://datasets/owner/name@main/f_?.parquet"),
         ("is it? a=b, /data/a?b=c", "is it? a=b, /data/a?b=c"),
+        ("https://h/x?sig=a(b)c'd next", "https://h/x next"),
+        (r'"https://us\u00e9r:p\u00e9w@h/x?sig=a\u00e9b\n"', r'"https://***@h/x\n"'),
+        ("https://h/x#token=1 and s3://b/a#b", "https://h/x and s3://b/a#b"),
+        ("['https://h/x?y=1','b'] `https://h/?a`", "['https://h/x','b'] `https://h/`"),
     ],
 )
 def test_what_signs_a_url_is_left_out(text: str, expected: str) -> None:
@@ -47,6 +54,32 @@ def test_keys_of_the_environment_are_left_out(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SHORT_KEY", "a")
     text = "notasecret /home/me/key.json a " + " ".join(MARKERS.values())
     assert redact(text) == "notasecret /home/me/key.json a *** *** ***"
+
+
+@pytest.mark.parametrize("name", ["DB_PASSWORD", "PGPASSWORD", "GH_PAT", "MYSQL_PWD", "OPENAI_API_KEY"])
+def test_a_key_is_left_out_however_it_is_written(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    value = 'a"b\\c/größer & $4'
+    monkeypatch.setenv(name, value)
+    forms = [value, json.dumps(value), repr(value), f"postgres://{quote(value, safe='')}"]
+    assert redact(" ".join(forms)) == "*** \"***\" '***' postgres://***"
+
+
+def test_each_command_redacts_what_it_prints() -> None:
+    folders = (ROOT / name for name in ("model", "data", "training", "eval"))
+    files = [
+        ROOT / "train.py",
+        *(ROOT / "scripts").glob("*.py"),
+        *(f for one in folders for f in one.rglob("*.py")),
+    ]
+    blocks = {
+        str(file): file.read_text().partition('\nif __name__ == "__main__":\n')[2].strip() for file in files
+    }
+    commands = {name: block for name, block in blocks.items() if block and "bench_" not in name}
+    assert len(commands) > 12
+    wrong = [
+        name for name, block in commands.items() if not re.match(r"(model\.)?redact_output\(\)\n", block)
+    ]
+    assert wrong == []
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ def _asked(config: DataConfig) -> Iterator[tuple[str, str]]:
 def _read(runs: Path) -> dict[str, str]:
     try:
         commits = json.loads((runs / COMMITS).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return commits if isinstance(commits, dict) else {}
+    known = commits.items() if isinstance(commits, dict) else ()
+    return {asked: commit for asked, commit in known if isinstance(commit, str)}

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from model.errors import UserError, print_error
+from model.redaction import redact_output
 
 from .build import build_sample
 from .folder import MANIFEST, SAMPLE_DIR, is_complete
@@ -33,4 +34,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main())

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from model import DESIGN_KEYS
 from training.config.recipe import SECTIONS
-from training.run.reader import read_json, read_recipe
+from training.run.reader import read_environment, read_json, read_recipe
+from training.run_files import EngineFile
 from training.schedule import ScheduleConfig
 
 Kind = Literal["fixed", "rate", "rounding"]
@@ -134,10 +135,9 @@ def _compared_keys(folder: Path) -> dict[str, Any]:
     keys = {
         **ABSENT,
         **_recipe_keys(read_recipe(folder)),
-        **_engine_keys(read_json(folder / "ds_config.json")),
+        **_engine_keys(read_json(folder / "ds_config.json", EngineFile)),
     }
-    if (folder / "environment.json").is_file():
-        environment = read_json(folder / "environment.json")
+    if environment := read_environment(folder):
         keys["hardware"] = ", ".join(sorted(set(environment.get("gpus") or ["CPU"])))
     return keys
 

@@ -24,7 +24,11 @@ def describe_status(group: pd.DataFrame) -> str:
     status = summary["status"]
     if status in ("finished", GIVEN_WEIGHTS):
         return status if group["counted"].iloc[0] else f"{status} without a validation loss"
-    return f"{status} at step {summary['step']} of {summary['steps']}" if "step" in summary else status
+    return (
+        f"{status} at step {summary['step']} of {summary['steps']}"
+        if {"step", "steps"} <= summary.keys()
+        else status
+    )
 
 
 def verdict_on(row: Any, losses: pd.DataFrame, rows: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ from model.files import write_json
 from training.run.folder import RunFolder, recipe_as_dict
 from training.run.reader import read_json, read_summary
 from training.run.search import WantedRun, find_run
+from training.run_files import PreflightFile
 
 from ..tasks import check_tasks
 from .commands import Ended, Interrupted, Start
@@ -158,7 +159,7 @@ class Judgment:
             ended = self.start("preflight", [*words, "--json", str(file)])
             if not file.is_file():
                 raise _ending(ended, "the pre-flight check")
-            report = read_json(file)
+            report = read_json(file, PreflightFile)
         self._note_preflight(report, trial)
         self.say(f"pre-flight check: {'passed' if report['passed'] else 'refused'}")
 
@@ -216,7 +217,8 @@ class Judgment:
         if status in ("finished", "diverged"):
             return
         report = folder / "preflight.json"
-        if trial.role == "candidate" and report.is_file() and not (found := read_json(report))["passed"]:
+        found = read_json(report, PreflightFile) if report.exists() else {"passed": True}
+        if trial.role == "candidate" and not found["passed"]:
             self._note_preflight(found, trial)
         what = f"training {trial.recipe.variant} with seed {trial.seed} in {folder}"
         if ended.status == 2:  # its summary is of an earlier start

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from training.run.reader import read_json
+from training.run.reader import read_environment
 
 from ..evidence.metrics import VAL_LOSS, Metric
 from ..evidence.results import RunRecord
@@ -101,8 +101,7 @@ def unsteadiness(arm: Sequence[Cost]) -> float:
 
 
 def _machine(record: RunRecord) -> str:
-    file = record.folder / "environment.json"
-    environment = read_json(file) if file.is_file() else {}
+    environment = read_environment(record.folder)
     gpus = ", ".join(sorted(set(environment.get("gpus") or [])))
     device = gpus or (f"CPU, {environment['cpus']} cores" if "cpus" in environment else "unknown device")
     ranks = record.summary.get("world_size")

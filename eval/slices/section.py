@@ -1,6 +1,7 @@
 """The report's section on slices: by kind a chart of the differences and a table of all buckets."""
 
 import math
+from html import escape
 
 import pandas as pd
 from plotly import graph_objects as go
@@ -76,7 +77,7 @@ def _chart(name: str, kind: str, rows: pd.DataFrame, colours: dict[str, str]) ->
                     "color": colour,
                     "width": 0,
                 },
-                name=str(variant),
+                name=escape(str(variant)),
                 mode="markers",
                 marker={
                     "color": colour,

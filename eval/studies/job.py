@@ -31,7 +31,7 @@ def with_budgets(request: StudyRequest) -> StudyRequest:
 def print_plan(request: StudyRequest) -> int:
     """What the study takes and can show; nothing is run or written. Returns the exit status."""
     request, file = with_budgets(request), request.folder.registration
-    data = _registered_data(request, read_registration(file) if file.is_file() else None)
+    data = _registered_data(request, read_registration(file) if file.exists() else None)
     comparisons = count_comparisons(request.plan, Ledger(request.folder.runs), data)
     print(describe_costs_and_power(request.plan, request.folder.runs, comparisons))
     return 0
@@ -41,7 +41,7 @@ def print_status(request: StudyRequest) -> int:
     """What was found so far, for the reader and in the study's files; nothing is run, registered or added to
     the ledger. Returns the exit status."""
     request, file = with_budgets(request), request.folder.registration
-    registration = read_registration(file) if file.is_file() else None
+    registration = read_registration(file) if file.exists() else None
     data = _registered_data(request, registration)
     outcomes = read_outcomes(request.plan, request.folder, data)
     comparisons = count_comparisons(request.plan, Ledger(request.folder.runs), data)

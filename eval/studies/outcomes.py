@@ -1,6 +1,5 @@
 """How a study's runs ended, kept in its folder, where several workers and nodes see it."""
 
-import json
 import math
 import os
 import socket
@@ -10,11 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from filelock import FileLock, Timeout
 
-from model.errors import UserError
 from model.files import write_json
 from training.divergence.losses import ended_above_floor
 from training.run.reader import read_json, read_summary
@@ -56,6 +54,16 @@ class Outcome:
 Outcomes = dict[Cell, Outcome]
 
 
+class Record(TypedDict):
+    """A file of `cells/`: how a run ended."""
+
+    key: str
+    status: Status
+    folder: str | None
+    reason: str
+    tries: int
+
+
 class StudyFolder:
     """`RUNS/studies/NAME`: what is registered, how each run ended, who works on which, the results.
 
@@ -88,8 +96,7 @@ class StudyFolder:
         folder = self.runs / record["folder"] if record["folder"] else None
         if record["status"] in ("failed", "refused"):
             return Outcome(record["status"], reason=record["reason"], folder=folder)
-        assert folder is not None
-        return read_outcome(folder)
+        return read_outcome(folder) if folder else None
 
     def tries(self, cell: Cell, key: str) -> int:
         """How often a run ended with an error."""
@@ -114,7 +121,7 @@ class StudyFolder:
         """Let runs that ended with an error be tried again; returns how many there were."""
         forgotten = 0
         for file in self.path.glob("cells/*.json"):
-            if read_json(file)["status"] in ("failed", "refused"):
+            if _read_record(file)["status"] in ("failed", "refused"):
                 file.unlink()
                 forgotten += 1
         return forgotten
@@ -142,12 +149,15 @@ class StudyFolder:
 
     def _record(self, cell: Cell, key: str) -> dict[str, Any] | None:
         try:
-            record = json.loads(self._file(cell).read_text())
-            return record if record.get("key") == key else None
+            record = _read_record(self._file(cell))
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError:
-            raise UserError(f"{self._file(cell)} is not valid JSON: remove it") from None
+        return record if record["key"] == key else None
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    """Raises UserError for a file that is no record, and FileNotFoundError."""
+    return read_json(file, Record)
 
 
 def read_outcome(folder: Path) -> Outcome | None:

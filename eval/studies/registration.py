@@ -6,15 +6,34 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from filelock import FileLock
 
-from model.errors import UserError
 from model.files import write_json
+from training.run.folder import as_json
 from training.run.reader import read_json
 
 from .plan import Fingerprints, Plan, flat, resolved
+
+
+class Departure(TypedDict):
+    """What a start did otherwise than was registered."""
+
+    time: str
+    sha256: str
+    changes: list[str]
+
+
+class RegistrationFile(TypedDict):
+    """registration.json; its attributes are those of `Registration`."""
+
+    time: str
+    sha256: str
+    plan: dict[str, Any]
+    latest: NotRequired[dict[str, Any]]
+    there_before: list[str]
+    departures: list[Departure]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +101,7 @@ def describe_plan(plan: Plan, data: Fingerprints) -> dict[str, Any]:
         tree["sizes"][size] = {**resolved(trial.recipe, trial.deepspeed.raw), "rates": rates, **data[size]}
     if plan.target is not None:
         tree["sizes"]["target"] = resolved(plan.target.recipe, plan.target.deepspeed.raw)
-    return json.loads(json.dumps(dict(flat(tree))))
+    return as_json(flat(tree))
 
 
 def register(
@@ -101,7 +120,7 @@ def register(
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        if not file.is_file():
+        if not file.exists():
             content = {"time": now, "sha256": _hash(plan), "there_before": sorted(ended()), "departures": []}
             write_json(file, {**content, "plan": dict(plan)})
             say(f"registered in {file}: sha256 {content['sha256'][:16]}")
@@ -122,19 +141,16 @@ def register(
 
 def read_registration(file: Path) -> Registration:
     """What a file of `register` holds. Raises UserError where it holds anything else."""
-    content = read_json(file)
-    try:
-        return Registration(
-            content["time"],
-            content["sha256"],
-            content["plan"],
-            content.get("latest", content["plan"]),
-            tuple(content["there_before"]),
-            tuple(content["departures"]),
-            _hash(content["plan"]) == content["sha256"],
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is no study's registration: it lacks {error}") from None
+    content = read_json(file, RegistrationFile)
+    return Registration(
+        content["time"],
+        content["sha256"],
+        content["plan"],
+        content.get("latest", content["plan"]),
+        tuple(content["there_before"]),
+        tuple(content["departures"]),
+        _hash(content["plan"]) == content["sha256"],
+    )
 
 
 def departures_from(registration: Registration, plan: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from data import DataConfig, keep_commits, open_data, settled, with_commits_of
 from training.run.folder import RunFolder
 from training.run.reader import read_json, read_summary
 from training.run.search import ENDED, WantedRun, find_run
+from training.run_files import PreflightFile
 
 from ..judging.commands import Ended, Interrupted, Start
 from ..judging.evaluation import evaluate_run
@@ -175,7 +176,7 @@ class Worker:
 
     def _note_failure(self, cell: Cell, folder: Path, ended: Ended) -> None:
         report = folder / "preflight.json"
-        if report.is_file() and not (checks := read_json(report))["passed"]:
+        if report.is_file() and not (checks := read_json(report, PreflightFile))["passed"]:
             failed = [check for check in checks["checks"] if check["status"] == "fail"]
             reason = f"{failed[0]['name']}: {failed[0]['detail']}" if failed else "a check failed"
             self.folder.record(

@@ -1,6 +1,5 @@
 """Evaluations of a run's checkpoints, logged in its W&B run by whichever process made them."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +12,8 @@ from filelock import FileLock, Timeout
 from training.checkpoints.found import complete_checkpoints
 from training.config.tracking import TrackingConfig, wandb_mode
 from training.evaluations import unsent
-from training.run.reader import read_metrics, read_summary
+from training.run.reader import read_json, read_metrics, read_summary
+from training.run_files import StateFile
 from training.tracking.thread import END_S, wait_for_closed
 from training.tracking.tracker import CONFIG_FACTS, Tracker
 
@@ -76,7 +76,7 @@ def tracked_run(run_dir: Path) -> dict[str, Any] | None:
         return noted
     # A run from before the id was noted: its checkpoints have it, and W&B's files say that there is a run.
     for checkpoint in reversed(complete_checkpoints(run_dir).values()):
-        run_id = json.loads((checkpoint / "trainer_state.json").read_text()).get("wandb_id")
+        run_id = read_json(checkpoint / "trainer_state.json", StateFile).get("wandb_id")
         if run_id and any((run_dir / "wandb").glob(f"*run-*-{run_id}*")):
             return {**noted, "id": run_id}
     return None

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..config import GPTConfig
 from ..errors import UserError, did_you_mean, print_error
 from ..plug_points import PlugPoint
+from ..redaction import redact_output
 from . import VARIANTS, Variant, design_name
 
 PLUG_POINTS: dict[PlugPoint, int] = {"norm": 2, "block": 1, "topology": 2}
@@ -122,4 +123,5 @@ def _words(name: str, variant: Variant) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,6 @@ nothing else is said. --quick checks what every run checks as it starts. The exi
 passed, with or without warnings, 1 where it is refused, and 2 for a command that names something unknown.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,9 @@ from training.config.commands import SHORTHANDS
 from ..catalogue import VARIANTS
 from ..config import GPTConfig
 from ..errors import UserError, print_error
+from ..files import write_json
 from ..plug_points import design_files
+from ..redaction import redact_output
 from . import preflight
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
         overrides = read_overrides(design_files(config).values())
         report = preflight(config, tokens=None if quick else sample_tokens(), thorough=not quick)
         if file := given.options.get("json"):
-            Path(file).write_text(json.dumps(report.to_json(), indent=1) + "\n")
+            write_json(Path(file), report.to_json())
     except (UserError, OSError) as error:
         return print_error(error)
     print(f"{report.design}, GPT-2 {config.size}")
@@ -89,4 +90,5 @@ def sample_tokens() -> "Tensor":
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

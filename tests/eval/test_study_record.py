@@ -87,7 +87,7 @@ def test_files_that_say_too_little_are_refused_in_a_sentence(folder: Path) -> No
     del content["runs"]
     file = study_of(folder) / "results.json"
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"results.json lacks 'runs': python scripts/study.py STUDY.yaml"):
+    with pytest.raises(UserError, match=r"results.json: runs is missing: python scripts/study.py STUDY.yaml"):
         read_study_record(study_of(folder))
     file.unlink()
     with pytest.raises(UserError, match=r"has no results\.json yet"):

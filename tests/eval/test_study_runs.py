@@ -200,7 +200,7 @@ def test_a_damaged_ledger_or_record_is_named_before_anything_is_trained(folder: 
     run(folder, Trainer(gain))
     record = next((folder / "runs" / "studies" / "study" / "cells").glob("*.json"))
     record.write_text("{half")
-    with pytest.raises(UserError, match="is not valid JSON: remove it"):
+    with pytest.raises(UserError, match="is not valid JSON: move it away"):
         run(folder, Trainer(gain))
     record.unlink()
     (folder / "runs" / "ledger.jsonl").write_text("{half")

@@ -5,13 +5,13 @@ was left undone: checkpoints from after the point to which the run went back go,
 over.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Callable
 from typing import Any
 
 from data import Corpus, LaneLoader
+from model.errors import UserError
 from model.files import write_json
 
 from ..checkpoints.found import damage
@@ -25,6 +25,7 @@ from ..feed import Feed
 from ..run.console import Console
 from ..run.folder import RunFolder
 from ..run.reader import read_json, step_folders
+from ..run_files import RollbacksFile, StateFile
 from ..state import TrainState
 from ..step import StepResult
 from .batches import PassOver, batch_of_step, passed_before
@@ -61,9 +62,18 @@ class Divergence:
         self._ranks, self._say, self._say_of_rank = ranks, console.say, console.say_by_any_rank
         self._floor = math.log(corpus.tokenizer.vocab_size)
         self._file = folder.path / FILE
-        stored = read_json(self._file)["rollbacks"] if self._file.is_file() else []  # or all refuse
+        stored, problem = self._stored() if folder.rank == 0 else ([], None)
+        if problem := ranks.broadcast(problem):  # all ranks train, or none does
+            raise UserError(problem)
         self._rollbacks: list[dict[str, Any]] = ranks.broadcast(stored)
         self._remove_later_checkpoints()
+
+    def _stored(self) -> tuple[list[dict[str, Any]], str | None]:
+        """The rollbacks that were made, or why they cannot be read."""
+        try:
+            return read_json(self._file, RollbacksFile)["rollbacks"] if self._file.exists() else [], None
+        except (UserError, OSError) as error:
+            return [], str(error)
 
     def start_feed(self, state: TrainState, interrupted: Callable[[], bool]) -> Feed:
         """This rank's batches from where the run is, without those that are passed over.
@@ -169,8 +179,8 @@ class Divergence:
         if self._folder.rank == 0:
             for step, path in step_folders(self._folder.checkpoints).items():
                 try:
-                    known = json.loads((path / "trainer_state.json").read_text()).get("rollbacks", 0)
-                except (OSError, ValueError):
+                    known = read_json(path / "trainer_state.json", StateFile).get("rollbacks", 0)
+                except (OSError, UserError):
                     continue  # it is damaged, which whoever looks for the newest one says
                 if any(entry["first"] <= step for entry in self._rollbacks[known:]):
                     gone = path.with_name(f".{path.name}.partial")  # at no time half of it under its name

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from model.errors import UserError, print_error
+from model.redaction import redact_output
 
 from ..watch.standing import as_json, describe, standing
 
@@ -32,4 +33,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,7 @@ from data import (
 from model.errors import UserError
 
 from .folder import RunFolder
-from .reader import read_json, read_recipe
+from .reader import read_environment, read_recipe
 
 if TYPE_CHECKING:
     from ..engine.ranks import Ranks
@@ -97,8 +97,7 @@ def differing_data(folder: RunFolder, ranks: "Ranks") -> str | None:
 
 def _of_older_normlab(folder: RunFolder) -> str:
     """Why a run that an older NormLab began cannot go on."""
-    environment = folder.path / "environment.json"
-    commit = read_json(environment).get("git_commit") if environment.is_file() else None
+    commit = read_environment(folder.path).get("git_commit")
     version = f"git checkout {commit[:12]}" if commit else "the version that began it"
     return (
         f"{folder.path} was begun by an older NormLab, on other data than its recipe finds now, or on "

@@ -10,29 +10,21 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
+from model.shapes import misshapen
 from model.values import as_type
 
 from ..config.recipe_file import read_recipe_file
+from ..run_files import EnvironmentFile, ResultsFile, SummaryFile
 
 TOKENIZER = Path("tokenizer", "tokenizer.json")
 """Where a run keeps the file that `data.tokenizer` named, below its folder."""
-_SUMMARY_TYPES: Mapping[str, tuple[type, ...]] = {
-    "status": (str,),
-    "variant": (str,),
-    "step": (int,),
-    "val_loss": (int, float),
-    "val_bits_per_byte": (int, float),
-    "floors": (dict,),
-    "evaluation": (dict,),
-    "wandb": (dict,),
-}
 _NUMBERS = ("tokens", "loss", "bits_per_byte", "grad_norm", "lr", "tokens_per_s")
 """Of a line of metrics.jsonl."""
 
@@ -117,16 +109,15 @@ def section_of(run_dir: Path, section: str, **instead: Any) -> Any:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """RUN/summary.json. Raises UserError where the folder or the file is missing or no JSON object, or a key
-    that all readers ask for is of another type."""
+    """RUN/summary.json. Raises UserError where the folder or the file is missing, or holds anything else."""
     check_run_folder(run_dir, "summary.json")
-    file = run_dir / "summary.json"
-    summary = read_json(file)
-    for key, kinds in _SUMMARY_TYPES.items():
-        if summary.get(key) is not None and (type(summary[key]) not in kinds):
-            kind = " or ".join(one.__name__ for one in kinds)
-            raise UserError(f"{file}: {key} is {shortened(repr(summary[key]))}, but it must be {kind}")
-    return summary
+    return read_json(run_dir / "summary.json", SummaryFile)
+
+
+def read_environment(run_dir: Path) -> dict[str, Any]:
+    """RUN/environment.json; empty where there is none. Raises UserError as `read_json` does."""
+    file = run_dir / "environment.json"
+    return read_json(file, EnvironmentFile) if file.exists() else {}
 
 
 def read_metrics(run_dir: Path, say: Callable[[str], object] | None = None) -> list[dict[str, Any]]:
@@ -193,15 +184,15 @@ def read_results(run_dir: Path, step: int) -> dict[str, Any]:
     file = evaluation_folder(run_dir, step) / "results.json"
     if not file.is_file():
         return {}
-    results = read_json(file)
-    for key in ("results", "normlab"):
-        if not isinstance(results.get(key), dict):
-            raise UserError(f"{file} holds no results of an evaluation: move it away, and evaluate again")
+    results = read_json(file, ResultsFile)
+    if not {"results", "normlab"} <= results.keys():
+        raise UserError(f"{file} holds no results of an evaluation: move it away, and evaluate again")
     return results
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises UserError where it holds anything else."""
+def read_json(path: Path, kind: Any = dict) -> dict[str, Any]:
+    """A file that holds one JSON object, of a type as `misshapen` takes it. Raises UserError where it holds
+    anything else."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -209,7 +200,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} {state}: move it away, or bring a whole copy back") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object: move it away, or bring a whole copy back")
-    return content
+    if problem := misshapen(content, kind):
+        raise UserError(f"{path}: {problem}: move it away, or bring a whole copy back")
+    return content  # type: ignore[no-any-return]
 
 
 @contextmanager

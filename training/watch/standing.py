@@ -1,6 +1,5 @@
 """Where a run stands, from its folder alone: alive or dead, how far, why it ended, and what to type next."""
 
-import json
 import shlex
 import time
 from collections.abc import Mapping
@@ -12,8 +11,17 @@ from typing import Any
 from model.errors import DIVERGED, FAILED, INTERRUPTED, UserError
 
 from ..checkpoints.found import complete_checkpoints, damage
-from ..run.reader import damaged_folders, is_being_trained, last_step, read_json, read_summary, step_folders
+from ..run.reader import (
+    damaged_folders,
+    is_being_trained,
+    last_step,
+    read_environment,
+    read_json,
+    read_summary,
+    step_folders,
+)
 from ..run.restart import without_restart
+from ..run_files import FailureFile
 
 DEAD = "dead"
 """What readers call a run whose summary says `running`, and which no process trains."""
@@ -198,19 +206,21 @@ def _failure(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None
     facts |= {"rank": summary.get("failed_rank", 0), "log": summary.get("log", "logs/rank0.log")}
     facts["sentence"] = summary.get("error", "it is not known why")
     with suppress(UserError, OSError):
-        facts |= read_json(run_dir / "failure.json")
+        facts |= read_json(run_dir / "failure.json", FailureFile)
     return facts
 
 
 def _command(run_dir: Path) -> str | None:
     """The launcher is not known, so that it is DeepSpeed's for several ranks."""
     try:
-        environment = json.loads((run_dir / "environment.json").read_text())
-        words = [word for word in environment["command"] if not word.startswith("--local_rank=")]
-        words = without_restart(words)
-        ranks = environment.get("world_size", 1)
-        kind = "--num_gpus" if environment.get("gpus") else "--num_accelerators"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        environment = read_environment(run_dir)
+    except (UserError, OSError):
         return None
+    if "command" not in environment:
+        return None
+    words = [word for word in environment["command"] if not word.startswith("--local_rank=")]
+    words = without_restart(words)
+    ranks = environment.get("world_size", 1)
+    kind = "--num_gpus" if environment.get("gpus") else "--num_accelerators"
     launcher = ["python"] if ranks == 1 else ["deepspeed", kind, str(ranks)]
     return shlex.join([*launcher, "train.py", *words])

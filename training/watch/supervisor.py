@@ -17,6 +17,7 @@ from model.errors import DIVERGED, FAILED, INTERRUPTED, REFUSED, UserError
 
 from ..run.reader import is_locked, last_step, read_json, read_recipe
 from ..run.restart import RUN_FILES, without_restart
+from ..run_files import FailureFile, SummaryFile
 
 LONGEST_WAIT_S = 900.0
 LEFT_BEHIND_S = 60.0
@@ -163,7 +164,7 @@ class Supervisor:
     def _summary(self) -> dict[str, Any]:
         """summary.json, where this start has written it or the run was finished before."""
         with suppress(UserError, OSError):
-            summary = read_json(self._plan.run_dir / SUMMARY)
+            summary = read_json(self._plan.run_dir / SUMMARY, SummaryFile)
             is_kept = summary.get("status") == "finished" and self._command == self._goes_on
             if is_kept or self._stamp(SUMMARY) != self._stamps[SUMMARY]:
                 return summary
@@ -178,7 +179,7 @@ class Supervisor:
         """Why this start failed, as it has written it."""
         with suppress(UserError, OSError, KeyError):
             if self._stamp(FAILURE) != self._stamps[FAILURE]:
-                return str(read_json(self._plan.run_dir / FAILURE)["sentence"])
+                return str(read_json(self._plan.run_dir / FAILURE, FailureFile)["sentence"])
         return self._summary().get("error")
 
     def _wanted_to_stop(self) -> str | None:

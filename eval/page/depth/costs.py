@@ -1,5 +1,7 @@
 """What the loss costs without each layer: a panel for the whole layer and one for each of its branches."""
 
+from html import escape
+
 import pandas as pd
 from plotly import graph_objects as go
 
@@ -63,7 +65,7 @@ def _line(title: str, rows: pd.DataFrame, colour: str, shows_name: bool) -> go.S
         x=[int(layer) for layer in rows["layer"]],
         y=[float(f"{max(value, LOWEST):.4g}") for value in rows["value"]],
         customdata=[float(f"{value:.4g}") for value in rows["value"]],
-        name=title,
+        name=escape(title),
         legendgroup=title,
         showlegend=shows_name,
         mode="lines+markers",

@@ -1,6 +1,7 @@
 """Heat maps of one measure, a panel for each run, all on one colour scale."""
 
 import math
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,7 +152,7 @@ def _map(maps: Maps, title: str, cells: int, scale: Scale) -> go.Heatmap:
         customdata=rounded if scale.by_ratio else None,
         coloraxis="coloraxis",
         hoverongaps=False,
-        hovertemplate=f"{maps.across} %{{x}}, layer %{{y}}: %{{{shown}:.4~r}}<extra>{title}</extra>",
+        hovertemplate=f"{maps.across} %{{x}}, layer %{{y}}: %{{{shown}:.4~r}}<extra>{escape(title)}</extra>",
     )
 
 

@@ -1,6 +1,7 @@
 """Panels of a figure, one for each run or part, that the page puts side by side where there is room."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 from plotly import graph_objects as go
 from plotly.basedatatypes import BaseTraceType
@@ -36,7 +37,7 @@ def panel_figure(
             }
         )
         figure.add_annotation(
-            text=title if len(title) <= LONGEST else title[: LONGEST - 1] + "…",
+            text=escape(title if len(title) <= LONGEST else title[: LONGEST - 1] + "…", quote=False),
             xref=f"x{axis} domain", yref=f"y{axis} domain", x=0, y=1, xanchor="left", yanchor="bottom",
             showarrow=False,
         )  # fmt: skip

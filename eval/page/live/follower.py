@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
+from model.redaction import redact
 from training.watch.standing import DEAD
 
 from .sources import Reading, Sources
@@ -108,7 +109,7 @@ class Follower:
         except Exception as error:
             if not isinstance(error, UserError | OSError):
                 traceback.print_exc()
-            problem = f"the page could not be drawn anew: {error}"
+            problem = redact(f"the page could not be drawn anew: {error}")
             self.say(problem)
             self.snapshot = replace(self.snapshot, state=self.snapshot.state | {"problem": problem})
         return True

@@ -118,7 +118,7 @@ class Sources:
 
 def is_study(folder: Path) -> bool:
     """Whether a folder is a study's."""
-    return (folder / "registration.json").is_file()
+    return (folder / "registration.json").exists()
 
 
 def stamp(folder: Path) -> Stamp:

@@ -1,6 +1,7 @@
 """What a study tried to find each design's best rate."""
 
 from collections.abc import Iterator, Mapping
+from html import escape
 from statistics import fmean
 
 from plotly import graph_objects as go
@@ -42,7 +43,7 @@ def rate_chart(record: StudyRecord, size: StudySize, colours: Mapping[str, str],
             x=[run.learning_rate for run in each],
             y=[run.val_loss for run in each],
             mode="markers",
-            name=design,
+            name=escape(design),
             legendgroup=design,
             showlegend=False,
             opacity=0.45,
@@ -54,7 +55,7 @@ def rate_chart(record: StudyRecord, size: StudySize, colours: Mapping[str, str],
             x=[rates[rate] for rate in order],
             y=[means[rate] for rate in order],
             mode="lines+markers",
-            name=design,
+            name=escape(design),
             legendgroup=design,
             line={"color": colours[design], "width": 2},
             marker={
@@ -62,7 +63,7 @@ def rate_chart(record: StudyRecord, size: StudySize, colours: Mapping[str, str],
                 "symbol": ["star" if rate == best else "circle" for rate in order],
                 "size": [14 if rate == best else 7 for rate in order],
             },
-            customdata=order,
+            customdata=[*map(escape, order)],
             hovertemplate="%{customdata}: %{y:.4f}<extra>%{fullData.name}</extra>",
         )
     if not figure.data:

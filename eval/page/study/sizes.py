@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from html import escape
 
 import pandas as pd
 from plotly import graph_objects as go
@@ -54,10 +55,10 @@ def size_chart(record: StudyRecord, colours: Mapping[str, str]) -> Chart | None:
     figure.update_layout(
         hovermode="closest",
         xaxis={
-            "title": f"FLOPs of a run of {record.baseline}",
+            "title": f"FLOPs of a run of {escape(record.baseline)}",
             "type": "log",
             "tickvals": [flops[size] for size in flops if size in shown],
-            "ticktext": [f"{size}<br>{flops[size]:.2g}" for size in flops if size in shown],
+            "ticktext": [f"{escape(size)}<br>{flops[size]:.2g}" for size in flops if size in shown],
         },
         yaxis_title="difference, nats per token",
     )
@@ -102,12 +103,12 @@ def _measured(
         x=[shift * flops[size] for size, _ in found],
         y=[estimate.value for _, estimate in found],
         mode="lines+markers",
-        name=design,
+        name=escape(design),
         legendgroup=design,
         line={"color": colour, "width": 2},
         marker={"color": colour, "size": 8},
         error_y=_bars([estimate for _, estimate in found], colour),
-        customdata=[f"size {size}: {estimated(estimate)}" for size, estimate in found],
+        customdata=[f"size {escape(size)}: {estimated(estimate)}" for size, estimate in found],
         hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
     )
 
@@ -120,11 +121,11 @@ def _projected(
         x=[shift**2 * flops[one.size] * 10**APART for one in ours],
         y=[estimate.value for estimate in estimates],
         mode="markers",
-        name=f"{design}, foretold",
+        name=f"{escape(design)}, foretold",
         legendgroup=design,
         marker={"color": colour, "size": 9, "symbol": "diamond-open"},
         error_y=_bars(estimates, colour, 1),
-        customdata=[f"size {one.size}, foretold: {estimated(one.foretold)}" for one in ours],
+        customdata=[f"size {escape(one.size)}, foretold: {estimated(one.foretold)}" for one in ours],
         hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
     )
 

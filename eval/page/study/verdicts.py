@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import pandas as pd
 from plotly import graph_objects as go
@@ -79,7 +80,9 @@ def forest(
     bound = record.rules.equivalent_within
     figure.add_vrect(x0=-bound, x1=bound, fillcolor="var(--mark)", line_width=0, layer="below")
     figure.add_vline(x=0, line={"color": "var(--soft)", "width": 1})
-    names = [f"{row.design}<br>(noise floor)" if record.is_noise(row.design) else row.design for row in rows]
+    names = [
+        escape(row.design) + ("<br>(noise floor)" if record.is_noise(row.design) else "") for row in rows
+    ]
     figure.update_layout(
         hovermode="closest",
         xaxis_title="nats per token",
@@ -101,6 +104,7 @@ def forest(
 def _mark(verdict: Verdict, estimate: float, y: float, colour: str) -> go.Scatter:
     bars = None
     found = estimated(Estimate(estimate, verdict.low, verdict.high))
+    of = f"{escape(verdict.design)} at {WHERE[verdict.at]}, {escape(verdict.rate)}"
     if math.isfinite(verdict.high - verdict.low):
         bars = {
             "type": "data",
@@ -115,12 +119,12 @@ def _mark(verdict: Verdict, estimate: float, y: float, colour: str) -> go.Scatte
         x=[estimate],
         y=[y],
         mode="markers",
-        name=verdict.design,
+        name=escape(verdict.design),
         legendgroup=_kind(verdict.at),
         showlegend=False,
         marker={"symbol": SYMBOLS[verdict.at][0], "size": 10, "color": colour},
         error_x=bars,
-        customdata=[f"{verdict.design} at {WHERE[verdict.at]}, {verdict.rate}<br>{found}<br>{verdict.word}"],
+        customdata=[f"{of}<br>{found}<br>{escape(verdict.word)}"],
         hovertemplate="%{customdata}<extra></extra>",
     )
 

@@ -15,6 +15,7 @@ from ..outcomes import StudyFolder
 from ..plan import Plan
 from .projection import Estimate, project
 from .results import Results, points
+from .shapes import WrittenDown
 
 TARGET = "target"
 """Names a size that the study foretells and does not train."""
@@ -46,7 +47,7 @@ def foretell(results: Results, folder: StudyFolder) -> None:
     """
     file = folder.path / "projections.json"
     with FileLock(file.with_suffix(".lock")):
-        written: dict[str, Any] = read_json(file) if file.is_file() else {}
+        written: dict[str, Any] = read_json(file, dict[str, WrittenDown]) if file.exists() else {}
         before = len(written)
         for size, design, below in _open(results):
             if f"{size}, {design}" in written:
@@ -65,12 +66,12 @@ def foretell(results: Results, folder: StudyFolder) -> None:
 
 
 def read_foretold(results: Results, folder: StudyFolder) -> list[Foretold]:
-    """What was written down, beside what came."""
+    """What was written down, beside what came. Raises UserError for a file that holds anything else."""
     file = folder.path / "projections.json"
-    if not file.is_file():
+    if not file.exists():
         return []
     found = []
-    for one in read_json(file).values():
+    for one in read_json(file, dict[str, WrittenDown]).values():
         foretold = Estimate(one["value"], one["low"], one["high"])
         came = None
         if one["size"] in results.plan.sizes and one["design"] in results.plan.candidates:

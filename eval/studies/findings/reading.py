@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
+from model.shapes import misshapen
 from training.run.reader import read_json
 
 from ...statistics.effect import Effect
@@ -18,6 +19,7 @@ from .costs import COSTS, Cost
 from .foretelling import Foretold
 from .projection import Estimate
 from .results import Row
+from .shapes import ResultsFile, contradiction
 from .verdicts import Verdict
 
 
@@ -172,14 +174,16 @@ def read_study_record(folder: Path) -> StudyRecord:
         raise UserError(
             f"{folder} has no results.json yet: python scripts/study.py writes it before the first run"
         )
-    content = read_json(file)
+    content: Any = read_json(file)
+    if problem := misshapen(content, ResultsFile) or contradiction(content):
+        raise UserError(
+            f"{file}: {problem}: python scripts/study.py STUDY.yaml writes it anew, and trains nothing that "
+            "is there"
+        )
     try:
         return _record(folder, content, registration)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} lacks {error}: python scripts/study.py STUDY.yaml writes it anew, and trains nothing "
-            "that is there"
-        ) from None
+    except ValueError as error:  # a rule out of its range, a seed that is no number
+        raise UserError(f"{file}: {error}") from None
 
 
 def _record(folder: Path, content: Mapping[str, Any], registration: Registration) -> StudyRecord:
