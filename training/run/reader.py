@@ -32,6 +32,7 @@ _SUMMARY_TYPES: Mapping[str, tuple[type, ...]] = {
     "floors": (dict,),
     "evaluation": (dict,),
     "wandb": (dict,),
+    "recipe_changes": (list,),
 }
 _NUMBERS = ("tokens", "loss", "bits_per_byte", "grad_norm", "lr", "tokens_per_s")
 """Of a line of metrics.jsonl."""
