@@ -197,7 +197,7 @@ def train(
             last = state.step == recipe.train.steps
             state.validation_due = last or state.step % recipe.train.val_every == 0
     failure = training.save_last(checkpoints, feed, state, saved, diverged is not None, report, stop)
-    diverged = diverged and divergence.explain(engine, feed, diverged)
+    diverged = diverged and divergence.explain(engine, feed, diverged, state)
     return report.end(state, diverged, failure)
 
 

@@ -98,3 +98,23 @@ def main_killed_while_going_back(words: list[str]) -> int:
 
     rollback.load_checkpoint = killed  # type: ignore[assignment]
     return train_main(words)
+
+
+def main_that_cannot_look(words: list[str]) -> int:
+    """train.py, whose ranks of FAILING have no room where a gradient that is not finite is looked for."""
+    import torch
+
+    from training.divergence import locate, together
+
+    look = locate._in_backward
+
+    def fail(*given: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    def failing(engine: Any, parts: Any) -> Any:
+        if os.environ["RANK"] in os.environ["FAILING"]:
+            engine.module.transformer["h"][1].register_forward_pre_hook(fail)
+        return look(engine, parts)
+
+    locate._in_backward, together.ALL_FAIL_WITHIN_S = failing, 2.0
+    return train_main(words)

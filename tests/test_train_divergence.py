@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from model.errors import DIVERGED
-from tests.diverging import block, main_killed_while_going_back, main_without, mark
-from tests.jobs import DS_CONFIG, arguments, lines_of, make_job, run, steps_of, summary_of
+from tests.diverging import block, main_killed_while_going_back, main_that_cannot_look, main_without, mark
+from tests.jobs import DS_CONFIG, Started, arguments, lines_of, make_job, run, steps_of, summary_of
 from tests.processes import ENVIRONMENT
 from training.engine.weights import load_model
 
@@ -105,6 +105,26 @@ def test_broken_gradients_behind_a_finite_loss_are_named(job: Path) -> None:
     found = summary_of(run_dir)["divergence"]
     assert (found["step"], found["rank"]) == (6, 0)
     assert ".1.mlp.c_proj" in found["layer"]  # the backward pass reaches the last branch of layer 1 first
+
+
+@pytest.mark.parametrize("ranks", ["1", "01"])
+def test_a_layer_that_cannot_be_found_out_ends_all_ranks_as_diverged(
+    job: Path, monkeypatch: pytest.MonkeyPatch, ranks: str
+) -> None:
+    """One rank fails, and the other is in a collective; or both do."""
+    run_dir = job / f"no_room_{ranks}"
+    monkeypatch.setitem(ENVIRONMENT, "FAILING", ranks)
+    words = ["--model.block", broken(job, "gradient"), "--train.on_divergence", "stop"]
+    words = arguments(job, run_dir, *words, ds_config="zero3.json")
+    started = Started(words, 2, False, main_that_cannot_look)
+    started.wait()
+    said = started.printed()[1]
+    assert [process.returncode for process in started._processes] == [DIVERGED, 0], said
+    summary = summary_of(run_dir)
+    found = summary["divergence"]
+    assert (summary["status"], found["step"], found["layer"]) == ("diverged", 6, None)
+    assert found["sentence"].endswith("; where could not be found out (OutOfMemoryError: no room)")
+    assert f"{run_dir} diverged at step 6: {found['sentence']}" in said and "Traceback" not in said
 
 
 def test_skipping_goes_on_and_counts(job: Path) -> None:

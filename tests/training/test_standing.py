@@ -115,6 +115,32 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it(
     assert "damaged before: " in said and "damaged_step_00000050" in said
 
 
+def test_changes_of_the_recipe_and_runs_put_aside_are_named(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summarize(run_dir, "interrupted")
+    said = told(run_dir, capsys)[1]
+    assert "changed under way" not in said and "--restart" not in said
+    changes = [
+        {"step": 1200, "key": "ds.optimizer.params.lr", "before": 0.001, "now": 0.01},
+        {"step": 1300, "key": "schedule.shape", "before": "cosine", "now": None},
+    ]
+    summarize(run_dir, "interrupted", recipe_changes=changes)
+    for number in (10, 2):
+        (run_dir / f"before_restart_{number}").mkdir()
+    (run_dir / "before_restart_x").mkdir()
+    said = told(run_dir, capsys)[1]
+    assert (
+        "changed under way: ds.optimizer.params.lr is 0.01 from step 1,200 on, after 0.001; "
+        'schedule.shape is null from step 1,300 on, after "cosine"\n'
+    ) in said
+    before = [str(run_dir / f"before_restart_{number}") for number in (2, 10)]
+    assert f"begun again by --restart; what was here before: {', '.join(before)}\n" in said
+    assert main([str(run_dir), "--json"]) == 75
+    found = json.loads(capsys.readouterr().out)
+    assert found["changes"] == changes and found["put_aside"] == before
+
+
 def test_sizes_tell_nothing_of_a_flipped_bit_and_checksums_do(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

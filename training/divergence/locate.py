@@ -1,6 +1,6 @@
 """Where a value that is not finite arises: the last batch once more, with an eye on every module."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -31,7 +31,13 @@ class Found(NamedTuple):
 
 
 def locate(
-    engine: Any, batch: Sequence[Any], device: torch.device, eot: int, document_mask: bool, verdict: Verdict
+    engine: Any,
+    batch: Sequence[Any],
+    device: torch.device,
+    eot: int,
+    document_mask: bool,
+    verdict: Verdict,
+    fail: Callable[[str], None],
 ) -> Verdict:
     """The verdict with the layer and the rank of the first value that is not finite, added to its sentence.
 
@@ -45,6 +51,7 @@ def locate(
         eot: the token that ends a document.
         document_mask: whether attention stays within a document.
         verdict: on a run that diverged.
+        fail: is told why this rank cannot look, before it waits for the others: see `together`.
     """
     if not verdict.not_finite:
         return verdict
@@ -59,6 +66,8 @@ def locate(
             found = look(engine, parts)
         except Exception as error:  # the run has ended: why is still worth a sentence
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if look is _in_backward or engine.zero_optimization_partition_weights():  # others may wait in it
+                fail(problem)
         of_ranks: list[tuple[Found | None, str | None]] = [(None, None)] * dist.get_world_size()
         dist.all_gather_object(of_ranks, (found, problem))
         known = [(one.order, rank, one) for rank, (one, _) in enumerate(of_ranks) if one is not None]
@@ -67,10 +76,13 @@ def locate(
             sentence = f"{verdict.sentence}; {first.what} first in {first.layer}, on rank {rank}"
             return verdict._replace(layer=first.layer, rank=rank, sentence=sentence)
         if problems := [said for _, said in of_ranks if said]:
-            return verdict._replace(
-                sentence=f"{verdict.sentence}; where could not be found out ({problems[0]})"
-            )
+            return unknown(verdict, problems[0])
     return verdict._replace(sentence=f"{verdict.sentence}; the same batch once more gave finite values")
+
+
+def unknown(verdict: Verdict, why: str) -> Verdict:
+    """The verdict whose sentence says that the layer could not be found out."""
+    return verdict._replace(sentence=f"{verdict.sentence}; where could not be found out ({why})")
 
 
 def all_finite(engine: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data import Corpus, LaneLoader
-from model.errors import UserError
+from model.errors import DIVERGED, UserError
 from model.files import write_json
 
 from ..checkpoints.found import damage
@@ -28,10 +28,12 @@ from ..run.reader import read_json, step_folders
 from ..run_files import RollbacksFile, StateFile
 from ..state import TrainState
 from ..step import StepResult
+from ..watch.signals import end_process
 from .batches import PassOver, batch_of_step, passed_before
-from .locate import all_finite, locate
+from .locate import all_finite, locate, unknown
 from .losses import SPIKE
 from .policy import Verdict, judge, note_loss
+from .together import together
 
 FILE = "rollbacks.json"
 """Its name in a run folder."""
@@ -158,10 +160,24 @@ class Divergence:
             first = before.step  # the batch of its step has broken it, without a sign
         return None
 
-    def explain(self, engine: Any, feed: Feed, verdict: Verdict) -> Verdict:
-        """The verdict on a run that has diverged, with the layer where it is known. The engine is used up."""
-        mask = self._recipe.data.document_mask
-        return locate(engine, feed.taken, self._ranks.device, self._corpus.tokenizer.eot, mask, verdict)
+    def explain(self, engine: Any, feed: Feed, verdict: Verdict, state: TrainState) -> Verdict:
+        """The verdict on a run that has diverged, with the layer where it is known. The engine is used up.
+
+        Where a rank fails at that and others wait for it, the run ends here: as diverged, without the layer.
+        """
+
+        def leave(why: str) -> None:
+            try:
+                last = unknown(verdict, why)
+                facts = last.facts(state.losses) | state.divergence_facts()
+                self._folder.update_summary(status="diverged", step=state.step, **facts)
+                self._say(f"{self._folder.path} diverged at step {state.step}: {last.sentence}")
+            finally:
+                end_process(DIVERGED if self._folder.rank == 0 else 0)
+
+        mask, eot = self._recipe.data.document_mask, self._corpus.tokenizer.eot
+        with together(leave) as fail:
+            return locate(engine, feed.taken, self._ranks.device, eot, mask, verdict, fail)
 
     def _passed(self, state: TrainState) -> set[int]:
         return {batch for entry in self._rollbacks for batch in entry["passed"]} | set(state.passed_batches)

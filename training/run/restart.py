@@ -21,6 +21,7 @@ RUN_FILES = (
 )
 """What a run leaves beside its logs. The metrics go last: a start that finds them without checkpoints does
 not begin again by itself."""
+ASIDE = "before_restart_"
 PREFLIGHT_BEFORE = "preflight_before.json"
 """What the run before knew of its design, while the new one is checked."""
 
@@ -28,6 +29,12 @@ PREFLIGHT_BEFORE = "preflight_before.json"
 def without_restart(command: Sequence[str]) -> list[str]:
     """The words that go on with what `command` began: `--restart` would begin once more."""
     return [word for word in command if word.partition("=")[0] != "--restart"]
+
+
+def runs_put_aside(run_dir: Path) -> list[Path]:
+    """The folders of the runs that were put aside in a run folder, the latest last."""
+    found = [path for path in run_dir.glob(f"{ASIDE}*") if path.name.removeprefix(ASIDE).isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(ASIDE)))
 
 
 def set_aside(run_dir: Path) -> Path | None:
@@ -39,9 +46,9 @@ def set_aside(run_dir: Path) -> Path | None:
     if not there:
         return None
     number = 1
-    while (run_dir / f"before_restart_{number}").exists():
+    while (run_dir / f"{ASIDE}{number}").exists():
         number += 1
-    aside = run_dir / f"before_restart_{number}"
+    aside = run_dir / f"{ASIDE}{number}"
     aside.mkdir()
     for name in there:
         os.rename(run_dir / name, aside / name)

@@ -20,7 +20,7 @@ from ..run.reader import (
     read_summary,
     step_folders,
 )
-from ..run.restart import without_restart
+from ..run.restart import runs_put_aside, without_restart
 from ..run_files import FailureFile
 
 DEAD = "dead"
@@ -46,6 +46,8 @@ class Standing:
         problem: what is wrong with that one.
         good_checkpoint: the newest with all of its files; None where there is none.
         damaged: the checkpoints that an earlier start found damaged.
+        changes: of its recipe under way, by `--allow_recipe_change`: step, key, value before and now.
+        put_aside: the runs that `--restart` has put aside in it, the latest last.
         failure: of failure.json, or what an older summary says; None where the last start did not fail.
         command: what goes on with the run; None where the folder does not say.
     """
@@ -60,6 +62,8 @@ class Standing:
     problem: str | None
     good_checkpoint: Path | None
     damaged: tuple[Path, ...]
+    changes: tuple[Mapping[str, Any], ...]
+    put_aside: tuple[Path, ...]
     failure: Mapping[str, Any] | None
     command: str | None
 
@@ -119,6 +123,8 @@ def standing(run_dir: Path, checksums: bool = False) -> Standing:
         problem=problem,
         good_checkpoint=good[max(good)] if good else None,
         damaged=tuple(damaged_folders(run_dir / "checkpoints")),
+        changes=tuple(summary.get("recipe_changes") or ()),
+        put_aside=tuple(runs_put_aside(run_dir)),
         failure=_failure(run_dir, summary),
         command=_command(run_dir),
     )
@@ -149,6 +155,15 @@ def describe(run: Standing) -> list[str]:
     else:
         lines.append(f"checkpoint: {run.checkpoint}, all of its files are there")
     lines += [f"damaged before: {path}" for path in run.damaged]
+    if run.changes:
+        changes = (
+            f"{one['key']} is {json.dumps(one['now'])} from step {one['step']:,} on, after "
+            f"{json.dumps(one['before'])}"
+            for one in run.changes
+        )
+        lines.append(f"changed under way: {'; '.join(changes)}")
+    if run.put_aside:
+        lines.append(f"begun again by --restart; what was here before: {', '.join(map(str, run.put_aside))}")
     if next_words := _next(run):
         lines.append(next_words)
     return lines
@@ -156,11 +171,9 @@ def describe(run: Standing) -> list[str]:
 
 def as_json(run: Standing) -> dict[str, Any]:
     """The same for programs."""
-    return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in vars(run).items()
-        if key != "damaged"
-    } | {"damaged": list(map(str, run.damaged)), "exit_status": run.exit_status}
+    facts = {key: str(value) if isinstance(value, Path) else value for key, value in vars(run).items()}
+    paths = {key: list(map(str, facts[key])) for key in ("damaged", "put_aside")}
+    return facts | paths | {"exit_status": run.exit_status}
 
 
 def _how(run: Standing) -> str:
