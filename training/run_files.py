@@ -9,7 +9,7 @@ Number = float | None
 Text = str | None
 
 
-class Floors(TypedDict):
+class Floors(TypedDict, total=False):
     """Losses of models that have learnt nothing, or the tokens' frequencies alone: nats per token."""
 
     uniform: float

@@ -130,7 +130,7 @@ def group_of(key: str) -> Group | None:
 
 def _compared_keys(folder: Path) -> dict[str, Any]:
     """A run's resolved keys, what is at its default left out; empty without configs."""
-    if not all((folder / name).is_file() for name in ("recipe.yaml", "ds_config.json")):
+    if not all((folder / name).exists() for name in ("recipe.yaml", "ds_config.json")):
         return {}
     keys = {
         **ABSENT,

@@ -173,7 +173,7 @@ def evaluation_folder(run_dir: Path, step: int) -> Path:
 def last_evaluated_step(run_dir: Path) -> int | None:
     """The last step whose checkpoint went through lm-eval's tasks; None where none did."""
     folders = step_folders(run_dir / "eval").items()
-    return max((step for step, folder in folders if (folder / "results.json").is_file()), default=None)
+    return max((step for step, folder in folders if (folder / "results.json").exists()), default=None)
 
 
 def read_results(run_dir: Path, step: int) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def read_results(run_dir: Path, step: int) -> dict[str, Any]:
     Raises UserError where it does not hold the results of an evaluation.
     """
     file = evaluation_folder(run_dir, step) / "results.json"
-    if not file.is_file():
+    if not file.exists():
         return {}
     results = read_json(file, ResultsFile)
     if not {"results", "normlab"} <= results.keys():
