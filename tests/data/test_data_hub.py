@@ -2,7 +2,6 @@
 
 import gzip
 import multiprocessing
-import os
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 from data import DataConfig, open_source, open_tokenizer
 from data.sources import ParquetSource, documents, jsonl, network
 from tests.data.servers import COMMIT, ROWS, Server, hub, json_lines, parquet_bytes, serving, texts
+from tests.processes import fork_this, status_of
 
 
 @pytest.fixture
@@ -64,14 +64,13 @@ def read_from_hub(url: str) -> None:
     with pytest.raises(ConnectionError, match=r"hub cannot be reached \(\w*Timeout\w*\)"):
         open_source(config, open_tokenizer("bytes"))
     fail("drop", 0)
-    child = os.fork()
-    if child == 0:
-        try:
-            right = texts(source) == ROWS * 2
-        finally:
-            os._exit(0 if right else 1)
-    assert texts(source) == ROWS * 2
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def read_all() -> None:
+        assert texts(source) == ROWS * 2
+
+    child = fork_this(read_all)
+    read_all()
+    assert status_of(child) == 0
 
 
 def test_a_subset_of_a_hub_data_set_is_read_through_every_fault(
