@@ -172,13 +172,16 @@ def result_of(future: "Future[T]", seconds: float, progress: Callable[[], int] |
         Exception: what the read raises.
     """
     before = 0
-    while not is_done(future, seconds):
-        now = progress() if progress else 0
-        if now - before <= SLOWEST_BYTES_PER_SECOND * seconds:
-            future.cancel()
-            came = f"only {now - before:,} bytes" if now > before else "nothing"
-            raise TimeoutError(f"{came} came for {seconds:.0f} s")
-        before = now
+    try:
+        while not is_done(future, seconds):
+            now = progress() if progress else 0
+            if now - before <= SLOWEST_BYTES_PER_SECOND * seconds:
+                came = f"only {now - before:,} bytes" if now > before else "nothing"
+                raise TimeoutError(f"{came} came for {seconds:.0f} s")
+            before = now
+    except BaseException:
+        future.cancel()  # asyncio complains of a read that is under way when the process ends
+        raise
     return future.result()
 
 

@@ -1,5 +1,6 @@
 """Who waits for data asks whether it still should, wherever the waiting is done."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 from filelock import FileLock
+from fsspec.asyn import get_loop
 
 from data import Corpus, DataConfig, Interrupted, LaneLoader, Source, interruptible, open_data, open_tokenizer
 from data.cache import CachedSource
@@ -50,6 +52,19 @@ class Request:
         assert time.monotonic() < self.asked_at[0] + LONGEST_WAIT_SECONDS
 
 
+def check_no_read_is_under_way() -> None:
+    """asyncio would complain of it when the process ends: "Task was destroyed but it is pending!"."""
+
+    def reads() -> list[str]:
+        tasks = map(repr, asyncio.all_tasks(get_loop()))
+        return [task for task in tasks if "_http_stream" in task]
+
+    end = time.monotonic() + LONGEST_WAIT_SECONDS
+    while reads() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert reads() == []
+
+
 class Stuck(MemorySource):
     """Its shard 9 is never read to its end."""
 
@@ -83,6 +98,7 @@ def test_waiting_for_the_network_ends_when_it_is_interrupted(
     with pytest.raises(Interrupted):
         next(loader)
     request.check()
+    check_no_read_is_under_way()
 
 
 @pytest.mark.parametrize("fault", ["hang", "drop", 503])
@@ -92,6 +108,7 @@ def test_opening_data_ends_when_it_is_interrupted(server: Server, fault: str | i
     with pytest.raises(Interrupted), interruptible(request):
         open_data(DataConfig(source=f"{server.url}/rows.parquet", tokenizer="bytes"))
     request.check()
+    check_no_read_is_under_way()
 
 
 class Slow(ByteTokenizer):
