@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .config import MOST_LANES, DataConfig
+from .interrupts import check_interrupted
 from .overlap.copies import Copies
 from .sources import (
     BadRow,
@@ -54,8 +55,10 @@ class Corpus:
     def rows(self, shard: Shard) -> tuple[list[Document | BadRow], Counter[str]]:
         """The documents of a shard, and how many were left out by reason; see `Source.read`.
 
-        Of those that are tokens, the copies of validation documents are a BadRow in their place.
+        Of those that are tokens, the copies of validation documents are a BadRow in their place. Raises
+        Interrupted.
         """
+        check_interrupted()
         kept, bad = self.source.read(shard)
         rows: list[Document | BadRow] = [*kept]
         if kept and not isinstance(kept[0], str):  # a source has either
@@ -66,8 +69,10 @@ class Corpus:
     def tokens(self, row: Document | BadRow) -> np.ndarray | BadRow:
         """The tokens of one of `rows` and the `eot` that closes it, or why it is left out.
 
-        A text is where it is a copy of a validation document, and where the tokenizer fails on it.
+        A text is where it is a copy of a validation document, and where the tokenizer fails on it. Raises
+        Interrupted: a window of documents may take half a minute.
         """
+        check_interrupted()
         if not isinstance(row, str):
             return row
         # what a tokenizer loses is lost to copies too, whether they come as text or as tokens

@@ -5,6 +5,7 @@ import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from model.errors import UserError
 
 from .config import MOST_LANES, DataConfig
 from .corpus import Corpus, lanes_of
-from .interrupts import check_interrupted, interruptible, never
+from .interrupts import Interrupted, check_interrupted, interruptible, never
 from .lanes import Cursor
 from .workers.sequences import LaneSequence, Maker, Place
 from .workers.starter import Starter
@@ -148,10 +149,12 @@ class LaneLoader(Iterator["tuple[torch.Tensor, dict[int, Cursor]]"]):
     def start(self) -> None:
         """Fork the workers now and not at the first `next`.
 
-        Best while the process is small: they keep a copy of every page that it writes afterwards.
+        Best while the process is small: they keep a copy of every page that it writes afterwards. Where it is
+        interrupted, `next` says so.
         """
-        for worker in self._workers:
-            worker.start()
+        with suppress(Interrupted), interruptible(self._interrupted):
+            for worker in self._workers:
+                worker.start()
 
     def __next__(self) -> "tuple[torch.Tensor, dict[int, Cursor]]":
         """The next micro-batch: (B, T + 1) uint16 (int32 for a large vocabulary), and the cursors of the

@@ -15,7 +15,7 @@ from functools import cache
 from multiprocessing import connection
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 # One thread is enough for tiny models, and torch's threads would wait for each other busily, which takes
@@ -126,17 +126,35 @@ def run_all_forked(
     sys.stderr.write(text)
 
 
-def _report(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def fork_this(function: Callable[..., Any], *arguments: Any) -> int:
+    """The id of a fork of this very process that calls `function(*arguments)` and never comes back to pytest.
+
+    Its status is 1 where the function raises, which is printed, else 0.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _report(function, arguments)
+    return pid
+
+
+def status_of(pid: int) -> int:
+    """The exit status of such a fork, or minus the signal that ended it; waits for its end."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _report(function: Callable[..., Any], arguments: tuple[Any, ...]) -> NoReturn:
     status = 1
     try:
         function(*arguments)
         status = 0
     except BaseException:
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # To take Python apart lasts longer than many tests, and a rank that failed might wait there for others.
-    os._exit(status)
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # Taking Python apart lasts longer than many tests, and a rank that failed might wait for others.
+        os._exit(status)
 
 
 @cache

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,10 +31,10 @@ from .choices import refuse_options, split_of
 from .documents import BadRow, Document, RowGroup, Shard, Source, cut_into_shards
 from .jsonl import JsonlSource
 from .local import Found, left_out_note, supplied_split
-from .network import Unreadable, filesystem_of
+from .network import Unreadable, filesystem_of, with_retries
 from .parquet import ParquetSource, check_text_column, to_rows
 from .places import is_left_out, is_remote
-from .remote import HubCopy, check_copy, copy_on_disk, hub_commit, listed_by_hub
+from .remote import HubCopy, check_copy, copy_on_disk, hub_commit, keep_hub_files, listed_by_hub
 
 
 class TableSource(Source):
@@ -188,13 +189,14 @@ def _table_of(
     versions: dict[str, str] = {}
     for path in paths:
         filesystem, location = filesystem_of(path, builder.storage_options or {})
-        info = filesystem.info(location)
+        info = with_retries(partial(filesystem.info, location), path, config.timeout_s, opening=True)
         sizes[path] = info["size"]
         if (version := remote_version(path, info)) is not None:
             versions[path] = version
     # where `datasets` keeps the table: its own name for it follows only a file's size and date
     content = json.dumps(versions or content_hashes(paths))
     output_dir = os.path.join(builder.cache_dir, hashlib.sha256(content.encode()).hexdigest()[:16])
+    keep_hub_files([path for split in builder.config.data_files.values() for path in split], config.timeout_s)
     try:
         builder.download_and_prepare(output_dir)
         table = builder.as_dataset(split=split)

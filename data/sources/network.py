@@ -40,6 +40,10 @@ PASSING_STATUSES = frozenset({404, 408, 429})
 KNOWN_FILES: dict[str, dict[str, list[dict[str, Any]]]] = {}
 """What the hub's file system with this option `known_files` need not ask for: the files of each folder."""
 
+_OPENED: set[fsspec.AbstractFileSystem] = set()
+"""All that were ever opened, as fsspec keeps them too, but not in a forked process: where one is collected,
+it waits a second for its parent's thread and has the kernel tell the parent nothing more of its sockets."""
+
 T = TypeVar("T")
 _log = logging.getLogger(__name__)  # without a handler a warning goes to stderr, which is the run's log
 
@@ -168,13 +172,16 @@ def result_of(future: "Future[T]", seconds: float, progress: Callable[[], int] |
         Exception: what the read raises.
     """
     before = 0
-    while not is_done(future, seconds):
-        now = progress() if progress else 0
-        if now - before <= SLOWEST_BYTES_PER_SECOND * seconds:
-            future.cancel()
-            came = f"only {now - before:,} bytes" if now > before else "nothing"
-            raise TimeoutError(f"{came} came for {seconds:.0f} s")
-        before = now
+    try:
+        while not is_done(future, seconds):
+            now = progress() if progress else 0
+            if now - before <= SLOWEST_BYTES_PER_SECOND * seconds:
+                came = f"only {now - before:,} bytes" if now > before else "nothing"
+                raise TimeoutError(f"{came} came for {seconds:.0f} s")
+            before = now
+    except BaseException:
+        future.cancel()  # asyncio complains of a read that is under way when the process ends
+        raise
     return future.result()
 
 
@@ -189,6 +196,7 @@ def filesystem_of(path: str, storage_options: dict[str, Any]) -> tuple[fsspec.Ab
     known = KNOWN_FILES.get(of_path.get("hf", {}).get("known_files"))
     if known and not filesystem.dircache:  # a new one: each thread and each forked process has its own
         filesystem.dircache.update(known)
+    _OPENED.add(filesystem)
     return filesystem, location
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from model.errors import UserError, did_you_mean
 
 from ..config import MOST_LANES, DataConfig
+from ..interrupts import check_interrupted
 from .documents import BadRow, DamagedShard, Document, RowGroup, Shard, Source, cut_into_shards
 from .network import filesystem_of, is_damage, retry_damage
 from .places import is_remote
@@ -188,8 +189,9 @@ class ParquetSource(Source):
 
 
 def _take(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Array]:
-    """The next rows of a stream of one column."""
+    """The next rows of a stream of one column. Raises Interrupted: there may be millions to pass over."""
     while rows > 0:
+        check_interrupted()
         batch = next(batches, None)
         if batch is None:
             raise pa.ArrowInvalid(f"its row group ends {rows} rows too early")

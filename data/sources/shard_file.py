@@ -14,6 +14,7 @@ import xxhash
 
 from model.files import write_whole
 
+from ..interrupts import check_interrupted
 from ..tokenizer import NotTokenizable, Tokenizer
 from .documents import BAD_REASONS, BadRow, DamagedShard, Document, Documents, Shard, Source
 
@@ -63,11 +64,13 @@ def tokenized(source: Source, shard: Shard, tokenizer: Tokenizer) -> tuple[Docum
 
     Raises:
         UserError, ConnectionError: as `Source.read`, where the tokenizer fails on one too.
+        Interrupted: it was.
     """
     documents = source.read(shard)
     made = Documents([], Counter(documents.bad))
     text_bytes = 0
     for one in documents.kept:
+        check_interrupted()
         if not isinstance(one, str):
             made.kept.append(one)
             text_bytes += len(tokenizer.decode_bytes(one[:-1]))

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..interrupts import interruptible, never
+from ..interrupts import LOOK_SECONDS, check_interrupted, interruptible, never
 
 PARENT_LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 30.0
@@ -62,6 +62,7 @@ class Starter:
 
         Raises:
             OSError: neither can be had.
+            Interrupted: waiting for it was.
         """
         self.start()
         with suppress(OSError):
@@ -82,7 +83,10 @@ class Starter:
             raise
 
     def end(self, pid: int) -> int | None:
-        """Kill a worker where it still runs, and give the exit code that it had; None where nobody knows."""
+        """Kill a worker where it still runs, and give the exit code that it had; None where nobody knows.
+
+        Raises Interrupted.
+        """
         if self._control is not None:
             with suppress(OSError):
                 self._control.send(_END + str(pid).encode())
@@ -107,6 +111,13 @@ class Starter:
 
     def _answer(self) -> bytes:
         assert self._control is not None
+        # looks are counted and not seconds: this process may have been stopped too
+        for _ in range(round(ANSWER_SECONDS / LOOK_SECONDS)):
+            if select.select([self._control], [], [], LOOK_SECONDS)[0]:
+                break
+            check_interrupted()
+        else:
+            raise TimeoutError("the process that forks data workers does not answer")
         answer = self._control.recv(64)
         if not answer:
             raise ConnectionError("the process that forks data workers is gone")

@@ -33,7 +33,8 @@ class Server(ThreadingHTTPServer):
     """Files by path, with ranges; the next requests fail as `faults` says, or a GET of /faults/FAULT/TIMES.
 
     A fault is an HTTP status, "drop" (no answer), "stall" (a late one), "cut" (half of the body), "hang" (no
-    body), "trickle" (10 bytes of it, then 10 more, ...) or "slow" (all of it, at 100 kB per second).
+    body), "trickle" (10 bytes of it, then 10 more, ...), "slow" (all of it, at 100 kB per second), "mute" (no
+    answer, and the connection stays) or "drip" (a head that does not end, a line now and then).
     """
 
     daemon_threads = True
@@ -87,9 +88,10 @@ class Handler(BaseHTTPRequestHandler):
         status = 404 if path not in server.files | server.redirects else 200
         if fault == "stall":
             time.sleep(1)
-        if fault == "drop":
+        if fault in ("drop", "mute", "drip"):
             self.close_connection = True
-            return self.log(0)
+            self.log(0)
+            return self.keep_waiting(drips=fault == "drip") if fault != "drop" else None
         if isinstance(fault, int) and fault != 200:
             status = fault
         if status != 200:
@@ -135,6 +137,13 @@ class Handler(BaseHTTPRequestHandler):
                     return
         else:
             self.wfile.write(content)
+
+    def keep_waiting(self, drips: bool) -> None:
+        if drips:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while not self.server.closed.wait(0.05):
+            if drips:
+                self.wfile.write(b"X-Wait: 1\r\n")
 
     def log(self, sent: int) -> None:
         self.server.requests.append(Request(self.command, self.path, self.headers.get("Range"), sent))

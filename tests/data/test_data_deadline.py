@@ -1,5 +1,6 @@
 """`data.timeout_s`: a source that fails, hangs or trickles ends in one sentence; one that is slow is read."""
 
+import gzip
 import os
 import re
 import time
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from data import DataConfig, LaneLoader, open_data
 from data.sources import ParquetSource, jsonl, network
@@ -24,6 +26,8 @@ def server() -> Iterator[Server]:
     with serving() as server:
         server.files["/rows.parquet"] = parquet_bytes(500)
         server.files["/rows.jsonl"] = json_lines()
+        server.files["/rows.jsonl.gz"] = gzip.compress(json_lines())
+        server.files["/rows.jsonl.zst"] = zstandard.compress(json_lines())
         yield server
 
 
@@ -50,14 +54,19 @@ def test_a_row_group_that_does_not_come_ends_in_a_sentence(server: Server, fault
     assert texts(source) == ROWS
 
 
-@pytest.mark.parametrize("fault", ["hang", "trickle"])
-def test_a_start_that_does_not_come_ends_in_a_sentence(server: Server, fault: str) -> None:
-    for kind, name in (ParquetSource, "/rows.parquet"), (JsonlSource, "/rows.jsonl"):
-        server.faults = [200] + [fault] * 1000  # after the size
-        with pytest.raises(
-            ConnectionError, match=r"cannot be read \(TimeoutError: .*; tried for \d+ s\): once"
-        ):
-            kind(DataConfig(source="u", timeout_s=0.8), [server.url + name])
+@pytest.mark.parametrize("name", ["/rows.parquet", "/rows.jsonl", "/rows.jsonl.gz", "/rows.jsonl.zst"])
+@pytest.mark.parametrize("fault", ["hang", "trickle", "mute", "drip"])
+def test_a_start_that_does_not_come_ends_in_a_sentence(server: Server, fault: str, name: str) -> None:
+    kind = ParquetSource if name == "/rows.parquet" else JsonlSource
+    for answered in (1, 0):  # the size, or nothing
+        server.faults = [200] * answered + [fault] * 1000
+        with pytest.raises(ConnectionError) as error:
+            kind(DataConfig(source="u", timeout_s=0.3), [f"{server.url}{name}?Signature=secret"])
+        assert re.fullmatch(
+            rf"{re.escape(server.url + name)} cannot be read \(TimeoutError: .* came for \d+ s; tried for "
+            r"\d+ s\): once it can be, the same command goes on from there",
+            str(error.value),
+        )
 
 
 def test_a_worker_hands_on_the_end(server: Server) -> None:

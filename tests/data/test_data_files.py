@@ -1,7 +1,6 @@
 """`data.files`: only what is named is opened, and what is not there is said."""
 
 import multiprocessing
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ from data.tokenize_source import tokenize_source
 from model.errors import UserError
 from tests.data.servers import COMMIT, Server, hub, serving, texts
 from tests.data.token_files import llm_c_file
+from tests.processes import fork_this, status_of
 
 NAMES = [f"shard_{number:05d}.parquet" for number in range(12)]
 REPO = "hf://datasets/org/name"
@@ -74,10 +74,11 @@ def read_from_hub() -> list[object]:
         lanes=1,
     )
     corpus, validation = open_data(config)
-    child = os.fork()  # as the processes that read ahead are
-    if child == 0:
-        os._exit(0 if len(texts(corpus.source)) == 120 else 1)  # type: ignore[arg-type]
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def read_all() -> None:
+        assert len(texts(corpus.source)) == 120  # type: ignore[arg-type]
+
+    assert status_of(fork_this(read_all)) == 0  # as the processes that read ahead are
     return [corpus.source.file_sizes, texts(corpus.source), int(validation.bytes.sum())]  # type: ignore[arg-type]
 
 

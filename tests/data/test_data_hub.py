@@ -2,7 +2,6 @@
 
 import gzip
 import multiprocessing
-import os
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -12,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from data import DataConfig, open_source, open_tokenizer
-from data.sources import ParquetSource, documents, jsonl, network
+from data.sources import ParquetSource, dataset_files, documents, jsonl, network
+from data.sources.remote import keep_hub_files
 from tests.data.servers import COMMIT, ROWS, Server, hub, json_lines, parquet_bytes, serving, texts
+from tests.processes import fork_this, status_of
 
 
 @pytest.fixture
@@ -64,14 +65,58 @@ def read_from_hub(url: str) -> None:
     with pytest.raises(ConnectionError, match=r"hub cannot be reached \(\w*Timeout\w*\)"):
         open_source(config, open_tokenizer("bytes"))
     fail("drop", 0)
-    child = os.fork()
-    if child == 0:
-        try:
-            right = texts(source) == ROWS * 2
-        finally:
-            os._exit(0 if right else 1)
-    assert texts(source) == ROWS * 2
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def read_all() -> None:
+        assert texts(source) == ROWS * 2
+
+    child = fork_this(read_all)
+    read_all()
+    assert status_of(child) == 0
+
+
+def read_table_from_hub(url: str) -> None:
+    """As `read_from_hub`, of a format that `datasets` reads, from files that the hub's client downloads."""
+
+    def fail(fault: int | str, times: int) -> None:
+        urllib.request.urlopen(f"{url}/faults/{fault}/{times}").close()
+
+    time.sleep = lambda _: None
+    network.RETRY_SECONDS = (0,)
+
+    def opened(fault: str, timeout_s: float, after: int | str = 200) -> list[object]:
+        """Read, where requests fail while the file is downloaded, and afterwards."""
+
+        def keep(paths: list[str], timeout_s: float) -> None:
+            fail(fault, 99_999)
+            try:
+                keep_hub_files(paths, timeout_s)
+            finally:
+                fail(after, 99_999)
+
+        dataset_files.keep_hub_files = keep
+        config = DataConfig(source="org/table", timeout_s=timeout_s)
+        source = open_source(config, open_tokenizer("bytes"))
+        fail(200, 0)
+        return texts(source)  # type: ignore[arg-type]
+
+    sentence = (
+        r"^hf://datasets/org/table@\w+/rows\.csv cannot be read \(.*; tried for \d+ s\): once it can be"
+    )
+    for fault in "hang", "trickle", "mute", "drip", "drop":
+        with pytest.raises(ConnectionError, match=sentence):
+            opened(fault, timeout_s=1)
+    assert opened("200", timeout_s=60, after="drop") == ROWS
+
+
+def test_a_table_of_the_hub_comes_or_ends_in_a_sentence(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = "".join(f'"{row}"\n' for row in ["text", *ROWS])
+    hub(server, "org/table", {"rows.csv": rows.encode()}, {"default": "*.csv"})
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(read_table_from_hub, server.url).result(timeout=120)
 
 
 def test_a_subset_of_a_hub_data_set_is_read_through_every_fault(

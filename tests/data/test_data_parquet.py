@@ -1,6 +1,7 @@
 """Parquet: row groups of any size, in any order, from any process."""
 
 import os
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from data.sources import Documents, ParquetSource, parquet
 from tests.data.parquet_files import ROWS, expected, opened, write
+from tests.processes import fork_this, status_of
 
 pytestmark = pytest.mark.usefixtures("large_shards")
 
@@ -82,22 +84,19 @@ def test_a_fork_and_its_parent_read_apart(tmp_path: Path, rows: int) -> None:
     source = opened(write(tmp_path / "a.parquet", group=rows))
     for shard in source.shards[:3]:
         source.read(shard)
-    to_child, to_parent = os.pipe(), os.pipe()
-    child = os.fork()
-    wait, give = (to_child[0], to_parent[1]) if child == 0 else (to_parent[0], to_child[1])
-    right = False
-    try:
-        for shard in source.shards[3 if child == 0 else 4 : 25 : 2]:  # they take turns
-            right = source.read(shard) == expected(shard, groups=rows)
-            os.write(give, b".")
-            if not right:
-                break
-            os.read(wait, 1)
-    finally:
-        if child == 0:
-            os._exit(0 if right else 1)
-    assert right
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    ours, theirs = socket.socketpair()
+
+    def read_in_turn(first: int, mine: socket.socket, other: socket.socket) -> None:
+        other.close()  # so that the end of the other process is seen
+        with mine:
+            for shard in source.shards[first:25:2]:
+                assert source.read(shard) == expected(shard, groups=rows)
+                mine.send(b".")
+                assert mine.recv(1)
+
+    child = fork_this(read_in_turn, 3, theirs, ours)
+    read_in_turn(4, ours, theirs)
+    assert status_of(child) == 0
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)

@@ -12,7 +12,7 @@ import pytest
 
 import training.watch.others as others
 from tests.distributed import free_port, of_rank
-from tests.processes import ENVIRONMENT, fork
+from tests.processes import ENVIRONMENT, fork, fork_this
 from training.watch.others import Member, others_watched, this_process, wait_status
 
 
@@ -23,11 +23,7 @@ from training.watch.others import Member, others_watched, this_process, wait_sta
 def test_how_a_process_ended_is_known_until_and_after_it_is_reaped(
     signum: signal.Signals | None, exit_status: int, reaped: bool
 ) -> None:
-    pid = os.fork()
-    if pid == 0:
-        if signum:
-            os.kill(os.getpid(), signum)
-        os._exit(exit_status)
+    pid = fork_this(lambda: os.kill(os.getpid(), signum) if signum else os._exit(exit_status))
     descriptor = os.pidfd_open(pid)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     if reaped:
@@ -42,10 +38,7 @@ def test_how_a_process_ended_is_known_until_and_after_it_is_reaped(
 def watch(statuses: list[tuple[int, int]], exit_status: int, namespace: str | None = None) -> None:
     """Watch a process that ends with `exit_status` once it is watched."""
     leave, wait = os.pipe()[::-1]
-    pid = os.fork()
-    if pid == 0:
-        os.read(wait, 1)
-        os._exit(exit_status)
+    pid = fork_this(lambda: os.read(wait, 1) and os._exit(exit_status))
     own = this_process(0)
     members = [own, Member(1, namespace or own.namespace, pid)]
     with others_watched(0, lambda rank, status: statuses.append((rank, status)), members):

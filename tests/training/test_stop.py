@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import FAILED, INTERRUPTED, UserError
-from tests.processes import run_forked
+from tests.processes import fork_this, run_forked
 from training.config.recipe import TrainConfig
 from training.run.folder import RunFolder
 from training.watch.hang import NO_ANSWER_S, Progress
@@ -67,10 +67,7 @@ def with_children() -> None:
     started = subprocess.Popen([sys.executable, "-c", "print('ready', flush=True); input()"],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
     assert started.stdout and started.stdout.readline() == b"ready\n"
-    forked = os.fork()
-    if forked == 0:
-        time.sleep(60)
-        os._exit(0)
+    forked = fork_this(time.sleep, 60)
     for signum in (signal.SIGUSR1, signal.SIGHUP):
         started.send_signal(signum)
         os.kill(forked, signum)

@@ -6,5 +6,6 @@ from .hub import copy_on_disk as copy_on_disk
 from .hub import hub_commit as hub_commit
 from .hub import listed_by_hub as listed_by_hub
 from .hub_files import files_on_hub as files_on_hub
+from .hub_files import keep_hub_files as keep_hub_files
 from .ranges import RemoteFile as RemoteFile
 from .ranges import read_range as read_range

@@ -73,7 +73,7 @@ def read_footers(
     footers.update(_kept(files))
     if missing := [file for file in files if file.path not in footers]:
         if any(file.kept for file in missing):
-            with _alone():
+            with alone():
                 footers.update(_kept(missing))  # what another process has kept meanwhile
                 footers.update(_read([file for file in missing if file.path not in footers]))
         else:
@@ -116,8 +116,8 @@ def _kept(files: Sequence[_File]) -> Iterator[tuple[str, Footer]]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """While no other process of this machine fetches footers, where the folder allows that."""
+def alone() -> Iterator[None]:
+    """While no other process of this machine fetches the same, where the folder of footers allows that."""
     lock = FileLock(FOOTERS_DIR / "lock")
     with suppress(OSError):
         FOOTERS_DIR.mkdir(parents=True, exist_ok=True)

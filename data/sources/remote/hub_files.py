@@ -6,17 +6,22 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from fsspec.utils import glob_translate
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import tqdm
 
 from ...config import DataConfig
-from ..network import KNOWN_FILES, filesystem_of, with_retries
+from ..network import KNOWN_FILES, Tries, filesystem_of, in_thread, result_of, with_retries
 from ..places import is_left_out
+from .footer_store import alone
+from .ranges import HUB_FILE
 
 NAMES_PER_REQUEST = 500
+constants.DOWNLOAD_CHUNK_SIZE = 2**16  # so much has come before the hub's client says that something has
 
 
 def files_on_hub(
@@ -51,6 +56,45 @@ def files_on_hub(
     # asks whether the data set is there, before many threads do
     with_retries(lambda: filesystem.info(location), "hf://" + root, timeout_s, opening=True)
     return {name: [f"hf://{root}/{file.path}" for file in one] for name, one in found.items()}, options
+
+
+def keep_hub_files(paths: Sequence[str], timeout_s: float) -> None:
+    """Have the hub's cache on this disk keep those of `paths` that are on the hub, so that `datasets` finds
+    them there: it would itself wait for ever on a line that trickles.
+
+    Raises:
+        ConnectionError: one cannot be fetched for `timeout_s`.
+    """
+    files = [file for file in map(HUB_FILE.fullmatch, paths) if file]
+    if files:
+        with alone():
+            for file in files:
+                _keep(file, timeout_s)
+
+
+def _keep(file: re.Match[str], timeout_s: float) -> None:
+
+    class Bar(tqdm):
+        """Counts the bytes that come."""
+
+        came = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            Bar.came += int(n or 0)
+            return super().update(n)
+
+    def fetch() -> str:
+        repo, name, revision = file["repo"], file["name"], unquote(file["revision"])
+        return HfApi().hf_hub_download(repo, name, repo_type="dataset", revision=revision, tqdm_class=Bar)
+
+    tries = Tries(file[0], timeout_s, opening=True)
+    while True:
+        before = Bar.came
+        try:
+            result_of(in_thread(fetch), timeout_s, lambda: Bar.came)
+            return
+        except Exception as error:
+            tries.wait_after(error, Bar.came - before)
 
 
 def _infos(repo: str, revision: str | None, names: list[str], timeout_s: float) -> list[RepoFile]:

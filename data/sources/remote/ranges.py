@@ -16,7 +16,7 @@ from ..network import TRIES_PER_TIMEOUT, Tries, filesystem_of, in_thread, result
 PIECE_BYTES = (2**16, 2**20)
 """So much is asked of storage whose answers cannot be watched as they come, less after each failure."""
 Add = Callable[[bytes], None]
-_HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)/(?P<name>.+)")
+HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)/(?P<name>.+)")
 
 
 class _Part:
@@ -151,7 +151,7 @@ def _fetch(asked: _Range, add: Add, seconds: float, failed: int) -> "Future[None
     seconds *= 2
     if asked.path.startswith(("http://", "https://")):
         return asyncio.run_coroutine_threadsafe(_http_stream(asked, add, seconds), asked.filesystem.loop)
-    if _HUB_FILE.fullmatch(asked.path):
+    if HUB_FILE.fullmatch(asked.path):
         return in_thread(lambda: _hub_stream(asked, add, seconds))
     smallest, largest = PIECE_BYTES
     return in_thread(lambda: _in_pieces(asked, add, max(smallest, largest >> 2 * failed)))
@@ -176,7 +176,7 @@ def _hub_stream(asked: _Range, add: Add, seconds: float) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
-    parts = _HUB_FILE.fullmatch(asked.path)
+    parts = HUB_FILE.fullmatch(asked.path)
     assert parts is not None
     url = hf_hub_url(parts["repo"], parts["name"], repo_type="dataset", revision=unquote(parts["revision"]))
     headers = build_hf_headers(token=asked.filesystem.token) | asked.header | {"Accept-Encoding": "identity"}
