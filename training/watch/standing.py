@@ -1,5 +1,6 @@
 """Where a run stands, from its folder alone: alive or dead, how far, why it ended, and what to type next."""
 
+import json
 import shlex
 import time
 from collections.abc import Mapping
