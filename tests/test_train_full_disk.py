@@ -191,6 +191,10 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         path.chmod(0o755)  # pytest keeps its folders to itself
     run_forked(refuse_as_nobody, folder)
     check_writable(tmp_path / "new")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=r"file is no folder, and nothing can be below it"):
+            check_writable(path)
     assert not (tmp_path / "new").exists()
 
 

@@ -49,6 +49,8 @@ def check_writable(run_dir: Path) -> None:
     """
     there = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     for path in (there, run_dir / "logs", run_dir / "checkpoints", run_dir / "eval"):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is no folder, and nothing can be below it: choose another --run_dir")
         if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
             raise UserError(
                 f"nothing can be written to {path}: make it writable, or choose another --run_dir"
