@@ -146,15 +146,14 @@ def test_passing_over_rows_ends_when_it_is_interrupted(tmp_path: Path) -> None:
 
 
 def test_waiting_for_another_worker_ends_when_it_is_interrupted() -> None:
-    others = set(psutil.Process().children(recursive=True))
+    others = set(psutil.Process().children())
     request = Request()
     loader = LaneLoader(make_corpus(), CONFIG, block_size=16, micro_batch=1, interrupted=request)
     loader.start()
-    processes = set(psutil.Process().children(recursive=True)) - others
-    (starter,) = (process for process in processes if process.name() == "data starter")
+    (starter,) = set(psutil.Process().children()) - others  # the workers are its children
     starter.suspend()
-    for process in processes - {starter}:
-        process.kill()
+    for worker in starter.children():
+        worker.kill()
     request.asked_at.clear()
     with pytest.raises(Interrupted):
         for _ in range(10_000):
