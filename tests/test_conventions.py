@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTORIES = ["model", "data", "training", "eval"]
 """From the bottom up: each may import those before it."""
@@ -194,3 +196,10 @@ def test_texts_speak_of_directories_and_modules() -> None:
         if METAPHORS.search(line)
     ]
     assert not said, "\n".join(said)
+
+
+def test_a_file_goes_to_one_worker(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist groups tests by what it adds to their names, which pytest 9.2 does not let it do."""
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("not under --dist loadgroup")
+    assert request.node.nodeid.endswith("@test_conventions.py")
