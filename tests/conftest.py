@@ -44,6 +44,7 @@ def large_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.sources.documents.SHARDS", 1e-3)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file goes to one worker, which makes its fixtures, and the longest first."""
     order = {name: number for number, name in enumerate(LONGEST_FIRST)}
