@@ -1,7 +1,7 @@
 """Footers: cut to what is read, kept once for all processes of a machine, and right all the same."""
 
-import itertools
 import io
+import itertools
 import multiprocessing
 import os
 import threading
