@@ -15,7 +15,14 @@ from .config import IGNORED_TARGET
 
 CHUNK = {"cpu": 512, "cuda": 4096}
 """Rows whose logits are in memory at once, by device: 103 MB in fp32 on a CPU, 0.4 GB in bf16 on a GPU."""
+CHUNK_IN_PLACE = {"cpu": 2048, "cuda": 8192}
+"""The same where their gradient takes the place of bf16 logits: 0.2 GB on a CPU, 0.8 GB on a GPU. A micro-batch
+of no more rows needs no sum over chunks."""
+SLICE = 8192
+"""Rows of the (V, C) gradient that are converted at once: a CPU makes a copy of them on the way."""
 
+_DYNAMIC = not torch.cuda.is_available()
+"""Whether one compiled function serves all shapes. On GPUs it would load 2 bytes at a time."""
 _WIDE = (torch.float32, torch.float64)
 
 Reduction = Literal["mean", "none"]
@@ -36,6 +43,7 @@ class Head(nn.Linear):
     def __init__(self, n_embd: int, vocab_size: int, z_loss: float = 0.0, softcap: float = 0.0) -> None:
         super().__init__(n_embd, vocab_size, bias=False)
         self.z_loss, self.softcap = z_loss, softcap
+        self.compiled_shape: tuple[int, ...] = ()  # the (B, T) whose losses `none` computes compiled
 
     def rows(self) -> torch.Tensor:
         """What the logits are products with: (vocab_size, C)."""
@@ -49,7 +57,13 @@ class Head(nn.Linear):
             logits = F.linear(input, self.rows())
             return softcapped(_widened(logits), self.softcap).type_as(logits) if self.softcap else logits
         losses = linear_cross_entropy(
-            input.flatten(0, -2), self.rows(), targets.flatten(), reduction, self.z_loss, self.softcap
+            input.flatten(0, -2),
+            self.rows(),
+            targets.flatten(),
+            reduction,
+            self.z_loss,
+            self.softcap,
+            compiled=input.shape[:-1] == self.compiled_shape,
         )
         return losses if reduction == "mean" else losses.view_as(targets)
 
@@ -66,6 +80,7 @@ def linear_cross_entropy(
     reduction: Reduction,
     z_loss: float = 0.0,
     softcap: float = 0.0,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """The cross-entropy of hidden (N, C) times weight (V, C) with targets (N,), in nats, fp32.
 
@@ -81,6 +96,7 @@ def linear_cross_entropy(
         z_loss: `mean` has the gradient of the cross-entropy plus z_loss * mean(logsumexp(logits)^2) (PaLM,
             arXiv:2204.02311). Its value is the cross-entropy alone, which is what runs are compared by.
         softcap: the logits are `softcapped` at it; 0 for as they are.
+        compiled: whether what `none` makes of the logits is compiled; `mean` always is, in bf16.
     """
     products = dtype_of_products(hidden)
     chunk = CHUNK["cpu" if hidden.device.type == "cpu" else "cuda"]
@@ -101,13 +117,17 @@ def linear_cross_entropy(
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, rows = hidden.to(products), weight.to(products)
         if reduction == "mean":
-            return _MeanLoss.apply(hidden, rows, targets, chunk, *((z_loss, softcap) if altered else ()))
-        losses = []
-        for x, y in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logits = _widened(x @ rows.T)
-            logits = softcapped(logits, softcap) if softcap else logits
-            losses.append(F.cross_entropy(logits, y, ignore_index=IGNORED_TARGET, reduction="none"))
-        return torch.cat(losses)
+            most = CHUNK_IN_PLACE["cuda" if hidden.is_cuda else "cpu"]
+            return _MeanLoss.apply(hidden, rows, targets, most, *((z_loss, softcap) if altered else ()))
+        of_chunk = _compiled_losses() if compiled and hidden.dtype not in _WIDE else _losses
+        parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        return torch.cat([of_chunk(x @ rows.T, y, softcap) for x, y in parts])
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor, softcap: float) -> torch.Tensor:
+    """(rows, V), (rows,) -> (rows,) losses in nats, fp32, 0 where the target is ignored."""
+    logits = softcapped(_widened(logits), softcap) if softcap else _widened(logits)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="none")
 
 
 def dtype_of_products(hidden: torch.Tensor) -> torch.dtype:
@@ -130,8 +150,7 @@ class _MeanLoss(torch.autograd.Function):
     `z_loss` is in the gradients and not in the value: see `linear_cross_entropy`.
 
     Logits and their gradient are in the inputs' dtype, as without chunks; all sums are in fp32, or in fp64
-    where the inputs are. A factor of the loss that is no power of two rounds the hidden states' gradient once
-    more.
+    where the inputs are. A factor of the loss that is no power of two rounds the gradients once more.
     """
 
     @staticmethod
@@ -140,14 +159,14 @@ class _MeanLoss(torch.autograd.Function):
         hidden: torch.Tensor,
         rows: torch.Tensor,
         targets: torch.Tensor,
-        chunk: int,
+        most_rows: int,
         z_loss: float = 0.0,
         softcap: float = 0.0,
     ) -> torch.Tensor:
         learn = any(ctx.needs_input_grad)
         count = (targets != IGNORED_TARGET).sum()
         wide = hidden.dtype if hidden.dtype in _WIDE else torch.float32
-        of_chunk: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+        of_chunk: Callable[..., torch.Tensor]
         if z_loss or softcap:
             altered = _of_altered_chunk if hidden.dtype in _WIDE else _compiled_of_altered_chunk()
             of_chunk = functools.partial(altered, z_loss=z_loss, softcap=softcap)
@@ -155,14 +174,19 @@ class _MeanLoss(torch.autograd.Function):
             of_chunk = _of_chunk if hidden.dtype in _WIDE else _compiled_of_chunk()
         loss = hidden.new_zeros((), dtype=wide)
         grad_hidden = torch.empty_like(hidden) if learn else None
-        grad_rows = torch.zeros_like(rows, dtype=wide) if learn else None
+        grad_rows: torch.Tensor | None = None
+        chunk = even_chunk(len(hidden), most_rows)
         for start in range(0, len(hidden), chunk):
             x, y = hidden[start : start + chunk], targets[start : start + chunk]
-            share, grad_logits = of_chunk(x @ rows.T, y, count)
-            loss += share
-            if grad_hidden is not None and grad_rows is not None:
-                torch.mm(grad_logits, rows, out=grad_hidden[start : start + chunk])
-                grad_rows += _wide_product(grad_logits.T, x)
+            logits = x @ rows.T
+            loss += of_chunk(logits, y, count)  # what were logits is their gradient now
+            if grad_hidden is not None:
+                torch.mm(logits, rows, out=grad_hidden[start : start + chunk])
+                if chunk >= len(hidden):
+                    grad_rows = logits.T @ x
+                else:
+                    grad_rows = _plus_product(grad_rows, logits.T, x)
+            del logits  # before the next ones are made
         if grad_rows is not None:
             ctx.save_for_backward(grad_hidden, grad_rows)
             ctx.dtype = rows.dtype
@@ -172,21 +196,41 @@ class _MeanLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_rows = ctx.saved_tensors
         (scale,) = grad_loss
-        grads = grad_hidden * scale.to(grad_hidden.dtype), (grad_rows * scale).to(ctx.dtype)
+        grads = (_scaled(gradient, scale, ctx.dtype) for gradient in (grad_hidden, grad_rows))
         return *grads, None, None, None, None
 
 
-def _wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b in fp32 where the hardware gives bf16 products so; elsewhere it is rounded to bf16 on the way."""
+def even_chunk(rows: int, most: int) -> int:
+    """Rows per chunk, at most `most`, so that the last is like the others: each shape is compiled anew."""
+    return -(-rows // max(1, -(-rows // most)))
+
+
+def _plus_product(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """total + a b in fp32 or wider, in place. A CPU rounds bf16 products to bf16 on the way."""
     if a.is_cuda and a.dtype not in _WIDE:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return _widened(a @ b)
+        if total is None:
+            return torch.mm(a, b, out_dtype=torch.float32)
+        return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    product = a @ b
+    if total is None:
+        return _widened(product)
+    for of_total, of_product in zip(total.split(SLICE), product.split(SLICE), strict=True):
+        of_total += of_product
+    return total
 
 
-def _of_chunk(
-    logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A chunk's share of the mean loss, fp32, and its gradient (rows, V) in the logits' dtype."""
+def _scaled(gradient: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """gradient (rows, C) times scale (), computed in fp32 or wider and given in `dtype`."""
+    if gradient.dtype == dtype and not gradient.is_cuda and scale == 1:  # a GPU would have to be waited for
+        return gradient
+    scaled = torch.empty_like(gradient, dtype=dtype)
+    for into, of in zip(scaled.split(SLICE), gradient.split(SLICE), strict=True):
+        torch.mul(of, scale.view(1), out=into)
+    return scaled
+
+
+def _of_chunk(logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """A chunk's share of the mean loss, fp32; its gradient takes the place of the logits (rows, V)."""
     live = targets != IGNORED_TARGET
     wide = _widened(logits)
     log_sum_exp = wide.logsumexp(dim=-1, keepdim=True)
@@ -194,12 +238,13 @@ def _of_chunk(
     loss = torch.where(live, (log_sum_exp - wide.gather(1, index))[:, 0], 0.0).sum() / count
     hit = torch.arange(logits.shape[1], device=logits.device) == index
     gradient = ((wide - log_sum_exp).exp() - hit.to(wide.dtype)) * (live.to(wide.dtype) / count)[:, None]
-    return loss, gradient.to(logits.dtype)
+    logits.copy_(gradient)
+    return loss
 
 
 def _of_altered_chunk(
     logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor, z_loss: float, softcap: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """`_of_chunk` of logits that are softcapped where `softcap` is not 0, with z_loss's gradient added."""
     live = targets != IGNORED_TARGET
     wide = _widened(logits)
@@ -211,16 +256,23 @@ def _of_altered_chunk(
     gradient = (capped - log_sum_exp).exp() * (1 + 2 * z_loss * log_sum_exp) - hit.to(wide.dtype)
     if softcap:
         gradient = gradient * (1 - (capped / softcap).square())  # tanh' = 1 - tanh^2
-    return loss, (gradient * (live.to(wide.dtype) / count)[:, None]).to(logits.dtype)
+    logits.copy_(gradient * (live.to(wide.dtype) / count)[:, None])
+    return loss
 
 
 @functools.cache
-def _compiled_of_chunk() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def _compiled_of_chunk() -> Callable[..., torch.Tensor]:
     """`_of_chunk` compiled: two or three passes over bf16 logits in place of eight over fp32 ones."""
-    return torch.compile(_of_chunk, dynamic=True)
+    return torch.compile(_of_chunk, dynamic=_DYNAMIC)
 
 
 @functools.cache
-def _compiled_of_altered_chunk() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def _compiled_of_altered_chunk() -> Callable[..., torch.Tensor]:
     """`_of_altered_chunk` compiled, apart, so that it changes nothing for models without those options."""
-    return torch.compile(_of_altered_chunk, dynamic=True)
+    return torch.compile(_of_altered_chunk, dynamic=_DYNAMIC)
+
+
+@functools.cache
+def _compiled_losses() -> Callable[..., torch.Tensor]:
+    """`_losses` compiled: no logits in fp32 in memory."""
+    return torch.compile(_losses, dynamic=_DYNAMIC)

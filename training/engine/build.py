@@ -15,6 +15,7 @@ from model import GPT
 from model.errors import UserError
 from model.treatment import cast_floating_buffers
 
+from .fewer_kernels import use_fewer_kernels
 from .ranks import deepspeed
 from .unusual import keep_blocks_whole, scalars_allowed, watch_unused
 
@@ -133,6 +134,8 @@ def build_engine(model: nn.Module, config: "DeepSpeedConfig") -> Any:
         _clip_and_skip_as_zero_does(engine)
     if isinstance(engine.optimizer, deepspeed.runtime.fp16.unfused_optimizer.FP16_UnfusedOptimizer):
         _undo_the_first_step(engine.optimizer)
+    if isinstance(engine.optimizer, deepspeed.runtime.bf16_optimizer.BF16_Optimizer):
+        use_fewer_kernels(engine.optimizer)
     _engines.add(engine)
     return engine
 
