@@ -31,6 +31,8 @@ class GPT(nn.Module):
         blocks: the blocks, in order of depth.
         treatment: which buffers follow a cast, and which parameters train; `treat` changes it.
         sometimes: the parameters that get a gradient of 0 where a batch does not use them.
+        compiled_shape: the (B, T) whose losses are computed compiled without training, too; None for none.
+        is_validated: whether the tokens of this forward have that shape.
         brought_over: parameters that the design made in another precision or on another device than the
             model's, and that were brought to it.
 
@@ -43,6 +45,8 @@ class GPT(nn.Module):
         self.config = config
         self.treatment = Treatment()
         self.sometimes: list[nn.Parameter] = []
+        self.compiled_shape: tuple[int, int] | None = None
+        self.is_validated = False
         designs = find_designs(config)
         # In a tuple, because it is a part of the model only where a design keeps it.
         self._training_step = (designs.training_step,)
@@ -135,7 +139,7 @@ class GPT(nn.Module):
         hidden = self.hidden(idx, documents)
         if targets is None:
             return self.lm_head(hidden), None
-        return None, self.lm_head(hidden, targets, reduction)
+        return None, self.lm_head(hidden, targets, reduction, self.is_validated)
 
     def hidden(
         self,
@@ -152,6 +156,7 @@ class GPT(nn.Module):
                 for a design in which nothing but `CausalSelfAttention` looks at other tokens or at positions.
         """
         self._set_document_mask(idx, documents, shared)
+        self.is_validated = idx.shape == self.compiled_shape and not torch.is_grad_enabled()
         x = self.transformer["wte"](idx)
         if "wpe" in self.transformer:
             t = torch.arange(idx.shape[1], device=idx.device) if shared is None else shared.positions

@@ -16,8 +16,8 @@ from .config import IGNORED_TARGET
 CHUNK = {"cpu": 512, "cuda": 4096}
 """Rows whose logits are in memory at once, by device: 103 MB in fp32 on a CPU, 0.4 GB in bf16 on a GPU."""
 CHUNK_IN_PLACE = {"cpu": 2048, "cuda": 8192}
-"""The same where their gradient takes the place of bf16 logits: 0.2 GB on a CPU, 0.8 GB on a GPU. A micro-batch
-of no more rows needs no sum over chunks."""
+"""The same where their gradient takes the place of bf16 logits: 0.2 GB on a CPU, 0.8 GB on a GPU. So many rows
+or fewer need no sum over chunks."""
 SLICE = 8192
 """Rows of the (V, C) gradient that are converted at once: a CPU makes a copy of them on the way."""
 
@@ -43,14 +43,17 @@ class Head(nn.Linear):
     def __init__(self, n_embd: int, vocab_size: int, z_loss: float = 0.0, softcap: float = 0.0) -> None:
         super().__init__(n_embd, vocab_size, bias=False)
         self.z_loss, self.softcap = z_loss, softcap
-        self.compiled_shape: tuple[int, ...] = ()  # the (B, T) whose losses `none` computes compiled
 
     def rows(self) -> torch.Tensor:
         """What the logits are products with: (vocab_size, C)."""
         return self.weight
 
     def forward(
-        self, input: torch.Tensor, targets: torch.Tensor | None = None, reduction: Reduction = "mean"
+        self,
+        input: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        reduction: Reduction = "mean",
+        compiled: bool = False,
     ) -> torch.Tensor:
         """(..., C) -> logits (..., vocab_size), or what `linear_cross_entropy` makes of targets (...)."""
         if targets is None:
@@ -63,7 +66,7 @@ class Head(nn.Linear):
             reduction,
             self.z_loss,
             self.softcap,
-            compiled=input.shape[:-1] == self.compiled_shape,
+            compiled,
         )
         return losses if reduction == "mean" else losses.view_as(targets)
 
@@ -182,10 +185,8 @@ class _MeanLoss(torch.autograd.Function):
             loss += of_chunk(logits, y, count)  # what were logits is their gradient now
             if grad_hidden is not None:
                 torch.mm(logits, rows, out=grad_hidden[start : start + chunk])
-                if chunk >= len(hidden):
-                    grad_rows = logits.T @ x
-                else:
-                    grad_rows = _plus_product(grad_rows, logits.T, x)
+                alone = chunk >= len(hidden)
+                grad_rows = logits.T @ x if alone else _plus_product(grad_rows, logits.T, x)
             del logits  # before the next ones are made
         if grad_rows is not None:
             ctx.save_for_backward(grad_hidden, grad_rows)

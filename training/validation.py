@@ -32,12 +32,14 @@ def token_losses(
     device: torch.device,
     document_mask: bool = False,
     before_batch: Callable[[], None] = lambda: None,
+    full_batches: bool = False,
 ) -> np.ndarray:
     """The loss of each target of the validation set, (N,) float64 in nats, on every rank.
 
     The ranks share the blocks; `model` is a GPT or an engine around one, put into evaluation mode and back.
     With `document_mask` no document sees another. Every rank calls `before_batch` and the model as often,
     as one that has no blocks left computes its first again: under ZeRO-3 the others would wait for it.
+    With `full_batches` so is a batch filled: then all have one shape.
     """
     inputs, targets = validation.blocks(block_size)
     world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -49,12 +51,12 @@ def token_losses(
     try:
         for start in range(0, -(-len(targets) // world_size), batch):
             before_batch()
-            rows = mine[start : start + batch] or mine[:1] or [0]
+            rows = scored = mine[start : start + batch]
+            rows = rows + (mine[:1] or [0]) * ((batch if full_batches else 1) - len(rows))
             of_batch = inputs[rows].to(device)
             documents = document_ids(of_batch, int(validation.tokens[0])) if document_mask else None
             _, loss = model(of_batch, targets[rows].to(device), reduction="none", documents=documents)
-            if rows[0] % world_size == rank:
-                losses[rows] = loss.double()
+            losses[scored] = loss[: len(scored)].double()
     finally:
         model.train(was_training)
     if world_size > 1:
@@ -78,8 +80,16 @@ def validate(
     `between` is called before each forward; what it raises, on all ranks, ends the validation.
     """
     engine.module.set_training_step(step)
-    batch, mask = ds.micro_batch, recipe.data.document_mask
-    losses = token_losses(engine, validation, recipe.model.block_size, batch, device, mask, between)
+    losses = token_losses(
+        engine,
+        validation,
+        recipe.model.block_size,
+        ds.micro_batch,
+        device,
+        recipe.data.document_mask,
+        between,
+        full_batches=recipe.train.compile,
+    )
     return losses, sample_texts(engine, tokenizer, recipe.eval.sample_text, device, between)
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from data import ValidationSet, open_tokenizer
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, loss
 from model.files import write_whole
+from training.engine.compilation import compile_blocks
 from training.validation import bits_per_byte, token_losses, write_document_losses
 
 TEXTS = ["Water is patient.", "naïve café, 東京", "A town which forgets this is rebuilt by others. " * 5]
@@ -55,6 +57,34 @@ def test_bits_per_byte_are_the_files_sums(tmp_path):
     in_bits = table["loss"].sum() / math.log(2) / table["bytes"].sum()
     assert bits_per_byte(losses, validation) == pytest.approx(in_bits, rel=1e-12)
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_models_batches_have_one_shape(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **given: compile_with(f, backend="aot_eager", **given))
+    monkeypatch.setattr(loss, "_compiled_losses", lambda: torch.compile(loss._losses, dynamic=True))
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(n_layer=2, n_head=1, n_embd=8, block_size=16, vocab_size=257)).to(dtype)
+    validation = validation_set("bytes")
+    blocks = len(validation.blocks(16)[0])
+    assert blocks % 4, "the last batch is not full"
+    expected = losses_of(gpt, validation)
+    compile_blocks(gpt, pytest.fail, (4, 16))
+    counters.clear()
+    shapes: list[tuple[int, ...]] = []
+    gpt.register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[0].shape)))
+    found = token_losses(gpt, validation, 16, 4, torch.device("cpu"), full_batches=True)
+    assert shapes == [(4, 16)] * -(-blocks // 4)
+    np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == torch.float32 else 0.02)
+    # the blocks', the final norm's and, where products are in bf16, the losses'
+    bf16 = loss.dtype_of_products(torch.zeros(1, dtype=dtype)) == torch.bfloat16
+    assert counters["stats"]["unique_graphs"] == (3 if bf16 else 2)
+    token_losses(gpt, validation, 16, 3, torch.device("cpu"), full_batches=True)
+    assert counters["stats"]["unique_graphs"] == (3 if bf16 else 2)
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):

@@ -104,10 +104,10 @@ def test_loss_and_gradients_stay_the_same(variant: str, wrap: Callable[[GPT], No
 
 @pytest.mark.parametrize(
     ("variant", "graphs"),
-    [("vanilla", 1), ("rmsnorm_parallel", 1), ("hyper_connections", 2), ("residual_warmup", 1)],
+    [("vanilla", 2), ("rmsnorm_parallel", 2), ("hyper_connections", 3), ("residual_warmup", 2)],
 )
 def test_one_graph_serves_all_layers(variant: str, graphs: int) -> None:
-    """A topology over branches has two: attention and MLP."""
+    """The final norm has one. A topology over branches has two more: attention and MLP."""
     model = gpt(**VARIANTS[variant].design)
     compiled(model)
     gradients(model)
@@ -126,17 +126,17 @@ def test_a_graph_serves_all_steps() -> None:
         found.append(gradients(model))
         for left, right in zip(gradients(plain), found[-1], strict=True):
             torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
-    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == 2
     assert len({loss.item() for loss, *_ in found}) == 4
 
 
-def test_rotary_positions_and_a_gated_mlp_compile_to_one_graph() -> None:
+def test_rotary_positions_and_a_gated_mlp_break_no_graph() -> None:
     modern = {"positions": "rotary", "qk_norm": "head", "mlp": "swiglu", "tied": False}
     plain, wrapped = gpt(**modern), gpt(**modern)
     both(wrapped)
     for left, right in zip(gradients(plain), gradients(wrapped), strict=True):
         torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
-    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_evaluation_runs_the_blocks_as_they_are() -> None:
@@ -232,7 +232,9 @@ def test_one_key_switches_it_off_and_the_jsons_section_checkpoints(monkeypatch: 
         (True, {"activation_checkpointing": {"cpu_checkpointing": True}}, ["compiled", True]),
     ):
         wrapped.clear()
-        wrap_blocks(gpt(), compiles, DeepSpeedConfig(ds_config), pytest.fail)
+        wrap_blocks(
+            gpt(), compiles, DeepSpeedConfig({"train_micro_batch_size_per_gpu": 2} | ds_config), pytest.fail
+        )
         assert wrapped == expected
 
 
@@ -277,7 +279,7 @@ def test_compiled_by_inductor_in_bf16_the_step_is_the_uncompiled_one(
         theirs = gradients(plain)
         counters.clear()  # with bf16 instructions the loss has just compiled a kernel of its own
         ours = gradients(wrapped)
-    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == 2
     for left, right in zip(ours, theirs, strict=True):
         assert (left - right).float().norm() <= 0.05 * right.float().norm() + 1e-4
 

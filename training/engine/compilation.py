@@ -37,20 +37,25 @@ def wrap_blocks(gpt: GPT, compiled: bool, config: "DeepSpeedConfig", say: Callab
     if compiled and because:
         say(f"train.compile has no effect: {because}")
     elif compiled:
-        compile_blocks(gpt, say)
+        compile_blocks(gpt, say, (config.micro_batch, gpt.config.block_size))
     if (checkpointing := config.activation_checkpointing) is not None:
         checkpoint_blocks(gpt, on_cpu=checkpointing.get("cpu_checkpointing", False))
 
 
-def compile_blocks(gpt: GPT, warn: Callable[[str], None]) -> None:
-    """Compile what repeats over depth: one graph serves all layers of a kind, a plug-in's code included.
+def compile_blocks(
+    gpt: GPT, warn: Callable[[str], None], validated_shape: tuple[int, int] | None = None
+) -> None:
+    """Compile what repeats over depth, and the final norm: one graph serves all layers of a kind, a plug-in's
+    code included.
 
-    Evaluation, whose batches have other shapes, runs the blocks as they are. A block that cannot be compiled,
-    or not whole, still runs.
+    Evaluation, whose batches have other shapes, runs them as they are. What cannot be compiled, or not whole,
+    still runs. The embedding is left alone: it is two passes, and compiled its gradient would be summed in
+    whatever order threads come.
 
     Args:
         gpt: the model, before an engine is built around it.
         warn: is told in one sentence, with file and line, of each graph break and of what is not compiled.
+        validated_shape: the (B, T) that are computed compiled without training, too.
     """
     if shlex.quote(str(CACHE_DIR)) == str(CACHE_DIR):  # inductor calls the C++ compiler without quotes
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE_DIR))
@@ -65,9 +70,10 @@ def compile_blocks(gpt: GPT, warn: Callable[[str], None]) -> None:
         for of_another_model in [known for known in logger.handlers if isinstance(known, _Warnings)]:
             logger.removeHandler(of_another_model)
         logger.addHandler(handler)
-    for block, name in gpt.repeated_methods():
-        method = getattr(block, name)
-        _replace(block, name, _in_training(block, torch.compile(method, dynamic=False), method))
+    gpt.compiled_shape = validated_shape
+    for module, name in [*gpt.repeated_methods(), (gpt.transformer["ln_f"], "forward")]:
+        method = getattr(module, name)
+        _replace(module, name, _where_it_pays(gpt, module, torch.compile(method, dynamic=False), method))
 
 
 def checkpoint_blocks(gpt: GPT, on_cpu: bool) -> None:
@@ -85,9 +91,9 @@ def _replace(block: nn.Module, name: str, method: Method) -> None:
     setattr(block, name, functools.wraps(getattr(block, name))(method))
 
 
-def _in_training(block: nn.Module, compiled: Method, plain: Method) -> Method:
+def _where_it_pays(gpt: GPT, module: nn.Module, compiled: Method, plain: Method) -> Method:
     def run(*given: Any) -> Any:
-        return (compiled if block.training else plain)(*given)
+        return (compiled if module.training or gpt.is_validated else plain)(*given)
 
     return run
 

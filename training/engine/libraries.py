@@ -5,12 +5,6 @@ import importlib
 import os
 import threading
 
-ALLOCATORS = {
-    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # a GPU's memory does not go to pieces
-    "THP_MEM_ALLOC_ENABLE": "1",  # a CPU's large tensors lie on large pages, which are touched in a tenth of the time
-}
-"""What torch's allocators are told where the environment says nothing, before torch is imported."""
-
 _background: list[threading.Thread] = []
 
 
@@ -23,7 +17,10 @@ def load_libraries(compiled: bool) -> None:
     Args:
         compiled: whether torch.compile will be used.
     """
-    set_allocators()
+    if not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):  # its older name
+        os.environ.setdefault(
+            "PYTORCH_ALLOC_CONF", "expandable_segments:True"
+        )  # read when a GPU is first used
     # Modules are objects that stay: to look through half a million of them again and again takes a quarter of
     # the time of the imports, and as much of DeepSpeed's start, which collects garbage six times.
     gc.disable()
@@ -35,13 +32,6 @@ def load_libraries(compiled: bool) -> None:
         gc.freeze()
     finally:
         gc.enable()
-
-
-def set_allocators() -> None:
-    """Set `ALLOCATORS`. To be called before torch is imported."""
-    for name, value in ALLOCATORS.items():
-        if not (name == "PYTORCH_ALLOC_CONF" and os.environ.get("PYTORCH_CUDA_ALLOC_CONF")):  # its older name
-            os.environ.setdefault(name, value)
 
 
 def _look_at_the_cpu() -> None:

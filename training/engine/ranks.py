@@ -124,6 +124,8 @@ def join_ranks(run: str = "", say: Callable[[str], None] = print) -> Ranks:
             )
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
+        # What is said to be in fp32 is not in TF32, of 10 bits, as convolutions would be.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     else:
         if not _number_of_threads_was_chosen():
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
