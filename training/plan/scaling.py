@@ -60,7 +60,13 @@ class Plan:
         self.batch, self.micro_batch = asked
         with FakeTensorMode():
             self.flops = flops_per_token(GPT(recipe.model))
-        self.memory = MemoryModel(recipe.model, deepspeed)
+        self.memory = MemoryModel(
+            recipe.model,
+            deepspeed,
+            compiled=recipe.train.compile,
+            budget=recipe.train.activation_memory_budget,
+            document_mask=recipe.data.document_mask,
+        )
         self.usable = int((1 - RESERVE) * gpu.memory)
 
     def fits(self, ranks: int, micro_batch: int, accumulation: int) -> bool:
