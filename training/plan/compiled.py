@@ -8,7 +8,7 @@ import functools
 import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -50,7 +50,7 @@ def graphs_run_by(run: Run, budget: float) -> Iterator[None]:
     compile_fx = inductor.compile_fx
 
     def up_to_the_code(model: Any, inputs: Any, **_: Any) -> Any:
-        return compile_fx(model, inputs, inner_compile=compile_nothing)
+        return compile_fx(model, inputs, inner_compile=cast(Any, compile_nothing))
 
     torch._dynamo.reset()  # what is compiled already would run as it is
     with (
@@ -116,7 +116,7 @@ def _bytes(node: fx.Node) -> int:
 def _is_view(node: fx.Node) -> bool:
     """Whether a node is a part of another one's memory."""
     if node.target is operator.getitem:
-        return _is_view(node.args[0])
+        return _is_view(node.all_input_nodes[0])
     return getattr(node.target, "is_view", False) or node.target is _aten._unsafe_view.default
 
 

@@ -79,7 +79,7 @@ class Live(TorchDispatchMode):
         return result
 
     def _freed(self, x: Any, name: str) -> torch.UntypedStorage | None:
-        """The memory of a backward input if it goes once it is read: weights stay, what autograd gives too."""
+        """The memory of a backward input if it goes once it is read: weights stay, and what autograd has."""
         if not isinstance(x, torch.Tensor) or name.startswith("tangents"):
             return None
         storage = x.untyped_storage()
