@@ -6,9 +6,10 @@ from typing import Any
 from tabulate import tabulate
 
 from .accounting import communication
+from .attempt import RESERVE
 from .command import MOST_GPUS
 from .memory import Memory
-from .scaling import RESERVE, Plan, Row
+from .scaling import Plan, Row
 
 
 def gib(size: float) -> str:

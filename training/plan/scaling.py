@@ -9,11 +9,10 @@ from model import GPT, flops_per_token
 from ..config import DeepSpeedConfig, Recipe
 from ..engine.hardware import GPU
 from .accounting import communication, step_time
+from .attempt import RESERVE
 from .command import MOST_GPUS
 from .memory import MemoryModel
 
-RESERVE = 0.1
-"""Of a GPU's memory: the CUDA context, NCCL's buffers, fragmentation."""
 SLOW_NETWORK = 0.2
 """A larger share of a step than this in communication, and data parallel wastes its GPUs."""
 FEW_TOKENS = 4096
