@@ -8,7 +8,7 @@ from model import GPT, flops_per_token
 
 from ..config import DeepSpeedConfig, Recipe
 from ..engine.hardware import GPU
-from .accounting import communication, step_time
+from .accounting import Pauses, StepTime, communication, pauses, step_time
 from .attempt import RESERVE
 from .command import MOST_GPUS
 from .memory import MemoryModel
@@ -114,6 +114,12 @@ class Plan:
             days=steps * time.whole / 86400,
             gpu_hours=steps * time.whole * ranks / 3600,
         )
+
+    def pauses(self, row: Row) -> Pauses:
+        """What validations and checkpoints take of a run on so many GPUs."""
+        share = row.communication_share
+        time = StepTime(row.step_s * (1 - share), row.step_s * share)
+        return pauses(self.memory, self.recipe, time, self.flops, self.gpu, row.gpus, self.mfu, row.steps)
 
     def rows(self) -> list[Row]:
         """1, 2, 4, ... GPUs, up to `MOST_GPUS`."""
