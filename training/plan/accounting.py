@@ -14,7 +14,7 @@ COPIED = 58e9
 STALL = 0.02
 """Seconds that the loop waits beyond the copy, there."""
 FIRST_COPY = 6.3 / 4.95e9
-"""Seconds per byte of the first copy, which makes the pinned memory: GPT-2 Medium's, there, the slower of two."""
+"""Seconds per byte of the first copy, which makes that memory: GPT-2 Medium's, there, the slower of two."""
 WRITTEN = 0.4e9
 """Bytes per second that are written beside the loop: GPT-2 Medium's 6.4 GB in 16 s, there; disks differ."""
 
@@ -108,6 +108,11 @@ class Pauses:
     def checkpoint_share(self) -> float:
         """Of the run's time."""
         return self._checkpoints_s / self._whole
+
+    def validations_within(self, share: float) -> int:
+        """How many validations take at most this share of the run's time."""
+        others = self.steps_s + self._checkpoints_s
+        return int(share / (1 - share) * others / self.validation_s)
 
     @property
     def _checkpoints_s(self) -> float:

@@ -156,7 +156,10 @@ def search(
         tried.append(found)
         low, high = (guess, high) if found.peak is not None else (low, guess)
         largest = max((one for one in tried if one.peak), key=lambda one: one.micro_batch, default=None)
-        scale = largest.peak / largest.planned if largest and largest.peak else 1.0
+        if largest and largest.peak:
+            scale = largest.peak / largest.planned
+        else:  # twice what would have made the smallest of them fail
+            scale = max(1.0, 2 * max(one.room / one.planned for one in tried))
         expected = {i: scale * planned(sizes[i]) / found.room for i in range(low + 1, high)}
         if largest and expected.get(low + 1, 0) > TOO_LARGE:
             break

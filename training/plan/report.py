@@ -60,7 +60,7 @@ def describe(plan: Plan, gpu: str, ranks: int, recipe_name: str) -> tuple[str, d
         f"{row.steps:,.0f} steps in {row.days:.3g} days, {row.gpu_hours:,.0f} GPU hours",
     ]
     between = plan.pauses(row)
-    lines += _told(between, plan.recipe)
+    lines += told(between, plan.recipe)
     if not row.fits:
         lines.append(f"IT DOES NOT FIT: {gib(memory.peak)} of {gib(plan.usable)}")
     rows = plan.rows()
@@ -83,7 +83,7 @@ def describe(plan: Plan, gpu: str, ranks: int, recipe_name: str) -> tuple[str, d
     return "\n".join(lines), facts
 
 
-def _told(between: Pauses, recipe: Recipe) -> list[str]:
+def told(between: Pauses, recipe: Recipe) -> list[str]:
     """What validations and checkpoints take, and what to do where it is much."""
     train, validation, checkpoint = recipe.train, between.validation_share, between.checkpoint_share
     later = between.copy_s + between.late_s
@@ -94,10 +94,13 @@ def _told(between: Pauses, recipe: Recipe) -> list[str]:
         f"{later:.2f} s for each other, {checkpoint:.2%} of the run",
     ]
     if validation > MOST_VALIDATION:
-        every = math.ceil(train.val_every * validation / MOST_VALIDATION)
+        few = between.validations_within(MOST_VALIDATION)
+        rarer = ", even a single one"
+        if few:
+            rarer = f": --train.val_every {math.ceil(train.val_every * between.validations / few)} would not"
         lines.append(
-            f"validation takes more than {MOST_VALIDATION:.0%} of the run: --train.val_every {every} would not, "
-            "nor would fewer data.validation_tokens, which change the set"
+            f"validation takes more than {MOST_VALIDATION:.0%} of the run{rarer}; fewer "
+            "data.validation_tokens take less, and are another set"
         )
     if checkpoint > MOST_CHECKPOINTS:
         reason = (
