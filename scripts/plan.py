@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         if asked.measure:
             from training.plan.measure import measure
 
-            text, facts["measured"] = measure(asked)
+            text, facts["measured"] = measure(asked, lambda line: print(line, flush=True))
             print(text)
     except (UserError, OSError) as error:
         return print_error(error)

@@ -17,7 +17,7 @@ from .command import PlanRequest
 from .memory import MemoryModel
 
 TOO_LARGE = 1.05
-"""A micro-batch whose peak is expected at so many times the room is not tried."""
+"""A micro-batch whose peak is expected at so many times what there is is not tried."""
 SLOWER = 0.97
 """Smaller micro-batches are tried until one has less than this share of the best tokens per second."""
 
@@ -176,12 +176,22 @@ def search(
     return sorted(tried, key=lambda one: one.micro_batch)
 
 
-def measure(asked: PlanRequest) -> tuple[str, list[dict[str, Any]]]:
-    """The tries of a request's micro-batches on the device at hand, told and as numbers."""
+def measure(asked: PlanRequest, say: Callable[[str], None]) -> tuple[str, list[dict[str, Any]]]:
+    """The tries of a request's micro-batches on the device at hand, in a table and as numbers.
+
+    `say` is told of each when it is over. Raises UserError or RuntimeError as `Measurement.run` does.
+    """
     sequences = asked.deepspeed.train_batch_size // asked.ranks
     tries = Measurement(asked.recipe, asked.deepspeed, sequences, asked.limit)
     sizes = [size for size in range(1, sequences + 1) if sequences % size == 0]
-    tried = search(sizes, asked.deepspeed.micro_batch, tries.run, tries.planned)
+
+    def run(size: int) -> Try:
+        found = tries.run(size)
+        fast = f"{found.tokens_per_s:,.0f} tokens/s" if found.tokens_per_s else "does not fit"
+        say(f"micro-batch {size}: {fast}")
+        return found
+
+    tried = search(sizes, asked.deepspeed.micro_batch, run, tries.planned)
     where = torch.cuda.get_device_name() if tries.on_gpu else f"this CPU, {torch.get_num_threads()} threads"
     return describe_tries(tried, where)
 
