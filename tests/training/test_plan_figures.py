@@ -9,8 +9,10 @@ import pytest
 from data import DataConfig
 from model import PRESETS, GPTConfig
 from training.config import DeepSpeedConfig, EvalConfig, Recipe, TrackingConfig, TrainConfig
+from training.config.candidate import Overrides
 from training.config.deepspeed import read_deepspeed_config
 from training.engine.hardware import GPUS
+from training.explain import explanation
 from training.plan.accounting import COPIED, FIRST_COPY, STALL, WRITTEN, StepTime, pauses
 from training.plan.memory import MemoryModel
 from training.plan.report import told
@@ -132,3 +134,16 @@ def test_what_takes_much_of_a_run_is_named_with_what_to_type() -> None:
         "checkpoints take more than 0.5% of the run, because they are copied so often"
     )
     assert "raise train.checkpoint_every, now 2" in checkpoints
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"activation_memory_budget": 0.5}, "they keep 0.5 of their activations for backward"),
+        ({"activation_memory_budget": 0.5, "compile": False}, "train.activation_memory_budget has no effect"),
+        ({}, None),
+    ],
+)
+def test_explain_says_what_blocks_keep(train: dict[str, Any], said: str | None) -> None:
+    text = explanation(recipe(**train), of_reference(4, 2), Overrides())
+    assert said in text if said else "backward" not in text and "budget" not in text
