@@ -137,7 +137,8 @@ def train(
     # are a pair.
     gpt = training.initial_model(recipe, folder, ranks, resumes=checkpoint is not None)
     report = training.Reporter(recipe, ds, folder, console, ranks, gpt)  # before ZeRO-3 splits its parameters
-    training.wrap_blocks(gpt, recipe.train.compile, ds, console.say)
+    budget = recipe.train.activation_memory_budget
+    training.wrap_blocks(gpt, recipe.train.compile, ds, console.say, budget)
     engine = training.build_engine(gpt, ds)
     torch.manual_seed(recipe.train.init_seed + ranks.rank)  # each rank draws its own dropout
     if checkpoint:

@@ -16,8 +16,7 @@ from .config import IGNORED_TARGET
 CHUNK = {"cpu": 512, "cuda": 4096}
 """Rows whose logits are in memory at once, by device: 103 MB in fp32 on a CPU, 0.4 GB in bf16 on a GPU."""
 CHUNK_IN_PLACE = {"cpu": 2048, "cuda": 8192}
-"""The same where their gradient takes the place of bf16 logits: 0.2 GB on a CPU, 0.8 GB on a GPU. So many rows
-or fewer need no sum over chunks."""
+"""The same where their gradient takes the place of bf16 logits: 0.2 GB on a CPU, 0.8 GB on a GPU."""
 SLICE = 8192
 """Rows of the (V, C) gradient that are converted at once: a CPU makes a copy of them on the way."""
 

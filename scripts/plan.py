@@ -3,11 +3,13 @@
     python scripts/plan.py --config recipes/gpt2_medium_fineweb.yaml \\
         --deepspeed_config ds_configs/zero1_bf16.json --gpus 8xH100 [--mfu 0.4] [--json FILE]
 
-and any --section.key or --ds.key that train.py takes.
+With --measure it makes steps on the device at hand, one GPU or the CPU, to find the micro-batch that fits and
+the fastest. It takes any --section.key or --ds.key that train.py takes.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from model.checkout import refuse_other_checkout
 
@@ -24,21 +26,28 @@ def main(argv: list[str]) -> int:
     """Print the plan; returns the exit status."""
     try:
         asked = read_plan(argv)
+        facts: dict[str, Any] = {}
+        if asked.note:
+            print(asked.note)
         # Imported here: what is refused above is refused before torch is imported.
-        from training.plan.report import describe
-        from training.plan.scaling import Plan
+        if asked.gpu:
+            from training.plan.report import describe
+            from training.plan.scaling import Plan
 
-        plan = Plan(asked.recipe, asked.deepspeed, asked.asked, GPUS[asked.gpu], asked.mfu)
-        text, facts = describe(plan, asked.gpu, asked.ranks, asked.recipe_name)
+            plan = Plan(asked.recipe, asked.deepspeed, asked.asked, GPUS[asked.gpu], asked.mfu)
+            text, facts = describe(plan, asked.gpu, asked.ranks, asked.recipe_name)
+            print(text)
+            print(
+                f"Assumed, not measured: the MFU; {NODE} GPUs per node; nominal links at 70 %. See "
+                "docs/plan.md."
+            )
+        if asked.measure:
+            from training.plan.measure import measure
+
+            text, facts["measured"] = measure(asked, lambda line: print(line, flush=True))
+            print(text)
     except (UserError, OSError) as error:
         return print_error(error)
-    if asked.note:
-        print(asked.note)
-    print(text)
-    print(
-        f"Assumed, not measured: the MFU; {NODE} GPUs per node; nominal links at 70 %; blocks uncompiled, "
-        "which keep more. See docs/plan.md."
-    )
     if asked.json_file:
         write_json(Path(asked.json_file), facts)
     return 0

@@ -15,6 +15,7 @@ from model.probe import probe_unless_ours
 from .config import DeepSpeedConfig, Recipe
 from .config.candidate import Overrides
 from .engine.build import optimizer_groups
+from .engine.compilation import why_no_budget
 from .engine.environment import world_size_from_environment
 from .schedule import ScheduleConfig, learning_rate
 
@@ -70,7 +71,7 @@ def explanation(recipe: Recipe, ds: DeepSpeedConfig, overrides: Overrides) -> st
         "numerics": [
             f"{PRECISIONS[ds.precision]}; gradients summed in {ds.accumulation_dtype}, sent in {_sent(ds)}; "
             f"ZeRO-{ds.stage}",
-            f"torch.compile of the blocks: {'yes' if recipe.train.compile else 'no'}",
+            *_compiled(recipe, ds),
         ],
         "data": _data(recipe),
         "scores": _scores(recipe),
@@ -78,6 +79,19 @@ def explanation(recipe: Recipe, ds: DeepSpeedConfig, overrides: Overrides) -> st
     return "\n".join(
         line for title, lines in sections.items() for line in (title, *(f"  {one}" for one in lines))
     )
+
+
+def _compiled(recipe: Recipe, ds: DeepSpeedConfig) -> list[str]:
+    compiled, budget = recipe.train.compile, recipe.train.activation_memory_budget
+    lines = [f"torch.compile of the blocks: {'yes' if compiled else 'no'}"]
+    if budget < 1:
+        because = why_no_budget(compiled, ds)
+        lines.append(
+            f"train.activation_memory_budget has no effect: {because}"
+            if because
+            else f"they keep {budget:g} of their activations for backward, and compute the rest again"
+        )
+    return lines
 
 
 def _design(recipe: Recipe) -> list[str]:

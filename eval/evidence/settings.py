@@ -75,8 +75,8 @@ GROUPS = (
         "rounding",
         (
             "ds.train_micro_batch_size_per_gpu", "ds.gradient_accumulation_steps", "ds.zero_optimization.",
-            "ds.activation_checkpointing", "ds.zero_allow_untested_optimizer",
-            "ds.zero_force_ds_cpu_optimizer", "ds.prescale_gradients",
+            "train.activation_memory_budget", "ds.activation_checkpointing",
+            "ds.zero_allow_untested_optimizer", "ds.zero_force_ds_cpu_optimizer", "ds.prescale_gradients",
             "ds.gradient_predivide_factor", "ds.aio",
         ),
     ),

@@ -60,7 +60,12 @@ def test_in_fp32_loss_and_gradients_are_the_plain_ones(dtype: torch.dtype, error
         assert (left - truth).abs().max() <= error * max(1.0, truth.abs().max().item())
 
 
-def test_in_bf16_the_error_is_no_larger_than_the_plain_paths(bf16_products: bool) -> None:
+@pytest.mark.parametrize("most_rows", [2048, 512, 7], ids=["one chunk", "three", "158"])
+def test_in_bf16_the_error_is_no_larger_than_the_plain_paths(
+    bf16_products: bool, most_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK_IN_PLACE", {"cpu": most_rows})
+    monkeypatch.setattr(loss, "SLICE", 100)
     hidden, rows, targets = inputs(torch.bfloat16)
     assert (loss.dtype_of_products(hidden) == torch.bfloat16) is bf16_products
     exact = plain(hidden.detach().double().requires_grad_(), rows.detach().double().requires_grad_(), targets)
@@ -123,6 +128,24 @@ def test_under_autocast_the_products_are_in_bf16_where_that_is_fast(monkeypatch:
         assert loss.dtype_of_products(x.bfloat16()) == fast
         with torch.autocast("cpu", torch.bfloat16):
             assert loss.dtype_of_products(x) == fast
+
+
+def test_a_factor_of_the_loss_is_applied_in_fp32() -> None:
+    """In bf16 a third would be 0.3340, and every gradient wrong by a five-hundredth."""
+    gradient = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    factor = torch.tensor(1 / 3)
+    assert torch.equal(loss._scaled(gradient, factor, torch.bfloat16), (gradient.float() * factor).bfloat16())
+    assert torch.equal(
+        loss._scaled(gradient.float(), factor, torch.bfloat16), (gradient.float() / 3).bfloat16()
+    )
+    assert loss._scaled(gradient, torch.tensor(1.0), torch.bfloat16) is gradient
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "chunk"), [(5000, 4096, 2500), (4096, 4096, 4096), (3, 8, 3), (0, 8, 0)]
+)
+def test_chunks_are_even(rows: int, most: int, chunk: int) -> None:
+    assert loss.even_chunk(rows, most) == chunk
 
 
 MEASURE = """

@@ -23,6 +23,7 @@ RANGES = {
     "milestone_every": FROM_1,
     "max_rollbacks": Range(at_least=0),
     "max_minutes": Range(above=0),
+    "activation_memory_budget": Range(above=0, at_most=1),
     "max_skipped_steps": FROM_1,
     "profile_steps": FROM_1,
 }
@@ -52,6 +53,9 @@ class TrainConfig:
         stop_file: the run is saved and stops once this file exists; a relative one lies in the run folder
         preflight: whether the design is checked before the run begins; --skip_preflight sets it to false
         compile: whether torch.compile compiles the blocks; it changes numbers by rounding only
+        activation_memory_budget: the share of what compiled blocks would keep for backward that they may
+            keep; the rest is computed again, what takes least FLOPs first; 1 is torch's own choice, and below
+            it numbers change by rounding only
         diagnostics: whether each layer is measured at steps 1, 2, 4, 8 and so on and at the last, into
             diagnostics.parquet; training is the same bit for bit
         profile_steps: steps to profile, counted from this start; --profile sets it to 3, 4 and 5
@@ -74,6 +78,7 @@ class TrainConfig:
     stop_file: str | None = None
     preflight: bool = True
     compile: bool = True
+    activation_memory_budget: float = 1.0
     diagnostics: bool = True
     profile_steps: tuple[int, ...] = ()
     candidate_overrides: Literal["apply", "ignore", "refuse"] = "apply"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils import flop_counter
 from torch.utils.checkpoint import checkpoint
 
 from model import GPT
@@ -26,24 +27,50 @@ _GRAPH_BREAKS = logging.getLogger("torch._dynamo.symbolic_convert.__graph_breaks
 _CONVERSIONS = logging.getLogger("torch._dynamo.convert_frame")
 
 
-def wrap_blocks(gpt: GPT, compiled: bool, config: "DeepSpeedConfig", say: Callable[[str], None]) -> None:
+def wrap_blocks(
+    gpt: GPT, compiled: bool, config: "DeepSpeedConfig", say: Callable[[str], None], budget: float = 1.0
+) -> None:
     """Compile the blocks if that is wanted, and checkpoint their activations if the DeepSpeed JSON has that
-    section, before an engine is built around the model. `say` is told what has no effect or breaks graphs."""
-    because = None
-    if config.stage == 3:
-        because = "ZeRO-3 gathers the weights of each layer between its operations"
-    elif config.counts_flops:
-        because = "flops_profiler counts the operations of uncompiled layers"
-    if compiled and because:
+    section, before an engine is built around the model. `say` is told what has no effect or breaks graphs.
+
+    `budget` is `train.activation_memory_budget`.
+    """
+    if budget < 1 and (because := why_no_budget(compiled, config)):
+        say(f"train.activation_memory_budget has no effect: {because}")
+        budget = 1.0
+    if compiled and (because := why_uncompiled(config)):
         say(f"train.compile has no effect: {because}")
     elif compiled:
-        compile_blocks(gpt, say, (config.micro_batch, gpt.config.block_size))
+        compile_blocks(gpt, say, (config.micro_batch, gpt.config.block_size), budget)
     if (checkpointing := config.activation_checkpointing) is not None:
         checkpoint_blocks(gpt, on_cpu=checkpointing.get("cpu_checkpointing", False))
 
 
+def why_uncompiled(config: "DeepSpeedConfig") -> str | None:
+    """Why a DeepSpeed JSON leaves blocks uncompiled whatever `train.compile` says; None if it does not."""
+    if config.stage == 3:
+        return "ZeRO-3 gathers the weights of each layer between its operations"
+    if config.counts_flops:
+        return "flops_profiler counts the operations of uncompiled layers"
+    return None
+
+
+def why_no_budget(compiled: bool, config: "DeepSpeedConfig") -> str | None:
+    """Why `train.activation_memory_budget` changes nothing; None if it does."""
+    if not compiled:
+        return "train.compile is false, and torch.compile alone follows it"
+    if why_uncompiled(config):
+        return "train.compile has none, and torch.compile alone follows it"
+    if config.activation_checkpointing is not None:
+        return "activation_checkpointing keeps the inputs of blocks alone, and runs them again"
+    return None
+
+
 def compile_blocks(
-    gpt: GPT, warn: Callable[[str], None], validated_shape: tuple[int, int] | None = None
+    gpt: GPT,
+    warn: Callable[[str], None],
+    validated_shape: tuple[int, int] | None = None,
+    budget: float = 1.0,
 ) -> None:
     """Compile what repeats over depth, and the final norm: one graph serves all layers of a kind, a plug-in's
     code included.
@@ -56,7 +83,9 @@ def compile_blocks(
         gpt: the model, before an engine is built around it.
         warn: is told in one sentence, with file and line, of each graph break and of what is not compiled.
         validated_shape: the (B, T) that are computed compiled without training, too.
+        budget: see `train.activation_memory_budget`.
     """
+    _keep_within(budget)
     if shlex.quote(str(CACHE_DIR)) == str(CACHE_DIR):  # inductor calls the C++ compiler without quotes
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE_DIR))
     torch._dynamo.config.suppress_errors = True
@@ -74,6 +103,17 @@ def compile_blocks(
     for module, name in [*gpt.repeated_methods(), (gpt.transformer["ln_f"], "forward")]:
         method = getattr(module, name)
         _replace(module, name, _where_it_pays(gpt, module, torch.compile(method, dynamic=False), method))
+
+
+def _keep_within(budget: float) -> None:
+    """Have what is compiled from now on keep no more than this share of activations for backward."""
+    if torch._functorch.config.activation_memory_budget != budget:
+        torch._dynamo.reset()  # code in memory is not found by its budget, as that on disk is
+        torch._functorch.config.activation_memory_budget = budget
+    # torch weighs what to compute again by its FLOPs, and knows those of attention on GPUs alone.
+    aten, formulas = torch.ops.aten, flop_counter.flop_registry
+    of_gpus = formulas[aten._scaled_dot_product_flash_attention]
+    formulas.setdefault(aten._scaled_dot_product_flash_attention_for_cpu, of_gpus)
 
 
 def checkpoint_blocks(gpt: GPT, on_cpu: bool) -> None:

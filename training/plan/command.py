@@ -22,7 +22,8 @@ MOST_GPUS = 4096
 PLAN = CommandLine(
     prog="scripts/plan.py",
     usage="python scripts/plan.py --config RECIPE.yaml --deepspeed_config DS.json --gpus 8xH100 [--mfu 0.4]\n"
-    "                 [--json FILE] [--section.key VALUE ...] [--ds.path.to.key VALUE ...]",
+    "                 [--measure [--limit_gib N]] [--json FILE] [--section.key VALUE ...]\n"
+    "                 [--ds.path.to.key VALUE ...]",
     description="What a run needs, before a GPU is rented: memory per rank, communication, time, GPU hours.",
     sections=SECTIONS,
     shorthands=SHORTHANDS,
@@ -30,6 +31,14 @@ PLAN = CommandLine(
     | {
         "gpus": Option(f"a number, an x and one of {', '.join(GPUS)}", "8xH100"),
         "mfu": Option(f"model FLOPs utilisation of the compute alone (default: {MFU})", "SHARE"),
+        "measure": Option(
+            "make steps on the device at hand, and find the micro-batch that fits and the fastest; --gpus is "
+            "how many ranks the run will have (default: one)",
+            None,
+        ),
+        "limit_gib": Option(
+            "of --measure: what the process may have, in GiB (default: 90 % of what is there)", "N"
+        ),
         "json": Option("a file for the numbers", "FILE"),
     },
     takes_deepspeed=True,
@@ -47,9 +56,11 @@ class PlanRequest:
         asked: `train_batch_size` and micro-batch before they were made to divide
         note: a sentence where one of them follows from another, or had to be changed to divide
         ranks: how many GPUs
-        gpu: the name of their kind
+        gpu: the name of their kind; empty where nothing but a measurement is asked for
         mfu: model FLOPs utilisation of the compute alone
         json_file: where the numbers go, if anywhere
+        measure: whether steps are made here
+        limit: of --measure, bytes that a process may have; None for most of what is there
     """
 
     recipe: "Recipe"
@@ -61,6 +72,8 @@ class PlanRequest:
     gpu: str
     mfu: float
     json_file: str | None
+    measure: bool
+    limit: int | None
 
 
 def read_plan(argv: list[str]) -> PlanRequest:
@@ -69,15 +82,25 @@ def read_plan(argv: list[str]) -> PlanRequest:
     Raises UserError or OSError with one sentence, and SystemExit after `--help`.
     """
     given = PLAN.read(argv).options
-    if "gpus" not in given:
-        raise UserError(f"--gpus is missing: a number, an x and one of {', '.join(GPUS)}, such as 8xH100")
-    ranks, gpu = _parse_gpus(given["gpus"])
+    measure = "measure" in given
+    if "gpus" not in given and not measure:
+        raise UserError(
+            f"--gpus is missing: a number, an x and one of {', '.join(GPUS)}, such as 8xH100; or "
+            "--measure, to make steps on the device at hand"
+        )
+    if "limit_gib" in given and not measure:
+        raise UserError("--limit_gib is for --measure, which is not given: leave it out, or give both")
+    ranks, gpu = _parse_gpus(given["gpus"]) if "gpus" in given else (1, "")
     mfu = _parse_mfu(given.get("mfu", str(MFU)))
+    limit = _parse_limit(given["limit_gib"]) if "limit_gib" in given else None
     request = read_request(PLAN, argv)
     deepspeed, asked, note = _sized_for(request, ranks)
+    # fmt: off
     return PlanRequest(
-        request.recipe(), request.recipe_file.name, deepspeed, asked, note, ranks, gpu, mfu, given.get("json")
+        request.recipe(), request.recipe_file.name, deepspeed, asked, note, ranks, gpu, mfu,
+        given.get("json"), measure, limit,
     )
+    # fmt: on
 
 
 def _parse_gpus(text: str) -> tuple[int, str]:
@@ -99,6 +122,17 @@ def _parse_mfu(text: str) -> float:
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu is '{text}', but it must be above 0 and at most 1")
     return mfu
+
+
+def _parse_limit(text: str) -> int:
+    """`12.5` -> bytes. Raises UserError with what is allowed."""
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = 0.0
+    if not 0 < gib < float("inf"):
+        raise UserError(f"--limit_gib is '{text}', but it must be a number above 0")
+    return int(gib * 2**30)
 
 
 def _sized_for(request: Request, ranks: int) -> tuple[DeepSpeedConfig, tuple[int, int], str | None]:

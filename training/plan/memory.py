@@ -15,6 +15,7 @@ from model.errors import UserError
 from model.probe import probe_unless_ours
 
 from ..config import DeepSpeedConfig
+from ..engine.compilation import why_no_budget, why_uncompiled
 from .shape import copy_of_bucket, largest_copy, largest_partition, shape_of
 from .trace import Activations, Device, Gradients, trace
 
@@ -57,18 +58,31 @@ class Memory:
 class MemoryModel:
     """Peak memory of a rank of `config` under a DeepSpeed JSON, for any number of ranks and micro-batch.
 
-    The blocks are taken as uncompiled, which keeps more for backward than compiled ones do. Peaks inside a
-    kernel (attention's backward, an optimizer's) are not seen.
+    Micro-batches between powers of two that the JSON does not name are taken as on a line between those.
 
     Args:
         config: the model.
         deepspeed: how it is trained.
+        compiled: whether torch.compile has the blocks, as far as the JSON lets it.
+        budget: see `train.activation_memory_budget`.
+        document_mask: whether attention keeps to documents.
         device: `cuda` for what a GPU holds. `cpu` for what this machine's CPU does: another chunk and another
             operator for the loss, copies in fp32 where bf16 products are not in hardware, and buckets count
             as far as they are written, because that is when the kernel gives them memory.
     """
 
-    def __init__(self, config: GPTConfig, deepspeed: DeepSpeedConfig, device: Device = "cuda") -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        deepspeed: DeepSpeedConfig,
+        device: Device = "cuda",
+        compiled: bool = False,
+        budget: float = 1.0,
+        document_mask: bool = False,
+    ) -> None:
+        self.compiled = compiled and why_uncompiled(deepspeed) is None
+        self.budget = 1.0 if why_no_budget(compiled, deepspeed) else budget
+        self.document_mask = document_mask
         self.config, self.deepspeed, self.device = config, deepspeed, device
         self.stage = deepspeed.stage
         self.weight = _DTYPE_BYTES[deepspeed.model_dtype]
@@ -90,6 +104,17 @@ class MemoryModel:
 
     def activations(self, micro_batch: int, gradients: Gradients) -> Activations:
         """What forward and backward of `micro_batch` sequences add."""
+        low = 2 ** (micro_batch.bit_length() - 1)
+        if micro_batch in (low, self.deepspeed.micro_batch):
+            return self._trace(micro_batch, gradients)
+        few, many = self._trace(low, gradients), self._trace(2 * low, gradients)
+        between = [
+            round(a + (b - a) * (micro_batch - low) / low)
+            for a, b in ((few.forward, many.forward), (few.backward, many.backward))
+        ]
+        return Activations(*between)
+
+    def _trace(self, micro_batch: int, gradients: Gradients) -> Activations:
         key = (micro_batch, gradients)
         if key not in self._traced:
             self._traced[key] = trace(
@@ -99,6 +124,9 @@ class MemoryModel:
                 gradients,
                 self.deepspeed.activation_checkpointing,
                 self.device,
+                self.compiled,
+                self.budget,
+                self.document_mask,
             )
         return self._traced[key]
 

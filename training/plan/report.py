@@ -1,14 +1,22 @@
 """A plan in words, in tables and as numbers."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
 from tabulate import tabulate
 
-from .accounting import communication
+from ..config import Recipe
+from .accounting import Pauses, communication
+from .attempt import RESERVE
 from .command import MOST_GPUS
 from .memory import Memory
-from .scaling import RESERVE, Plan, Row
+from .scaling import Plan, Row
+
+MOST_VALIDATION = 0.02
+"""A larger share of a run in validation is named."""
+MOST_CHECKPOINTS = 0.005
+"""A larger share of a run that waits for checkpoints is named."""
 
 
 def gib(size: float) -> str:
@@ -51,6 +59,8 @@ def describe(plan: Plan, gpu: str, ranks: int, recipe_name: str) -> tuple[str, d
         f"at an MFU of {plan.mfu:.0%}: {row.tokens_per_s:,.0f} tokens/s, {row.step_s:.2f} s per step, "
         f"{row.steps:,.0f} steps in {row.days:.3g} days, {row.gpu_hours:,.0f} GPU hours",
     ]
+    between = plan.pauses(row)
+    lines += told(between, plan.recipe)
     if not row.fits:
         lines.append(f"IT DOES NOT FIT: {gib(memory.peak)} of {gib(plan.usable)}")
     rows = plan.rows()
@@ -65,10 +75,46 @@ def describe(plan: Plan, gpu: str, ranks: int, recipe_name: str) -> tuple[str, d
         "communication": sent,
         "largest_micro_batch": largest,
         "plan": asdict(row),
+        "pauses": asdict(between)
+        | {"validation_share": between.validation_share, "checkpoint_share": between.checkpoint_share},
         "scaling": [asdict(r) for r in rows],
         "limits": limits,
     }
     return "\n".join(lines), facts
+
+
+def told(between: Pauses, recipe: Recipe) -> list[str]:
+    """What validations and checkpoints take, and what to do where it is much."""
+    train, validation, checkpoint = recipe.train, between.validation_share, between.checkpoint_share
+    later = between.copy_s + between.late_s
+    lines = [
+        f"{between.validations} validations of at most {recipe.data.validation_tokens:,} tokens: "
+        f"{between.validation_s:.2f} s each by FLOPs, {validation:.1%} of the run",
+        f"{between.checkpoints} checkpoints: the loop waits {between.first_copy_s:.1f} s for the first and "
+        f"{later:.2f} s for each other, {checkpoint:.2%} of the run",
+    ]
+    if validation > MOST_VALIDATION:
+        few = between.validations_within(MOST_VALIDATION)
+        rarer = ", even a single one"
+        if few:
+            rarer = f": --train.val_every {math.ceil(train.val_every * between.validations / few)} would not"
+        lines.append(
+            f"validation takes more than {MOST_VALIDATION:.0%} of the run{rarer}; fewer "
+            "data.validation_tokens take less, and are another set"
+        )
+    if checkpoint > MOST_CHECKPOINTS:
+        reason = (
+            f"each waits {between.late_s:.1f} s until the one before it is written"
+            if between.late_s
+            else "most of it is the first one's, of a run as short as this"
+            if between.first_copy_s > between.checkpoints * later
+            else "they are copied so often"
+        )
+        lines.append(
+            f"checkpoints take more than {MOST_CHECKPOINTS:.1%} of the run, because {reason}: raise "
+            f"train.checkpoint_every, now {train.checkpoint_every}"
+        )
+    return lines
 
 
 def _memory_table(plan: Plan, memory: Memory, gpu: str, copied: int) -> str:

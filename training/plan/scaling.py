@@ -8,12 +8,11 @@ from model import GPT, flops_per_token
 
 from ..config import DeepSpeedConfig, Recipe
 from ..engine.hardware import GPU
-from .accounting import communication, step_time
+from .accounting import Pauses, StepTime, communication, pauses, step_time
+from .attempt import RESERVE
 from .command import MOST_GPUS
 from .memory import MemoryModel
 
-RESERVE = 0.1
-"""Of a GPU's memory: the CUDA context, NCCL's buffers, fragmentation."""
 SLOW_NETWORK = 0.2
 """A larger share of a step than this in communication, and data parallel wastes its GPUs."""
 FEW_TOKENS = 4096
@@ -60,7 +59,13 @@ class Plan:
         self.batch, self.micro_batch = asked
         with FakeTensorMode():
             self.flops = flops_per_token(GPT(recipe.model))
-        self.memory = MemoryModel(recipe.model, deepspeed)
+        self.memory = MemoryModel(
+            recipe.model,
+            deepspeed,
+            compiled=recipe.train.compile,
+            budget=recipe.train.activation_memory_budget,
+            document_mask=recipe.data.document_mask,
+        )
         self.usable = int((1 - RESERVE) * gpu.memory)
 
     def fits(self, ranks: int, micro_batch: int, accumulation: int) -> bool:
@@ -109,6 +114,12 @@ class Plan:
             days=steps * time.whole / 86400,
             gpu_hours=steps * time.whole * ranks / 3600,
         )
+
+    def pauses(self, row: Row) -> Pauses:
+        """What validations and checkpoints take of a run on so many GPUs."""
+        share = row.communication_share
+        time = StepTime(row.step_s * (1 - share), row.step_s * share)
+        return pauses(self.memory, self.recipe, time, self.flops, self.gpu, row.gpus, self.mfu, row.steps)
 
     def rows(self) -> list[Row]:
         """1, 2, 4, ... GPUs, up to `MOST_GPUS`."""

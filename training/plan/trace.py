@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from model import GPT, GPTConfig
-from model.loss import CHUNK, _MeanLoss, dtype_of_products
+from model.loss import CHUNK, CHUNK_IN_PLACE, _MeanLoss, dtype_of_products, even_chunk
 
-from ..engine.compilation import checkpoint_blocks
+from ..engine.compilation import checkpoint_blocks, compile_blocks
 from ..engine.cpu_bf16 import bf16_arithmetic
+from .compiled import bytes_at_peak, graphs_run_by
 
 Device = Literal["cuda", "cpu"]
 Gradients = Literal["kept", "new", "freed"]
@@ -47,18 +48,49 @@ class Live(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._hidden = hidden
+        self._in_graph = False
         self._sizes: dict[int, int] = {}
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Leave compiled graphs to `run`."""
+        return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = _storages((args, kwargs))
+        if self._in_graph:
+            return result
+        self._count(result, _storages((args, kwargs)))
+        self.peak = max(self.peak, self.now + (self._hidden if "linear_cross_entropy" in str(func) else 0))
+        return result
+
+    def run(self, graph: torch.fx.GraphModule, inputs: list[Any], is_backward: bool) -> Any:
+        """The outputs of a graph that is compiled in training: the tensors in between are inductor's."""
+        places = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+        named = zip(inputs, places, strict=True)
+        freed = [self._freed(x, name) if is_backward else None for x, name in named]
+        given = list(inputs)
+        inputs.clear()
+        self.peak = max(self.peak, self.now + bytes_at_peak(graph, freed))
+        self._in_graph = True
+        result = graph(*given)
+        self._in_graph = False
+        self._count(result, _storages(given))
+        return result
+
+    def _freed(self, x: Any, name: str) -> torch.UntypedStorage | None:
+        """The memory of a backward input if it goes once it is read: weights stay, and what autograd has."""
+        if not isinstance(x, torch.Tensor) or name.startswith("tangents"):
+            return None
+        storage = x.untyped_storage()
+        return storage if storage._cdata in self._sizes else None
+
+    def _count(self, result: Any, given: Mapping[int, torch.UntypedStorage]) -> None:
         for key, storage in _storages(result).items():
             if key not in given and key not in self._sizes:  # views share their storage
                 self._sizes[key] = storage.nbytes()
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._forget, key)
-        self.peak = max(self.peak, self.now + (self._hidden if "linear_cross_entropy" in str(func) else 0))
-        return result
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
@@ -75,7 +107,7 @@ class HeadWithoutNumbers(torch.autograd.Function):
     Args:
         hidden: what the head reads, in the dtype of its products.
         rows: the head's weight, in the same.
-        chunk: rows of logits that exist at once.
+        most_rows: rows of logits that exist at once, at most.
         rounds: whether a product is rounded to the inputs' dtype before it is summed in fp32, as on CPUs.
         keeps_capped: whether softcapped logits are kept in fp32, because a CPU's compiler computes no tanh
             twice.
@@ -86,29 +118,27 @@ class HeadWithoutNumbers(torch.autograd.Function):
         ctx: Any,
         hidden: torch.Tensor,
         rows: torch.Tensor,
-        chunk: int,
+        most_rows: int,
         rounds: bool,
         keeps_capped: bool = False,
     ) -> torch.Tensor:
-        chunk = min(chunk, len(hidden))
+        chunk = even_chunk(len(hidden), most_rows)
         grad_hidden = torch.empty_like(hidden)
-        grad_rows = torch.empty_like(rows, dtype=torch.float32)
-        of_last_chunk = hidden.new_empty(chunk if len(hidden) > chunk else 0, len(rows))
         logits = hidden.new_empty(chunk, len(rows))
         capped = torch.empty_like(logits, dtype=torch.float32) if keeps_capped else None
-        grad_logits = torch.empty_like(logits)
-        del logits, of_last_chunk, capped
-        rounded = torch.empty_like(rows) if rounds else None
-        product = torch.empty_like(grad_rows)
-        del grad_logits, rounded, product
+        del capped
+        alone = chunk >= len(hidden)  # then it is the sum, and has the inputs' dtype
+        grad_rows = torch.empty_like(rows, dtype=rows.dtype if alone else torch.float32)
+        rounded = torch.empty_like(rows) if rounds and not alone else None
+        del logits, rounded
         ctx.save_for_backward(grad_hidden, grad_rows)
         ctx.dtype = rows.dtype
         return hidden.new_empty((), dtype=torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_hidden, grad_rows = ctx.saved_tensors
-        return torch.empty_like(grad_hidden), torch.empty_like(grad_rows).to(ctx.dtype), None, None, None
+        of_hidden, of_rows = (torch.empty_like(of, dtype=ctx.dtype) for of in ctx.saved_tensors)
+        return of_hidden, of_rows, None, None, None
 
 
 def trace(
@@ -118,6 +148,9 @@ def trace(
     gradients: Gradients,
     checkpointing: Mapping[str, Any] | None,
     device: Device,
+    compiled: bool = False,
+    budget: float = 1.0,
+    document_mask: bool = False,
 ) -> Activations:
     """Forward and backward of (micro_batch, block_size) tokens on tensors without memory.
 
@@ -128,6 +161,9 @@ def trace(
         gradients: what becomes of the parameters' gradients.
         checkpointing: the JSON's section: with it, blocks keep their inputs and run again in backward.
         device: see `MemoryModel`.
+        compiled: whether the blocks are.
+        budget: see `train.activation_memory_budget`.
+        document_mask: whether attention keeps to documents.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode, torch.float32)
     half = torch.float16 if mode.endswith("fp16") else torch.bfloat16
@@ -136,11 +172,14 @@ def trace(
     )
     live = Live(4 * config.vocab_size * min(CHUNK["cpu"], micro_batch * config.block_size))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(graphs_run_by(live.run, budget))
         stack.enter_context(FakeTensorMode())
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(dtype)
         gpt = GPT(config).train()
         torch.set_default_dtype(torch.float32)
+        if compiled:
+            compile_blocks(gpt, lambda sentence: None, budget=budget)
         if checkpointing is not None:
             checkpoint_blocks(gpt, on_cpu=False)
         for parameter in gpt.parameters():
@@ -149,11 +188,13 @@ def trace(
             if gradients == "freed":
                 parameter.register_post_accumulate_grad_hook(_free_gradient)
         idx = torch.zeros(micro_batch, config.block_size, dtype=torch.int64)
+        # On a GPU the mask is FlexAttention's, which holds tiles and no elements, unless there is dropout.
+        documents = idx if document_mask and (device == "cpu" or config.dropout > 0) else None
         stack.enter_context(live)
         if device == "cpu":
             stack.enter_context(bf16_arithmetic())
         with autocast:
-            loss = _loss(gpt, idx, device)
+            loss = _loss(gpt, idx, documents, device)
         forward = live.peak
         live.peak = live.now
         loss.backward()
@@ -165,9 +206,9 @@ def trace(
     return Activations(forward, backward)
 
 
-def _loss(gpt: GPT, idx: torch.Tensor, device: Device) -> torch.Tensor:
+def _loss(gpt: GPT, idx: torch.Tensor, documents: torch.Tensor | None, device: Device) -> torch.Tensor:
     """The loss as `model.loss` computes it on the device, chunked there or by torch's own operator."""
-    hidden = gpt.hidden(idx)
+    hidden = gpt.hidden(idx, documents)
     if device == "cpu":
         products = dtype_of_products(hidden)
     else:
@@ -178,9 +219,13 @@ def _loss(gpt: GPT, idx: torch.Tensor, device: Device) -> torch.Tensor:
         hidden, rows = hidden.flatten(0, -2).to(products), gpt.lm_head.rows().to(products)
         head = gpt.lm_head
         if products == torch.float32 and (head.z_loss or head.softcap):  # not torch's own operator
-            return _MeanLoss.apply(hidden, rows, idx.flatten(), CHUNK[device], head.z_loss, head.softcap)
+            return _MeanLoss.apply(
+                hidden, rows, idx.flatten(), CHUNK_IN_PLACE[device], head.z_loss, head.softcap
+            )
         rounds = device == "cpu" and products != torch.float32
-        return HeadWithoutNumbers.apply(hidden, rows, CHUNK[device], rounds, rounds and head.softcap > 0)
+        return HeadWithoutNumbers.apply(
+            hidden, rows, CHUNK_IN_PLACE[device], rounds, rounds and head.softcap > 0
+        )
 
 
 def _free_gradient(parameter: torch.Tensor) -> None:
