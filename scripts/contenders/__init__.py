@@ -1,0 +1,1 @@
+"""What `scripts/bench_engine.py` measures side by side, and how."""
