@@ -34,6 +34,8 @@ class Turn(NamedTuple):
     """Of a step, the first one left out."""
     loss: float
     """Nats per token over the last global batch, before the weights moved."""
+    grad_norm: float
+    """Of the last step's gradient before clipping, averaged over the global batch."""
 
 
 class Bench:
@@ -143,7 +145,7 @@ def timed(bench: Bench, step: Callable[[int], Mapping[str, Any]]) -> Turn:
     Args:
         bench: the setting.
         step: makes the step of that number, reads its loss, and gives what is logged of it: `loss`, the mean
-            over this rank's part of the global batch or all of it, and anything else.
+            over this rank's part of the global batch or all of it, `grad_norm`, and anything else.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Log(bench, folder)
@@ -157,4 +159,4 @@ def timed(bench: Bench, step: Callable[[int], Mapping[str, Any]]) -> Turn:
         bench.synchronize()
         dist.barrier()
         seconds = (time.perf_counter() - started) / bench.steps
-    return Turn(seconds, bench.mean_of_ranks(facts["loss"]))
+    return Turn(seconds, bench.mean_of_ranks(facts["loss"]), facts["grad_norm"])

@@ -18,7 +18,7 @@ def huggingface(bench: Bench, compiled: bool) -> Turn:
     from transformers.trainer_callback import PrinterCallback
 
     ends: list[float] = []
-    losses: list[float] = []
+    logged: list[dict[str, float]] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -28,7 +28,7 @@ def huggingface(bench: Bench, compiled: bool) -> Turn:
 
         def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             if "loss" in (logs := more["logs"]):
-                losses.append(float(logs["loss"]))
+                logged.append(logs)
                 log.write(state.global_step, logs)
 
     class InOrder(Trainer):
@@ -56,7 +56,7 @@ def huggingface(bench: Bench, compiled: bool) -> Turn:
             report_to=[],
             disable_tqdm=True,
             remove_unused_columns=False,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=bench.device.type == "cuda",
         )
         model = GPT2LMHeadModel.from_pretrained(to_hf(bench.gpt(), folder, eot=None))
         model.config.use_cache = False
@@ -67,7 +67,8 @@ def huggingface(bench: Bench, compiled: bool) -> Turn:
         trainer.accelerator.free_memory()
         engine: Any = trainer.model_wrapped
         engine.destroy()
-    return Turn((ends[-1] - ends[0]) / bench.steps, bench.mean_of_ranks(losses[-1]))
+    loss = bench.mean_of_ranks(logged[-1]["loss"])
+    return Turn((ends[-1] - ends[0]) / bench.steps, loss, logged[-1]["grad_norm"])
 
 
 def _dealt(bench: Bench) -> list[dict[str, torch.Tensor]]:

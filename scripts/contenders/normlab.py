@@ -75,8 +75,8 @@ def without_deepspeed(bench: Bench) -> Turn:
         norm = nn.utils.clip_grad_norm_(states.masters, 1.0)
         optimizer.step()
         states.end_step()
-        loss_and_norm = torch.stack([total / bench.accumulation, norm]).tolist()
-        return dict(zip(("loss", "grad_norm"), loss_and_norm, strict=True)) | {"lr": RATE}
+        mean_loss, grad_norm = torch.stack([total / bench.accumulation, norm]).tolist()
+        return {"loss": mean_loss, "grad_norm": grad_norm, "lr": RATE}
 
     return timed(bench, step)
 

@@ -48,10 +48,11 @@ def _loop(bench: Bench, module: nn.Module, trained: Any, autocast: bool) -> Turn
                     _, loss = trained(idx, targets)
                 (loss / bench.accumulation).backward()
             total += loss.detach()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"loss": total.item() / bench.accumulation, "lr": RATE}
+        mean_loss, grad_norm = torch.stack([total / bench.accumulation, norm]).tolist()
+        return {"loss": mean_loss, "grad_norm": grad_norm, "lr": RATE}
 
     return timed(bench, step)
 

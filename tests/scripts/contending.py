@@ -24,8 +24,8 @@ def prepare() -> None:
     torch.compiler.set_stance("force_eager")
 
 
-def losses_of(rank: int, folder: Path, sizes: dict[str, list[int]]) -> None:
-    """Each contender's first and last loss at each micro-batch, by rank 0 in a file."""
+def turns_of(rank: int, folder: Path, sizes: dict[str, list[int]]) -> None:
+    """What each contender has after two steps, and after six, at each micro-batch, by rank 0 in a file."""
     prepare()
     from contenders.bench import Bench
     from contenders.lineup import CONTENDERS
@@ -34,9 +34,7 @@ def losses_of(rank: int, folder: Path, sizes: dict[str, list[int]]) -> None:
     ranks, found = join_ranks(), {}
     for name, of_contender in sizes.items():
         for size in of_contender:
-            first, last = (
-                CONTENDERS[name](Bench(options(steps=steps), size, ranks)).loss for steps in (1, 5)
-            )
-            found[f"{name}, {size}"] = (first, last)
+            turns = [CONTENDERS[name](Bench(options(steps=steps), size, ranks)) for steps in (1, 5)]
+            found[f"{name}, {size}"] = [(turn.loss, turn.grad_norm) for turn in turns]
     if rank == 0:
-        (folder / "losses.json").write_text(json.dumps(found))
+        (folder / "turns.json").write_text(json.dumps(found))

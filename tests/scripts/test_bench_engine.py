@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig, flops_per_token
 from tests.distributed import run_on_ranks
-from tests.scripts.contending import SCRIPTS, SHAPE, losses_of, options, prepare
+from tests.scripts.contending import SCRIPTS, SHAPE, options, prepare, turns_of
 
 aten = torch.ops.aten
 
@@ -23,17 +23,20 @@ def scripts() -> Iterator[None]:
     sys.path.remove(SCRIPTS)
 
 
-def test_all_contenders_end_with_the_same_loss(tmp_path: Path) -> None:
+def test_all_contenders_compute_the_same(tmp_path: Path) -> None:
     from contenders.lineup import CONTENDERS
 
     sizes = {name: [2] for name in CONTENDERS if not name.endswith("compiled")} | {"NormLab": [1, 2, 4]}
     sizes |= {"nanoGPT's loop": [1, 2, 4], "bare loop without DeepSpeed": [1, 2, 4]}
-    run_on_ranks(losses_of, 2, tmp_path, sizes)
-    losses = json.loads((tmp_path / "losses.json").read_text())
-    first, last = losses["DDP fp32, 2"]
-    assert len(losses) == 13 and first - last > 0.05
-    off = {name: (a - first, b - last) for name, (a, b) in losses.items()}
-    assert all(abs(a) < 1e-3 and abs(b) < 1e-3 for a, b in off.values()), off
+    run_on_ranks(turns_of, 2, tmp_path, sizes)
+    turns = json.loads((tmp_path / "turns.json").read_text())
+    plain = turns["DDP fp32, 2"]
+    (first, _), (last, _) = plain
+    assert len(turns) == 13 and first - last > 0.05
+    for name, of_contender in turns.items():
+        for (loss, norm), (of_plain, norm_of_plain) in zip(of_contender, plain, strict=True):
+            assert abs(loss - of_plain) < 1e-3, name
+            assert norm == pytest.approx(norm_of_plain, rel=0.02), name
 
 
 def test_products_are_those_of_forward_and_backward() -> None:
@@ -103,9 +106,10 @@ def all_rounds(rank: int, folder: Path) -> None:
 
     def turn_of(name: str, bench: Bench) -> Turn:
         made.append((name, bench.micro_batch))
+        torch.ones(8 * 2**20)  # so that there is a peak
         if name == "DDP fp32" and bench.micro_batch == 4:
             raise torch.OutOfMemoryError("made up")
-        return Turn(seconds=1 / bench.micro_batch, loss=1.0)
+        return Turn(seconds=1 / bench.micro_batch, loss=1.0, grad_norm=1.0)
 
     products.GO_S = 1e-4
     turns.CONTENDERS = {name: lambda b, name=name: turn_of(name, b) for name in ("NormLab", "DDP fp32")}
