@@ -55,19 +55,19 @@ class Published:
 PUBLISHED = (
     Published(
         "MPT-1B, FSDP, H100 (micro-batch 14 on 8 GPUs, 20 on more)",
-        "github.com/mosaicml/llm-foundry, scripts/train/benchmarking/README.md",
+        "https://github.com/mosaicml/llm-foundry/blob/main/scripts/train/benchmarking/README.md",
         "tokens/s per GPU",
         {8: 45455, 16: 46037, 32: 45130, 64: 44402},
     ),
     Published(
         "data parallel, as drawn by Hugging Face's Ultra-Scale Playbook (the figure names no model)",
-        "huggingface.co/spaces/nanotron/ultrascale-playbook, dist/fragments/dp_scaling.html",
+        "https://huggingface.co/spaces/nanotron/ultrascale-playbook (dist/fragments/dp_scaling.html)",
         "tokens/s per GPU",
         {8: 40149.94, 16: 37609.69, 32: 35367.61, 64: 31112.23, 128: 26446.44, 256: 15700.38},
     ),
     Published(
         "a mixture of experts in JAX, FSDP in a node and data parallel over nodes, H100",
-        "github.com/marin-community/marin/issues/6979",
+        "https://github.com/marin-community/marin/issues/6979",
         "MFU",
         {8: 0.267, 16: 0.262, 32: 0.264, 64: 0.265},
     ),

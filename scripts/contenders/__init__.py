@@ -1,1 +1,1 @@
-"""What `scripts/bench_engine.py` measures side by side, and how."""
+"""What `bench_engine.py`, `bench_scaling.py` and `bench_eval.py` measure side by side, and how."""

@@ -82,6 +82,7 @@ def share_of_the_peak(rank: int, file: Path) -> None:
 
     products.GO_S = 0.01
     bench = Bench(options(), 2, join_ranks())
+    assert bench.deepspeed.raw["timers"] == {"throughput": {"enabled": False}}
     peak = products.Peak(bench)
     peak.measure()
     turn = CONTENDERS["DDP fp32"](bench)
