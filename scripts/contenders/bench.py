@@ -32,6 +32,8 @@ class Turn(NamedTuple):
 
     seconds: float
     """Of a step, the first one left out."""
+    cpu_seconds: float
+    """What this rank's threads computed in that time, which other processes do not lengthen."""
     loss: float
     """Nats per token over the last global batch, before the weights moved."""
     grad_norm: float
@@ -152,11 +154,16 @@ def timed(bench: Bench, step: Callable[[int], Mapping[str, Any]]) -> Turn:
         log.write(0, step(0))
         bench.synchronize()
         dist.barrier()
-        started = time.perf_counter()
+        begun = clocks()
         for number in range(1, bench.steps + 1):
             facts = step(number)
             log.write(number, facts)
         bench.synchronize()
         dist.barrier()
-        seconds = (time.perf_counter() - started) / bench.steps
-    return Turn(seconds, bench.mean_of_ranks(facts["loss"]), facts["grad_norm"])
+        seconds, cpu_seconds = ((clocks() - begun) / bench.steps).tolist()
+    return Turn(seconds, cpu_seconds, bench.mean_of_ranks(facts["loss"]), facts["grad_norm"])
+
+
+def clocks() -> torch.Tensor:
+    """Seconds of the wall's clock, and of this process's threads on the CPU: (2,)."""
+    return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)

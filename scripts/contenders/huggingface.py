@@ -1,7 +1,6 @@
 """Hugging Face's Trainer and GPT-2 with the DeepSpeed JSON that NormLab has."""
 
 import tempfile
-import time
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch.utils.data import SequentialSampler
 
 from model import to_hf
 
-from .bench import RATE, WEIGHT_DECAY, Bench, Log, Turn
+from .bench import RATE, WEIGHT_DECAY, Bench, Log, Turn, clocks
 
 
 def huggingface(bench: Bench, compiled: bool) -> Turn:
@@ -17,14 +16,14 @@ def huggingface(bench: Bench, compiled: bool) -> Turn:
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    ends: list[float] = []
+    ends: list[torch.Tensor] = []
     logged: list[dict[str, float]] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step in (1, state.max_steps):
                 bench.synchronize()
-                ends.append(time.perf_counter())
+                ends.append(clocks())
 
         def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             if "loss" in (logs := more["logs"]):
@@ -68,7 +67,8 @@ def huggingface(bench: Bench, compiled: bool) -> Turn:
         engine: Any = trainer.model_wrapped
         engine.destroy()
     loss = bench.mean_of_ranks(logged[-1]["loss"])
-    return Turn((ends[-1] - ends[0]) / bench.steps, loss, logged[-1]["grad_norm"])
+    seconds, cpu_seconds = ((ends[-1] - ends[0]) / bench.steps).tolist()
+    return Turn(seconds, cpu_seconds, loss, logged[-1]["grad_norm"])
 
 
 def _dealt(bench: Bench) -> list[dict[str, torch.Tensor]]:

@@ -1,7 +1,6 @@
 """How fast this machine multiplies at the shapes of a training step: how long a step takes at least."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 from model import GPT, GPTConfig
 from model.loss import CHUNK
 
-from .bench import Bench
+from .bench import Bench, clocks
 
 GO_S = 0.1
 """A rate is that of products one after the other for so many seconds, so that their start does not count."""
@@ -108,12 +107,14 @@ class Peak:
         return self._run(multiply, times) / times
 
     def _run(self, multiply: Callable[[], Any], times: int) -> float:
+        """Seconds of so many calls; on CPUs those of its threads, which other processes do not lengthen."""
         self._bench.synchronize()
-        started = time.perf_counter()
+        begun = clocks()
         for _ in range(times):
             multiply()
         self._bench.synchronize()
-        return time.perf_counter() - started
+        wall, cpu = (clocks() - begun).tolist()
+        return min(wall, cpu / torch.get_num_threads()) if self._bench.device.type == "cpu" else wall
 
     def table(self) -> dict[str, dict[str, Any]]:
         """Of each product: its shape, its share of the FLOPs, and FLOP/s of all ranks. All ranks call it."""

@@ -25,6 +25,7 @@ class Measured(NamedTuple):
     """A turn, as all ranks have it."""
 
     tokens_per_s: float
+    tokens_per_cpu_s: float
     peak_bytes: float
     loss: float
 
@@ -96,10 +97,12 @@ def measure(bench: Bench, name: str) -> Measured | None:
     release(bench.device)
     if turn is None:
         return None
-    worst = torch.tensor([turn.seconds, float(peak["over"])], dtype=torch.float64, device=bench.device)
-    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-    seconds, over = worst.tolist()
-    return Measured(bench.tokens_per_step / seconds, over, turn.loss)
+    here = torch.tensor([turn.seconds, turn.cpu_seconds, peak["over"]], dtype=torch.float64)
+    of_ranks = torch.tensor(bench.ranks.gather(here.tolist()), dtype=torch.float64)
+    seconds, _, over = of_ranks.amax(dim=0).tolist()
+    cpu_seconds = of_ranks[:, 1].sum().item()
+    rate, of_cpu = bench.tokens_per_step / seconds, bench.tokens_per_step / cpu_seconds
+    return Measured(rate, of_cpu, over, turn.loss)
 
 
 def best_size(of_sizes: dict[int, list[Measured]]) -> int | None:
@@ -117,7 +120,10 @@ def in_words(turn: Measured | None) -> str:
     """A turn in a line."""
     if turn is None:
         return "out of memory"
-    return f"{turn.tokens_per_s:,.0f} tokens/s, {turn.peak_bytes / 2**20:,.0f} MiB, loss {turn.loss:.4f}"
+    return (
+        f"{turn.tokens_per_s:,.0f} tokens/s, {turn.tokens_per_cpu_s:,.0f} per CPU second, "
+        f"{turn.peak_bytes / 2**20:,.0f} MiB, loss {turn.loss:.4f}"
+    )
 
 
 def report(benches: dict[int, Bench], turns: Turns, peaks: dict[int, Peak], json_file: str | None) -> None:
@@ -131,6 +137,7 @@ def report(benches: dict[int, Bench], turns: Turns, peaks: dict[int, Peak], json
             rate = median(of, "tokens_per_s")
             rows[name] = {
                 "tokens_per_s": rate,
+                "tokens_per_cpu_s": median(of, "tokens_per_cpu_s"),
                 "peak_bytes": median(of, "peak_bytes"),
                 "micro_batch": size,
                 "gemm_share": rate * bench.flops_per_token / at[size],
@@ -163,16 +170,16 @@ def known_peak(ranks: Ranks) -> float | None:
 def print_table(rows: dict[str, dict[str, Any]], ours: dict[str, Any] | None) -> None:
     """A line for each contender, at its best micro-batch."""
     print(
-        f"\n{'contender':<34} {'micro':>5} {'tokens/s':>10} {'of ours':>8} {'peak MiB':>9} {'of ours':>8} "
-        f"{'of GEMM':>8} {'MFU':>6}"
+        f"\n{'contender':<34} {'micro':>5} {'tokens/s':>10} {'of ours':>8} {'per CPU s':>10} {'peak MiB':>9} "
+        f"{'of ours':>8} {'of GEMM':>8} {'MFU':>6}"
     )
     for name, row in rows.items():
-        rate, peak = row["tokens_per_s"], row["peak_bytes"]
+        rate, of_cpu, peak = row["tokens_per_s"], row["tokens_per_cpu_s"], row["peak_bytes"]
         of_ours = [f"{rate / ours['tokens_per_s']:.2f}", f"{peak / ours['peak_bytes']:.2f}"] if ours else "--"
         mfu = f"{row['mfu']:.1%}" if "mfu" in row else "-"
         print(
-            f"{name:<34} {row['micro_batch']:>5} {rate:>10,.0f} {of_ours[0]:>8} {peak / 2**20:>9,.0f} "
-            f"{of_ours[1]:>8} {row['gemm_share']:>8.2f} {mfu:>6}"
+            f"{name:<34} {row['micro_batch']:>5} {rate:>10,.0f} {of_ours[0]:>8} {of_cpu:>10,.0f} "
+            f"{peak / 2**20:>9,.0f} {of_ours[1]:>8} {row['gemm_share']:>8.2f} {mfu:>6}"
         )
 
 

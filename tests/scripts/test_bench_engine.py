@@ -86,6 +86,7 @@ def share_of_the_peak(rank: int, file: Path) -> None:
     peak = products.Peak(bench)
     peak.measure()
     turn = CONTENDERS["DDP fp32"](bench)
+    assert turn.cpu_seconds > 0
     rate = bench.tokens_per_step / turn.seconds * bench.flops_per_token
     slowest, fastest = (f(of["flops_per_s"] for of in peak.table().values()) for f in (min, max))
     assert 0 < slowest < peak.flops_per_s() < fastest
@@ -110,7 +111,7 @@ def all_rounds(rank: int, folder: Path) -> None:
         torch.ones(8 * 2**20)  # so that there is a peak
         if name == "DDP fp32" and bench.micro_batch == 4:
             raise torch.OutOfMemoryError("made up")
-        return Turn(seconds=1 / bench.micro_batch, loss=1.0, grad_norm=1.0)
+        return Turn(seconds=1 / bench.micro_batch, cpu_seconds=0.5, loss=1.0, grad_norm=1.0)
 
     products.GO_S = 1e-4
     turns.CONTENDERS = {name: lambda b, name=name: turn_of(name, b) for name in ("NormLab", "DDP fp32")}
@@ -132,6 +133,7 @@ def test_the_table_has_each_at_its_best_micro_batch(tmp_path: Path) -> None:
     }
     assert found["out_of_memory"] == {"NormLab": [], "DDP fp32": [4]}
     assert found["contenders"]["NormLab"]["tokens_per_s"] == pytest.approx(4 * 4 * 32)
+    assert found["contenders"]["NormLab"]["tokens_per_cpu_s"] == pytest.approx(4 * 32 / 0.5)
     assert found["speed_ratio"] == pytest.approx(2) and "bare_ratio" not in found
     said = (tmp_path / "said").read_text()
     assert "DDP fp32 ran out of memory at micro-batch 4" in said
