@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     """Measure and print; returns the exit status."""
     try:
         options = parse(argv)
-        from bench_backends import COLUMNS, Bench
+        from contenders.backends import COLUMNS, Bench
 
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(options, Path(folder) / "hf")

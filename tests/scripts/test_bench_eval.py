@@ -16,9 +16,9 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 def backends():
     pytest.importorskip("accelerate", reason="lm-eval's hf backend needs accelerate")
     sys.path.insert(0, str(SCRIPTS))
-    import bench_backends
+    from contenders import backends
 
-    yield bench_backends
+    yield backends
     sys.path.remove(str(SCRIPTS))
 
 
