@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these beside NormLab, as 'DDP fp32'")
     options = parser.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as a run has it
 
     # What one step of a rank has, in sequences.
     options.sequences = options.accumulation * max(options.micro_batches)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import GPT, GPTConfig
-from model.loss import CHUNK
+from model.loss import CHUNK_IN_PLACE, even_chunk
 
 from .bench import Bench, clocks
 
@@ -45,7 +45,7 @@ def products(config: GPTConfig, micro_batch: int, chunk: int) -> list[Product]:
     Args:
         config: the model's.
         micro_batch: sequences.
-        chunk: rows at a time that the head takes.
+        chunk: rows at a time that the head takes, at most.
     """
     with torch.device("meta"):
         gpt = GPT(config)
@@ -53,7 +53,7 @@ def products(config: GPTConfig, micro_batch: int, chunk: int) -> list[Product]:
     layers: dict[tuple[str, int, int, int], float] = {}
     for name, module in gpt.named_modules():
         if isinstance(module, nn.Linear):
-            at_once = min(chunk, rows) if module is gpt.lm_head else rows
+            at_once = even_chunk(rows, chunk) if module is gpt.lm_head else rows
             of = ".".join(name.split(".")[-2:])  # the layers' alike: `attn.c_proj`
             key = (of, at_once, module.in_features, module.out_features)
             layers[key] = layers.get(key, 0) + rows / at_once
@@ -79,7 +79,7 @@ class Peak:
     """
 
     def __init__(self, bench: Bench) -> None:
-        chunk = CHUNK["cpu" if bench.device.type == "cpu" else "cuda"]
+        chunk = CHUNK_IN_PLACE["cpu" if bench.device.type == "cpu" else "cuda"]
         self.products = products(bench.config, bench.micro_batch, chunk)
         self._bench = bench
         self._rates = dict.fromkeys(self.products, 0.0)
