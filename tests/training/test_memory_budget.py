@@ -55,7 +55,7 @@ def planned_to_be_kept(
     with graphs_run_by(live.run, budget), plan.FakeTensorMode():
         gpt = GPT(config).train()
         if compiled:
-            compile_blocks(gpt, pytest.fail, budget)
+            compile_blocks(gpt, pytest.fail, budget=budget)
         if checkpoint:
             checkpoint_blocks(gpt, on_cpu=False)
         idx = torch.zeros(SEQUENCES, config.block_size, dtype=torch.int64)
@@ -85,7 +85,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
         counters.clear()
         torch.manual_seed(0)
         gpt = GPT(SHAPE)
-        compile_blocks(gpt, pytest.fail, budget)
+        compile_blocks(gpt, pytest.fail, budget=budget)
         idx = torch.arange(SEQUENCES * 32).mul(7).remainder(64).view(SEQUENCES, 32)
         kept, hidden = kept_by(gpt, idx)
         loss = gpt.lm_head(hidden, idx.roll(-1))
@@ -209,7 +209,7 @@ def test_a_budget_is_a_share(budget: float) -> None:
 
 def test_attention_is_weighed_by_its_flops_on_cpus_too() -> None:
     """Otherwise torch takes it for free there, and computes it again before any product."""
-    compile_blocks(GPT(SHAPE), pytest.fail, 0.5)
+    compile_blocks(GPT(SHAPE), pytest.fail, budget=0.5)
     q = torch.zeros(1, 2, 16, 8)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)

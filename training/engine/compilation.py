@@ -42,7 +42,7 @@ def wrap_blocks(
     if compiled and (because := why_uncompiled(config)):
         say(f"train.compile has no effect: {because}")
     elif compiled:
-        compile_blocks(gpt, say, budget)
+        compile_blocks(gpt, say, budget=budget)
     if (checkpointing := config.activation_checkpointing) is not None:
         checkpoint_blocks(gpt, on_cpu=checkpointing.get("cpu_checkpointing", False))
 
@@ -67,7 +67,7 @@ def why_no_budget(compiled: bool, config: "DeepSpeedConfig") -> str | None:
     return None
 
 
-def compile_blocks(gpt: GPT, warn: Callable[[str], None], budget: float = 1.0) -> None:
+def compile_blocks(gpt: GPT, warn: Callable[[str], None], *, budget: float = 1.0) -> None:
     """Compile what repeats over depth: one graph serves all layers of a kind, a plug-in's code included.
 
     Evaluation, whose batches have other shapes, runs the blocks as they are. A block that cannot be compiled,

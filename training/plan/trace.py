@@ -181,7 +181,7 @@ def trace(
         gpt = GPT(config).train()
         torch.set_default_dtype(torch.float32)
         if compiled:
-            compile_blocks(gpt, lambda sentence: None, budget)
+            compile_blocks(gpt, lambda sentence: None, budget=budget)
         if checkpointing is not None:
             checkpoint_blocks(gpt, on_cpu=False)
         for parameter in gpt.parameters():
