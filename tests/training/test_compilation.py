@@ -223,7 +223,7 @@ def test_compiled_code_is_kept_where_the_compiler_takes_the_path(
 
 def test_one_key_switches_it_off_and_the_jsons_section_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped: list[Any] = []
-    monkeypatch.setattr(compilation, "compile_blocks", lambda *_: wrapped.append("compiled"))
+    monkeypatch.setattr(compilation, "compile_blocks", lambda *_, **__: wrapped.append("compiled"))
     monkeypatch.setattr(compilation, "checkpoint_blocks", lambda _, on_cpu: wrapped.append(on_cpu))
     for compiles, ds_config, expected in (
         (True, {}, ["compiled"]),

@@ -36,7 +36,7 @@ def of_reference(micro_batch: int, accumulation: int, **overrides: str) -> DeepS
 def test_peaks_measured_on_gpus_are_planned(preset: str, micro_batch: int, measured: float) -> None:
     config = GPTConfig(**PRESETS[preset], block_size=1024, vocab_size=50304)
     memory = MemoryModel(config, of_reference(micro_batch, 2), compiled=True)
-    assert memory.of(1, micro_batch, 2).peak / 2**30 == pytest.approx(measured, rel=0.02)
+    assert memory.of(1, micro_batch, 2).peak / 2**30 == pytest.approx(measured, rel=0.1)
 
 
 def test_a_budget_and_checkpointing_take_less_and_do_not_add_up() -> None:

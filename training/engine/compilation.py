@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch
 from torch.utils import flop_counter
 from torch.utils.checkpoint import checkpoint
 
@@ -41,7 +42,7 @@ def wrap_blocks(
     if compiled and (because := why_uncompiled(config)):
         say(f"train.compile has no effect: {because}")
     elif compiled:
-        compile_blocks(gpt, say, (config.micro_batch, gpt.config.block_size), budget)
+        compile_blocks(gpt, say, (config.micro_batch, gpt.config.block_size), budget=budget)
     if (checkpointing := config.activation_checkpointing) is not None:
         checkpoint_blocks(gpt, on_cpu=checkpointing.get("cpu_checkpointing", False))
 
@@ -70,6 +71,7 @@ def compile_blocks(
     gpt: GPT,
     warn: Callable[[str], None],
     validated_shape: tuple[int, int] | None = None,
+    *,
     budget: float = 1.0,
 ) -> None:
     """Compile what repeats over depth, and the final norm: one graph serves all layers of a kind, a plug-in's
@@ -107,9 +109,9 @@ def compile_blocks(
 
 def _keep_within(budget: float) -> None:
     """Have what is compiled from now on keep no more than this share of activations for backward."""
-    if torch._functorch.config.activation_memory_budget != budget:
+    if functorch.activation_memory_budget != budget:
         torch._dynamo.reset()  # code in memory is not found by its budget, as that on disk is
-        torch._functorch.config.activation_memory_budget = budget
+        functorch.activation_memory_budget = budget
     # torch weighs what to compute again by its FLOPs, and knows those of attention on GPUs alone.
     aten, formulas = torch.ops.aten, flop_counter.flop_registry
     of_gpus = formulas[aten._scaled_dot_product_flash_attention]
