@@ -12,7 +12,6 @@ import torch._inductor.config
 from torch.profiler import ProfilerActivity
 
 from model import GPT, VARIANTS, GPTConfig, flops_per_token
-from training.engine.build import parameter_groups
 from training.engine.compilation import compile_blocks
 from training.engine.cpu_bf16 import bf16_arithmetic
 
@@ -52,7 +51,7 @@ class Trained:
         self.gpt = GPT(GPTConfig(**sizes, **VARIANTS[name].design)).to(device).bfloat16()
         if compiled:
             compile_blocks(self.gpt, self.said.append)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.gpt, 0.1), lr=1e-4, fused=True)
+        self.optimizer = torch.optim.AdamW(self.gpt.parameters(), lr=1e-4, fused=True)
         size = (shape["micro_batch"], shape["block_size"] + 1)
         tokens = torch.randint(0, shape["vocab_size"], size, generator=torch.Generator().manual_seed(1))
         self.inputs, self.targets = tokens[:, :-1].to(device), tokens[:, 1:].to(device)
