@@ -91,8 +91,9 @@ def both(model: GPT) -> None:
 @pytest.mark.parametrize("wrap", [compiled, checkpointed, checkpointed_on_cpu, both])
 @pytest.mark.parametrize(
     "variant",
-    ["vanilla", "value_residual", "value_embeddings", "hyper_connections", "mudd", "stochastic_depth"],
-)
+    ["vanilla", "value_residual", "value_embeddings", "hyper_connections", "mhc", "attention_residuals",
+     "denseformer", "mudd", "stochastic_depth"],
+)  # fmt: skip
 def test_loss_and_gradients_stay_the_same(variant: str, wrap: Callable[[GPT], None]) -> None:
     plain, wrapped = gpt(**VARIANTS[variant].design), gpt(**VARIANTS[variant].design)
     names = list(wrapped.state_dict())
@@ -104,10 +105,11 @@ def test_loss_and_gradients_stay_the_same(variant: str, wrap: Callable[[GPT], No
 
 @pytest.mark.parametrize(
     ("variant", "graphs"),
-    [("vanilla", 1), ("rmsnorm_parallel", 1), ("hyper_connections", 2), ("residual_warmup", 1)],
+    [("vanilla", 1), ("rmsnorm_parallel", 1), ("hyper_connections", 5), ("residual_warmup", 1)],
 )
 def test_one_graph_serves_all_layers(variant: str, graphs: int) -> None:
-    """A topology over branches has two: attention and MLP."""
+    """A topology over branches has two: attention and MLP. Hyper-connections have one more for what is written,
+    and two for what is read, because the first streams are one tensor."""
     model = gpt(**VARIANTS[variant].design)
     compiled(model)
     gradients(model)

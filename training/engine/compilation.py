@@ -65,9 +65,9 @@ def compile_blocks(gpt: GPT, warn: Callable[[str], None]) -> None:
         for of_another_model in [known for known in logger.handlers if isinstance(known, _Warnings)]:
             logger.removeHandler(of_another_model)
         logger.addHandler(handler)
-    for block, name in gpt.repeated_methods():
-        method = getattr(block, name)
-        _replace(block, name, _in_training(block, torch.compile(method, dynamic=False), method))
+    for module, name in (*gpt.repeated_methods(), *gpt.methods_between()):
+        method = getattr(module, name)
+        _replace(module, name, _in_training(module, torch.compile(method, dynamic=False), method))
 
 
 def checkpoint_blocks(gpt: GPT, on_cpu: bool) -> None:
