@@ -45,7 +45,7 @@ class Trained:
     """
 
     def __init__(self, name: str, device: torch.device, shape: dict[str, int], compiled: bool) -> None:
-        sizes = {key: value for key, value in shape.items() if key != "micro_batch"}
+        sizes: dict[str, Any] = {key: value for key, value in shape.items() if key != "micro_batch"}
         torch.manual_seed(1)
         self.device, self.said = device, list[str]()
         self.gpt = GPT(GPTConfig(**sizes, **VARIANTS[name].design)).to(device).bfloat16()

@@ -108,8 +108,8 @@ def test_loss_and_gradients_stay_the_same(variant: str, wrap: Callable[[GPT], No
     [("vanilla", 1), ("rmsnorm_parallel", 1), ("hyper_connections", 5), ("residual_warmup", 1)],
 )
 def test_one_graph_serves_all_layers(variant: str, graphs: int) -> None:
-    """A topology over branches has two: attention and MLP. Hyper-connections have one more for what is written,
-    and two for what is read, because the first streams are one tensor."""
+    """A topology over branches has two: attention and MLP. Hyper-connections have one more for what they
+    write, and two for what they read, because the first streams are one tensor."""
     model = gpt(**VARIANTS[variant].design)
     compiled(model)
     gradients(model)
