@@ -13,7 +13,6 @@
 #   medium    GPT-2 Medium at each of $MEDIUM       bench     scripts/bench_engine.py at GPT-2 Medium's size
 #   launcher  small under `deepspeed`, 3 steps      profile   --profile of GPT-2 Medium
 #   tests     the tests that a GPU changes          designs   scripts/bench_designs.py at GPT-2 small's size
-#   plan      scripts/plan.py --measure: the micro-batch of GPT-2 Medium that fits, and the fastest
 # A part that fails does not keep the next from running; the exit status is 1 where one failed. Logs are packed all
 # the while, so that they are there too where something ends the whole of it.
 #
@@ -101,11 +100,6 @@ part_bench() {
     stage bench 180 python3 scripts/bench_engine.py --ranks 1 --rounds 1 --steps 3 --accumulation 2 --json "$logs/bench.json" \
         "${bench[@]}" --only "DDP bf16 autocast, model compiled"
     tail -n 16 "$logs/bench.log"
-}
-part_plan() {
-    stage plan 300 python3 scripts/plan.py --config recipes/sample.yaml --deepspeed_config ds_configs/zero1_bf16.json \
-        --measure --model.preset gpt2_medium --model.block_size 1024 --json "$logs/plan.json" "${extra[@]}"
-    tail -n 20 "$logs/plan.log"
 }
 part_launcher() {
     local launcher=(deepspeed "${one_rank[@]}")
