@@ -1,7 +1,8 @@
 """How one branch reads, mixes and writes the n residual streams of hyper-connections.
 
 A connection is called as `connection(H, branch)` with the streams H, (B, T, n, C), and the branch F,
-(B, T, C) -> (B, T, C), and returns the new streams.
+(B, T, C) -> (B, T, C), and returns the new streams. What it computes before and after the branch is a method
+each, `read` and `write`, because these are compiled apart from the branch.
 """
 
 from abc import ABC, abstractmethod
@@ -42,10 +43,18 @@ class HyperConnection(nn.Module):
 
     def forward(self, H: torch.Tensor, branch: Branch) -> torch.Tensor:
         """(B, T, n, C) -> (B, T, n, C)."""
+        u, H, depth = self.read(H)
+        return self.write(H, depth, branch(u))
+
+    def read(self, H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """H -> u (B, T, C), A^T H (B, T, n, C), and b."""
         width, depth = self.coefficients(H)
         mixed = width.transpose(-1, -2) @ H
-        u, H = mixed[..., 0, :], mixed[..., 1:, :]
-        return H + depth[..., None] * branch(u)[..., None, :]
+        return mixed[..., 0, :], mixed[..., 1:, :], depth
+
+    def write(self, H: torch.Tensor, depth: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """A^T H, b and F(u) -> the new streams."""
+        return H + depth[..., None] * output[..., None, :]
 
     def coefficients(self, H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """H (B, T, n, C) -> (a, A) as (n, 1 + n) and b (n,), for each token where dynamic."""
@@ -101,9 +110,17 @@ class IdentityConnection(DynamicConnection):
 
     def forward(self, H: torch.Tensor, branch: Branch) -> torch.Tensor:
         """(B, T, n, C) -> (B, T, n, C)."""
+        u, post = self.read(H)
+        return self.write(H, post, branch(u))
+
+    def read(self, H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """H -> u (B, T, C) and q (B, T, n)."""
         pre, post, _ = self.weights(H)
-        u = (pre.type_as(H)[..., None, :] @ H).squeeze(-2)
-        return H + post.type_as(H)[..., None] * branch(u)[..., None, :]
+        return (pre.type_as(H)[..., None, :] @ H).squeeze(-2), post.type_as(H)
+
+    def write(self, H: torch.Tensor, post: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """H, q and F(u) -> the new streams."""
+        return H + post[..., None] * output[..., None, :]
 
 
 class MixingConnection(DynamicConnection):
@@ -120,9 +137,19 @@ class MixingConnection(DynamicConnection):
 
     def forward(self, H: torch.Tensor, branch: Branch) -> torch.Tensor:
         """(B, T, n, C) -> (B, T, n, C)."""
+        u, post, A = self.read(H)
+        return self.write(H, post, A, branch(u))
+
+    def read(self, H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """H -> u (B, T, C), q (B, T, n) and A (B, T, n, n)."""
         pre, post, A = self.coefficients(H)
-        u = (pre[..., None, :] @ H).squeeze(-2)
-        return A @ H + post[..., None] * branch(u)[..., None, :]
+        return (pre[..., None, :] @ H).squeeze(-2), post, A
+
+    def write(
+        self, H: torch.Tensor, post: torch.Tensor, A: torch.Tensor, output: torch.Tensor
+    ) -> torch.Tensor:
+        """H, q, A and F(u) -> the new streams."""
+        return A @ H + post[..., None] * output[..., None, :]
 
 
 class SinkhornConnection(MixingConnection):

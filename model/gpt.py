@@ -16,7 +16,7 @@ from .loss import Head, Reduction
 from .shared_contexts import SharedContexts
 from .sphere import UnitEmbedding, UnitHead
 from .streams import BranchTopology
-from .topologies import is_residual, takes_state
+from .topologies import Topology, is_residual, takes_state
 from .treatment import Treatment, ZeroGradient, cast_floating_buffers, for_buffers
 
 
@@ -246,6 +246,11 @@ class GPT(nn.Module):
             names = ("attention_branch", "mlp_branch") if apart else ("forward",)
             parts += [(block, name) for name in names]
         return parts
+
+    def methods_between(self) -> list[tuple[nn.Module, str]]:
+        """What the topology computes between them and can be compiled, likewise as (module, name)."""
+        topology = self.transformer["topology"]
+        return topology.methods_between() if isinstance(topology, Topology) else []
 
     def treat(self, treatment: Treatment) -> "GPT":
         """Follow what was decided about the design, as to casts and what trains; returns the model itself."""

@@ -31,6 +31,10 @@ class StreamTopology(BranchTopology):
             raise UserError(f"model.topology_options.streams is {streams}: it must be at least 1")
         self.streams = streams
 
+    def methods_between(self) -> list[tuple[nn.Module, str]]:
+        """What the connections do before and after their branches."""
+        return [(connection, name) for connection in self.connections for name in ("read", "write")]
+
     def join(self, x: torch.Tensor, branches: list[Branch]) -> torch.Tensor:
         """The embedding (B, T, C) -> the mean of the streams, (B, T, C)."""
         H = x[:, :, None].expand(-1, -1, self.streams, -1)

@@ -124,10 +124,17 @@ class Mudd(Topology):
             outputs.append(x)
             if layer < self.first:
                 continue
-            weights = self.weights[layer - self.first](x)
-            *apart, x = (mixture(of_way, outputs) for of_way in weights.unbind(dim=2))
+            *apart, x = self.mixtures(self.weights[layer - self.first](x), outputs)
             ways = (apart[0], apart[1], apart[2]) if apart else None
         return x
+
+    def methods_between(self) -> list[tuple[nn.Module, str]]:
+        """A graph for each depth."""
+        return [(self, "mixtures")]
+
+    def mixtures(self, weights: torch.Tensor, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Weights (B, T, ways, sources) and the sources, each (B, T, C) -> a mixture for each way."""
+        return [mixture(of_way, outputs) for of_way in weights.unbind(dim=2)]
 
     def _is_multiway(self, layer: int) -> bool:
         return layer < len(self.blocks) and is_multiway(self.blocks[layer])

@@ -90,6 +90,10 @@ class AttentionResiduals(BranchTopology):
             x = self.mean(sources, query)
         return x
 
+    def methods_between(self) -> list[tuple[nn.Module, str]]:
+        """A graph for each number of sources."""
+        return [(self, "mean")]
+
     def mean(self, sources: list[torch.Tensor], query: torch.Tensor) -> torch.Tensor:
         """Sources, each (B, T, C), and a query (C,) -> (B, T, C)."""
         logits = torch.stack([self.norm(source) @ query for source in sources])

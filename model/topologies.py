@@ -43,6 +43,11 @@ class Topology(nn.Module):
         block = self.blocks[layer]
         return block(x, state) if self._takes_state[layer] else block(x)
 
+    def methods_between(self) -> list[tuple[nn.Module, str]]:
+        """What is computed between blocks or branches and is worth a graph of its own where blocks are
+        compiled, as (module, name of its method)."""
+        return []
+
     def branches(self, state: State) -> list[Branch]:
         """The residual branches F in order of depth, each (B, T, C) -> (B, T, C): two for a `ResidualBlock`,
         B(x) - x for any other block."""
@@ -126,9 +131,18 @@ class DenseFormer(Topology):
         outputs = [x]
         for layer, weights in enumerate(self.weights):
             outputs.append(self.run(layer, x, state))
-            x = weights[0] * outputs[0]
-            for weight, output in zip(weights[1:], outputs[1:], strict=True):
-                x = x + weight * output
+            x = self.mixture(weights, outputs)
+        return x
+
+    def methods_between(self) -> list[tuple[nn.Module, str]]:
+        """A graph for each depth."""
+        return [(self, "mixture")]
+
+    def mixture(self, weights: torch.Tensor, outputs: list[torch.Tensor]) -> torch.Tensor:
+        """Weights (n,) and n outputs, each (B, T, C) -> their weighted sum, (B, T, C)."""
+        x = weights[0] * outputs[0]
+        for weight, output in zip(weights[1:], outputs[1:], strict=True):
+            x = x + weight * output
         return x
 
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from typing import TYPE_CHECKING
 
 # Before torch is imported: its threads would wait for each other busily where others use the cores too, and
 # one is enough for tiny models.
@@ -11,6 +12,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("NORMLAB_HASH_DIR", os.path.join(tempfile.gettempdir(), "normlab_hashes_of_tests"))
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 # what tests read of remote files is kept for no later run
 _footers = tempfile.TemporaryDirectory()
@@ -42,6 +46,23 @@ SPLIT = ("training/test_catalogue.py", "training/test_ds_matrix.py", "training/t
 def large_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts a tiny source as a large one is cut: a shard is a row group, or a thousand rows of one."""
     monkeypatch.setattr("data.sources.documents.SHARDS", 1e-3)
+
+
+@pytest.fixture(scope="session")
+def gpu() -> "torch.device":
+    """Where tests that are marked `gpu` compute: the GPU, or what NORMLAB_GPU_TESTS names for a rehearsal."""
+    import torch
+
+    return torch.device(os.environ.get("NORMLAB_GPU_TESTS", "cuda"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") and "NORMLAB_GPU_TESTS" not in os.environ:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

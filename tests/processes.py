@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {
     "WANDB_MODE": "disabled",  # a second of every start
     "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",  # also where there is a GPU: those tests are marked
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # or each process that compiles starts others, which import torch

@@ -2,21 +2,23 @@
 # Checks and measures NormLab on a machine with a GPU and without a network (docs/gpu.md). Run it in the root of the
 # checkout, whose .gpu_kit was filled by scripts/gpu_check/prepare.sh:
 #
-#   bash .gpu_kit/on_device.sh                      # first: install imports medium small probe eval
-#   bash .gpu_kit/on_device.sh quiet bench tests    # any parts, in this order
+#   bash .gpu_kit/on_device.sh                # first: install imports docmask probe small eval medium
+#   bash .gpu_kit/on_device.sh bench tests    # any parts, in this order
 #
 # Parts:
 #   install   versions, the GPU                     imports   everything that is imported late
-#   medium    GPT-2 Medium at each of $MEDIUM       small     GPT-2 small, pre-flight included, at each of $SMALL
-#   probe     the step's pieces, each by itself     eval      a checkpoint of `small`, in fp32 on the GPU
-#   quiet     medium, DeepSpeed's timer off         bench     scripts/bench_engine.py at GPT-2 Medium's size
-#   launcher  small under `deepspeed`, 3 steps      docmask   small with data.document_mask (FlexAttention)
-#   profile   --profile of GPT-2 Medium             tests     the tests that a GPU changes
-# A part that fails does not keep the next from running; the exit status is 1 where one failed.
+#   docmask   small with data.document_mask         probe     the step's pieces, each by itself
+#   small     GPT-2 small, pre-flight included, at each of $SMALL
+#   eval      a checkpoint of `small`, in fp32 on the GPU
+#   medium    GPT-2 Medium at each of $MEDIUM       bench     scripts/bench_engine.py at GPT-2 Medium's size
+#   launcher  small under `deepspeed`, 3 steps      profile   --profile of GPT-2 Medium
+#   tests     the tests that a GPU changes          designs   scripts/bench_designs.py at GPT-2 small's size
+# A part that fails does not keep the next from running; the exit status is 1 where one failed. Logs are packed all
+# the while, so that they are there too where something ends the whole of it.
 #
 # Settings, from the environment: SMALL and MEDIUM (micro-batches), STEPS, ACCUMULATION, EXTRA (options of train.py),
-# PROBE, BENCH, TESTS (arguments of these parts), PATIENCE (all time limits times this), KIT, SCRATCH (packages, runs,
-# logs), OUT (gets logs.tar.gz). DEVICE=cpu with a tiny EXTRA is a rehearsal on a machine without a GPU.
+# PROBE, BENCH, DESIGNS, TESTS (arguments of these parts), PATIENCE (all time limits times this), KIT, SCRATCH (packages, runs,
+# logs), OUT (gets logs.tar.gz, every PACK_S seconds). DEVICE=cpu with a tiny EXTRA is a rehearsal on a machine without a GPU.
 set -uo pipefail
 kit=${KIT:-.gpu_kit}
 scratch=${SCRATCH:-.cache/gpu_check}
@@ -26,6 +28,7 @@ read -ra medium <<< "${MEDIUM:-24 48}"
 read -ra extra <<< "${EXTRA:-}"
 read -ra probe <<< "${PROBE:-}"
 read -ra bench <<< "${BENCH:---n_layer 24 --n_head 16 --n_embd 1024 --block_size 1024 --micro_batch 24}"
+read -ra designs <<< "${DESIGNS:-}"
 read -ra tests <<< "${TESTS:-tests/model/test_document_mask.py tests/model/test_loss.py}"
 steps=${STEPS:-20} accumulation=${ACCUMULATION:-4} patience=${PATIENCE:-1}
 launcher=(python3) one_rank=(--num_gpus 1)
@@ -40,10 +43,12 @@ stage() { # NAME SECONDS COMMAND...: run the command within its limit, log it, s
     [ "$status" = 0 ] || failed+=("$name")
     pack
 }
-pack() { # all logs, and what each run says of itself, in one file
+pack() { # all logs, and what each run says of itself, in one file, which is whole at any time
     local said=()
     mapfile -t said < <(cd "$scratch" && ls -d runs/*/{metrics.jsonl,summary.json,environment.json,preflight.json} 2> /dev/null)
-    tar -czf "$out/logs.tar.gz" -C "$scratch" logs "${said[@]}"
+    # tar says 1 where a file grew as it was read
+    tar -czf "$out/.logs.$BASHPID" -C "$scratch" logs "${said[@]}" 2> /dev/null || [ $? = 1 ] &&
+        mv "$out/.logs.$BASHPID" "$out/logs.tar.gz"
 }
 train() { # NAME PRESET MICRO_BATCH STEPS [OPTION...]: one run, and what it says of itself
     rm -rf "${runs:?}/$1" # of a call before this one, which would be taken as finished
@@ -72,27 +77,24 @@ from deepspeed.accelerator import get_accelerator
 print('DeepSpeed', deepspeed.__version__, 'on', get_accelerator().device_name(), get_accelerator().communication_backend_name())"
     tail -n 3 "$logs/imports.log"
 }
-part_medium() {
-    local micro
-    for micro in "${medium[@]}"; do train "medium_$micro" gpt2_medium "$micro" "$steps" --skip_preflight; done
-}
-part_small() {
-    local micro
-    for micro in "${small[@]}"; do train "small_$micro" gpt2_small "$micro" "$steps"; done
+part_docmask() {
+    train docmask gpt2_small "${small[0]}" 8 --skip_preflight --data.document_mask true
 }
 part_probe() {
     stage probe 200 python3 scripts/gpu_check/probe.py --json "$logs/probe.json" "${probe[@]}"
     grep -v '^compile' "$logs/probe.log" | tail -n 60
 }
+part_small() {
+    local micro
+    for micro in "${small[@]}"; do train "small_$micro" gpt2_small "$micro" "$steps"; done
+}
 part_eval() {
     stage eval 90 python3 -m eval "$runs/small_${small[0]}" --tasks sample_documents,sample_lastword --limit 100
     tail -n 8 "$logs/eval.log"
 }
-part_quiet() { # that timer synchronises the GPU twice per micro-batch
+part_medium() {
     local micro
-    for micro in "${medium[@]}"; do
-        train "medium_${micro}_quiet" gpt2_medium "$micro" "$steps" --skip_preflight --ds.timers.throughput '{"enabled": false}'
-    done
+    for micro in "${medium[@]}"; do train "medium_$micro" gpt2_medium "$micro" "$steps" --skip_preflight; done
 }
 part_bench() {
     stage bench 180 python3 scripts/bench_engine.py --ranks 1 --rounds 1 --steps 3 --accumulation 2 --json "$logs/bench.json" \
@@ -103,9 +105,6 @@ part_launcher() {
     local launcher=(deepspeed "${one_rank[@]}")
     train launcher gpt2_small "${small[0]}" 3 --skip_preflight
 }
-part_docmask() {
-    train docmask gpt2_small "${small[0]}" 8 --skip_preflight --data.document_mask true
-}
 part_profile() {
     local name=profile_${medium[0]}
     train "$name" gpt2_medium "${medium[0]}" 6 --skip_preflight --train.profile_steps "[4, 5]"
@@ -113,12 +112,21 @@ part_profile() {
     gzip -c "$runs/$name/profile/trace_rank0.json" > "$out/trace_rank0.json.gz"
 }
 part_tests() {
-    stage tests 120 python3 -m pytest -q -o addopts=--import-mode=importlib -p no:cacheprovider "${tests[@]}"
+    local pytest=(python3 -m pytest -q -o "addopts=--import-mode=importlib" -p no:cacheprovider) marked=()
+    # Not all files, of which some import what this machine lacks.
+    mapfile -t marked < <(grep -rl --include="test_*.py" "mark\.gpu" tests)
+    stage gpu_tests 150 "${pytest[@]}" -m gpu "${marked[@]}"
+    tail -n 12 "$logs/gpu_tests.log"
+    stage tests 120 "${pytest[@]}" -m "not gpu" "${tests[@]}"
     tail -n 12 "$logs/tests.log"
+}
+part_designs() { # what is measured when its limit ends is kept, and gone on with by the next call
+    stage designs 500 python3 scripts/bench_designs.py --json "$logs/designs.json" "${designs[@]}"
+    grep "^|" "$logs/designs.log"
 }
 
 parts=${*:-first}
-parts=${parts/first/install imports medium small probe eval}
+parts=${parts/first/install imports docmask probe small eval medium}
 for part in $parts; do
     declare -F "part_$part" > /dev/null || {
         echo "error: '$part' is no part; there are: first $(declare -F | sed -n 's/^declare -f part_//p' | tr '\n' ' ')" >&2
@@ -144,9 +152,12 @@ export PYTHONUNBUFFERED=1 WANDB_MODE=disabled HF_HUB_OFFLINE=1 TOKENIZERS_PARALL
 export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
 if [ "${DEVICE:-cuda}" = cpu ]; then
     export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
-    one_rank=(--num_accelerators 1) probe+=(--device cpu)
+    export NORMLAB_GPU_TESTS=cpu
+    one_rank=(--num_accelerators 1) probe+=(--device cpu) designs+=(--device cpu)
 fi
 
+while sleep "${PACK_S:-20}"; do pack; done > /dev/null 2>&1 &
+trap "kill $!" EXIT
 for part in $parts; do "part_$part"; done
 echo "=== all of it: $((SECONDS - began)) s; logs in $out/logs.tar.gz"
 [ ${#failed[@]} = 0 ] || {

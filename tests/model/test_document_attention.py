@@ -74,10 +74,10 @@ def test_a_gpt_with_flex_attention_trains_as_one_with_sdpa(eager_flex, monkeypat
         torch.testing.assert_close(flex, sdpa, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_a_gpt_trains_as_on_the_cpu() -> None:
+@pytest.mark.gpu
+def test_on_a_gpu_a_gpt_trains_as_on_the_cpu(gpu: torch.device) -> None:
     idx, losses, gradients = tokens(), [], []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", gpu):
         gpt = gpt_of().to(device)
         _, loss = gpt(idx.to(device), idx.to(device), documents=DOCUMENTS.to(device))
         loss.backward()

@@ -7,11 +7,15 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
+import time
 import zipfile
+from contextlib import suppress
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,19 +31,22 @@ def module(name: str) -> ModuleType:
     return found
 
 
-def on_device(folder: Path, *parts: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """`on_device.sh` in this checkout, with a kit in `folder` and this Python as the machine's."""
-    environment = os.environ | {
+def settings(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of `on_device.sh`, with a kit in `folder` and this Python as the machine's."""
+    return os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "KIT": str(folder / "kit"),
         "SCRATCH": str(folder / "scratch"),
         "OUT": str(folder / "out"),
         "DEVICE": "cpu",
-        **settings,
+        **more,
     }
-    return subprocess.run(
-        ["bash", FOLDER / "on_device.sh", *parts], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+
+
+def on_device(folder: Path, *parts: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """`on_device.sh` in this checkout."""
+    words = ["bash", FOLDER / "on_device.sh", *parts]
+    return subprocess.run(words, cwd=ROOT, env=settings(folder, **more), capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -98,12 +105,43 @@ def expanded(word: str) -> list[str]:
 
 
 def test_a_failed_part_is_named_and_the_next_runs(kit: Path) -> None:
-    done = on_device(kit, "tests", "install", TESTS="no_such_test.py")
+    done = on_device(kit, "bench", "install", BENCH="--no_such_option")
     assert done.returncode == 1
-    assert "--- tests: exit status 4" in done.stdout and "no_such_test.py" in done.stdout
-    assert done.stdout.index("--- tests") < done.stdout.index("Python 3.")
-    assert done.stdout.endswith("failed: tests\n")
+    assert "--- bench: exit status 2" in done.stdout and "no_such_option" in done.stdout
+    assert done.stdout.index("--- bench") < done.stdout.index("Python 3.")
+    assert done.stdout.endswith("failed: bench\n")
     assert (kit / "out" / "logs.tar.gz").is_file()
+
+
+def test_what_is_cut_off_leaves_its_log(kit: Path) -> None:
+    """All processes are killed while a part runs, as where the time of a job ends."""
+    python, packed = kit / "python3", kit / "out" / "logs.tar.gz"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -X ] && echo so far && exec sleep 60\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    environment = settings(kit, PACK_S="0.1", PATH=f"{kit}:{os.environ['PATH']}")
+    words = ["bash", FOLDER / "on_device.sh", "imports"]
+    with subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as started:
+        try:
+            while "so far" not in printed_by_imports(packed):
+                assert started.poll() is None
+                time.sleep(0.1)
+        finally:
+            script = psutil.Process(started.pid)
+            for process in (script, *script.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):  # it was packing
+                    process.kill()
+    assert printed_by_imports(packed) == "so far\n"
+
+
+def printed_by_imports(packed: Path) -> str:
+    """What a packed log of the part says so far."""
+    if not packed.is_file():
+        return ""
+    with tarfile.open(packed) as archive:
+        log = archive.extractfile("logs/imports.log") if "logs/imports.log" in archive.getnames() else None
+        return log.read().decode() if log else ""
 
 
 def test_the_stand_in_for_wandb_has_what_tracking_uses(kit: Path, tmp_path: Path) -> None:

@@ -91,8 +91,9 @@ def both(model: GPT) -> None:
 @pytest.mark.parametrize("wrap", [compiled, checkpointed, checkpointed_on_cpu, both])
 @pytest.mark.parametrize(
     "variant",
-    ["vanilla", "value_residual", "value_embeddings", "hyper_connections", "mudd", "stochastic_depth"],
-)
+    ["vanilla", "value_residual", "value_embeddings", "hyper_connections", "mhc", "attention_residuals",
+     "denseformer", "mudd", "stochastic_depth"],
+)  # fmt: skip
 def test_loss_and_gradients_stay_the_same(variant: str, wrap: Callable[[GPT], None]) -> None:
     plain, wrapped = gpt(**VARIANTS[variant].design), gpt(**VARIANTS[variant].design)
     names = list(wrapped.state_dict())
@@ -104,10 +105,11 @@ def test_loss_and_gradients_stay_the_same(variant: str, wrap: Callable[[GPT], No
 
 @pytest.mark.parametrize(
     ("variant", "graphs"),
-    [("vanilla", 2), ("rmsnorm_parallel", 2), ("hyper_connections", 3), ("residual_warmup", 2)],
+    [("vanilla", 2), ("rmsnorm_parallel", 2), ("hyper_connections", 6), ("residual_warmup", 2)],
 )
 def test_one_graph_serves_all_layers(variant: str, graphs: int) -> None:
-    """The final norm has one. A topology over branches has two more: attention and MLP."""
+    """The final norm has one. A topology over branches has two: attention and MLP. Hyper-connections have one
+    more for what they write, and two for what they read, because the first streams are one tensor."""
     model = gpt(**VARIANTS[variant].design)
     compiled(model)
     gradients(model)

@@ -102,7 +102,8 @@ def compile_blocks(
             logger.removeHandler(of_another_model)
         logger.addHandler(handler)
     gpt.compiled_shape = validated_shape
-    for module, name in [*gpt.repeated_methods(), (gpt.transformer["ln_f"], "forward")]:
+    final_norm = gpt.transformer["ln_f"], "forward"
+    for module, name in (*gpt.repeated_methods(), *gpt.methods_between(), final_norm):
         method = getattr(module, name)
         _replace(module, name, _where_it_pays(gpt, module, torch.compile(method, dynamic=False), method))
 
