@@ -1,7 +1,7 @@
 """train.activation_memory_budget: fewer bytes kept for backward, the same numbers, and the plan of them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -69,6 +69,7 @@ def planned_to_be_kept(
 def as_before() -> Iterator[None]:
     """Nothing compiled before counts, and torch's settings are what they were."""
     torch._dynamo.reset()
+    torch._inductor.config.joint_custom_post_pass = None
     with functorch.patch(activation_memory_budget=1.0), torch._dynamo.config.patch(suppress_errors=False):
         yield
     torch._dynamo.reset()
@@ -77,16 +78,23 @@ def as_before() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     """The same model at each of `BUDGETS`, compiled by inductor with one folder for all its code."""
+    return runs_of(SHAPE, BUDGETS, tmp_path_factory)
+
+
+def runs_of(
+    config: GPTConfig, budgets: Sequence[float], tmp_path_factory: pytest.TempPathFactory
+) -> list[Run]:
     patch = pytest.MonkeyPatch()
     patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
     made = []
-    for budget in BUDGETS:
+    for budget in budgets:
         torch._dynamo.reset()
         counters.clear()
         torch.manual_seed(0)
-        gpt = GPT(SHAPE)
+        gpt = GPT(config)
         compile_blocks(gpt, pytest.fail, budget=budget)
         idx = torch.arange(SEQUENCES * 32).mul(7).remainder(64).view(SEQUENCES, 32)
+        torch.manual_seed(5)  # what dropout draws
         kept, hidden = kept_by(gpt, idx)
         loss = gpt.lm_head(hidden, idx.roll(-1))
         gradients = torch.autograd.grad(loss, list(gpt.parameters()))
@@ -102,6 +110,15 @@ def test_a_budget_keeps_less_and_changes_no_number(runs: list[Run]) -> None:
     # A block keeps 16 C per token without one, and with 0.3 neither attention's inputs nor the MLP's twice.
     assert budgeted.kept < 0.5 * whole.kept
     assert len(whole.numbers) == len(budgeted.numbers) > 20
+    for left, right in zip(whole.numbers, budgeted.numbers, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_budget_computes_the_same_dropout_again(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """torch alone draws another in backward: the gradients were of another function than the loss."""
+    whole, budgeted = runs_of(replace(SHAPE, dropout=0.2), (1.0, 0.3), tmp_path_factory)
+    assert budgeted.kept < 0.6 * whole.kept
     for left, right in zip(whole.numbers, budgeted.numbers, strict=True):
         torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
 

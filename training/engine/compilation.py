@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch._functorch import config as functorch
 from torch.utils import flop_counter
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from model import GPT
 
@@ -113,10 +113,32 @@ def _keep_within(budget: float) -> None:
     if functorch.activation_memory_budget != budget:
         torch._dynamo.reset()  # code in memory is not found by its budget, as that on disk is
         functorch.activation_memory_budget = budget
+    torch._inductor.config.joint_custom_post_pass = _seeds_kept() if budget < 1 else None
     # torch weighs what to compute again by its FLOPs, and knows those of attention on GPUs alone.
     aten, formulas = torch.ops.aten, flop_counter.flop_registry
     of_gpus = formulas[aten._scaled_dot_product_flash_attention]
     formulas.setdefault(aten._scaled_dot_product_flash_attention_for_cpu, of_gpus)
+
+
+def _seeds_kept() -> Any:
+    """The pass that has what is random in blocks computed again from the forward's seeds.
+
+    torch takes seeds for something that can be computed again: backward would draw another dropout.
+    """
+    # Imported here: importing inductor takes most of a second.
+    from torch._inductor import inductor_prims
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+    class SeedsKept(CustomGraphPass):
+        def uuid(self) -> Any:
+            return get_hash_for_files((__file__,))
+
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            for node in graph.nodes:
+                if node.target in (inductor_prims.seeds, inductor_prims.seed):
+                    node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+    return SeedsKept()
 
 
 def checkpoint_blocks(gpt: GPT, on_cpu: bool) -> None:
