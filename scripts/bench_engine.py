@@ -19,6 +19,7 @@ from model.errors import did_you_mean, print_error
 refuse_other_checkout(__file__)
 
 from contenders.options import add_numbers, free_port
+from training.engine.libraries import set_allocators
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these beside NormLab, as 'DDP fp32'")
     options = parser.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as a run has it
+    set_allocators()
 
     # What one step of a rank has, in sequences.
     options.sequences = options.accumulation * max(options.micro_batches)

@@ -24,6 +24,7 @@ from model.errors import UserError, print_error
 refuse_other_checkout(__file__)
 
 from contenders.options import add_numbers, free_port
+from training.engine.libraries import set_allocators
 from training.plan.command import MFU, MOST_GPUS, PlanRequest, read_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,6 +141,7 @@ def measured(options: argparse.Namespace) -> dict[int, dict[str, float]]:
     import torch
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    set_allocators()
     if not torch.cuda.is_available():
         os.environ["OMP_NUM_THREADS"] = "1"  # as many cores per rank, however many ranks there are
     seconds: dict[int, list[float]] = {count: [] for count in sorted(options.ranks)}

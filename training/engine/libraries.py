@@ -34,6 +34,13 @@ def load_libraries(compiled: bool) -> None:
         gc.enable()
 
 
+def set_allocators() -> None:
+    """Where the environment says nothing, tell torch's allocators how to lie in memory, before they are used."""
+    if not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):  # the older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # a GPU's: in one piece
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # a CPU's: in pages of 2 MB
+
+
 def _look_at_the_cpu() -> None:
     """Have inductor find out in the background which vector instructions the CPU and its compiler have.
 
