@@ -12,7 +12,6 @@ Run again, the same command goes on where it stopped.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import pathlib
 import sys
 
@@ -147,8 +146,7 @@ def train(
 
     # The loop, which all ranks leave together: where a step ends, or by a stop before the next micro-batch.
     stop.start_is_over()
-    gc.collect()
-    gc.freeze()  # what is there stays: garbage is looked for in what comes
+    training.freeze_objects()
     checkpoints = training.Checkpoints(engine, folder.path, recipe.train, stop.ask, report.checkpoint)
     if checkpoint is None and recipe.train.on_divergence == "rollback":  # there is always one to go back to
         training.save(checkpoints, state, report, stop)

@@ -17,6 +17,7 @@ from .engine.cpu_bf16 import bf16_arithmetic as bf16_arithmetic
 from .engine.environment import environment_notes as environment_notes
 from .engine.environment import world_size_from_environment as world_size_from_environment
 from .engine.libraries import finish_loading as finish_loading
+from .engine.libraries import freeze_objects as freeze_objects
 from .engine.libraries import load_libraries as load_libraries
 from .engine.ranks import Ranks as Ranks
 from .engine.ranks import join_ranks as join_ranks

@@ -108,8 +108,8 @@ def test_loss_and_gradients_stay_the_same(variant: str, wrap: Callable[[GPT], No
     [("vanilla", 2), ("rmsnorm_parallel", 2), ("hyper_connections", 6), ("residual_warmup", 2)],
 )
 def test_one_graph_serves_all_layers(variant: str, graphs: int) -> None:
-    """The final norm has one. A topology over branches has two: attention and MLP. Hyper-connections have one
-    more for what they write, and two for what they read, because the first streams are one tensor."""
+    """The final norm's, and a block's or its two branches'. Hyper-connections have one
+    for what they write, and two for what they read, because the first streams are one tensor."""
     model = gpt(**VARIANTS[variant].design)
     compiled(model)
     gradients(model)
@@ -234,9 +234,8 @@ def test_one_key_switches_it_off_and_the_jsons_section_checkpoints(monkeypatch: 
         (True, {"activation_checkpointing": {"cpu_checkpointing": True}}, ["compiled", True]),
     ):
         wrapped.clear()
-        wrap_blocks(
-            gpt(), compiles, DeepSpeedConfig({"train_micro_batch_size_per_gpu": 2} | ds_config), pytest.fail
-        )
+        config = DeepSpeedConfig({"train_micro_batch_size_per_gpu": 2} | ds_config)
+        wrap_blocks(gpt(), compiles, config, pytest.fail)
         assert wrapped == expected
 
 

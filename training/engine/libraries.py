@@ -35,7 +35,7 @@ def load_libraries(compiled: bool) -> None:
 
 
 def set_allocators() -> None:
-    """Where the environment says nothing, tell torch's allocators how to lie in memory, before they are used."""
+    """Tell torch's allocators how to lie in memory, before they are used, where the environment does not."""
     if not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):  # the older name
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # a GPU's: in one piece
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # a CPU's: in pages of 2 MB
@@ -54,6 +54,12 @@ def _look_at_the_cpu() -> None:
         thread = threading.Thread(target=valid_vec_isa_list, daemon=True)
         thread.start()
         _background.append(thread)
+
+
+def freeze_objects() -> None:
+    """Have the garbage collector look in what comes alone: what is there when training begins stays."""
+    gc.collect()
+    gc.freeze()
 
 
 def finish_loading() -> None:

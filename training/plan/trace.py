@@ -129,8 +129,11 @@ class HeadWithoutNumbers(torch.autograd.Function):
         del capped
         alone = chunk >= len(hidden)  # then it is the sum, and has the inputs' dtype
         grad_rows = torch.empty_like(rows, dtype=rows.dtype if alone else torch.float32)
-        rounded = torch.empty_like(rows) if rounds and not alone else None
-        del logits, rounded
+        in_place = (
+            not rounds and rows.dtype != torch.float32
+        )  # a GPU adds a bf16 product to the sum as it makes it
+        product = None if alone or in_place else torch.empty_like(rows)
+        del logits, product
         ctx.save_for_backward(grad_hidden, grad_rows)
         ctx.dtype = rows.dtype
         return hidden.new_empty((), dtype=torch.float32)
