@@ -27,7 +27,7 @@ read -ra small <<< "${SMALL:-8 24}"
 read -ra medium <<< "${MEDIUM:-24 48}"
 read -ra extra <<< "${EXTRA:-}"
 read -ra probe <<< "${PROBE:-}"
-read -ra bench <<< "${BENCH:---n_layer 24 --n_head 16 --n_embd 1024 --block_size 1024 --micro_batch 24}"
+read -ra bench <<< "${BENCH:---n_layer 24 --n_head 16 --n_embd 1024 --block_size 1024 --micro_batches 24 48}"
 read -ra designs <<< "${DESIGNS:-}"
 read -ra tests <<< "${TESTS:-tests/model/test_document_mask.py tests/model/test_loss.py}"
 steps=${STEPS:-20} accumulation=${ACCUMULATION:-4} patience=${PATIENCE:-1}
@@ -97,9 +97,9 @@ part_medium() {
     for micro in "${medium[@]}"; do train "medium_$micro" gpt2_medium "$micro" "$steps" --skip_preflight; done
 }
 part_bench() {
-    stage bench 180 python3 scripts/bench_engine.py --ranks 1 --rounds 1 --steps 3 --accumulation 2 --json "$logs/bench.json" \
-        "${bench[@]}" --only "DDP bf16 autocast, model compiled"
-    tail -n 16 "$logs/bench.log"
+    stage bench 240 python3 scripts/bench_engine.py --ranks 1 --rounds 1 --steps 3 --accumulation 2 --json "$logs/bench.json" \
+        "${bench[@]}" --only "bare loop without DeepSpeed" "nanoGPT's loop" "DDP bf16 autocast, model compiled"
+    tail -n 40 "$logs/bench.log"
 }
 part_launcher() {
     local launcher=(deepspeed "${one_rank[@]}")
