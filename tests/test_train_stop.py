@@ -76,9 +76,10 @@ def in_the_last_validation(words: list[str]) -> int:
 
     validated = training.validation.token_losses
 
-    def losses(*given: Any) -> Any:
+    def losses(*given: Any, **options: Any) -> Any:
         *rest, before_batch = given
-        return validated(*rest, at_call(2, before_batch, signal_rank_1) if calls.pop() else before_batch)
+        before_batch = at_call(2, before_batch, signal_rank_1) if calls.pop() else before_batch
+        return validated(*rest, before_batch, **options)
 
     calls = [True, False]  # that of step 4 comes first
     training.validation.token_losses = losses
