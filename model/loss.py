@@ -119,9 +119,10 @@ def linear_cross_entropy(
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, rows = hidden.to(products), weight.to(products)
         if reduction == "mean":
-            most = CHUNK_IN_PLACE["cuda" if hidden.is_cuda else "cpu"]
-            return _MeanLoss.apply(hidden, rows, targets, most, *((z_loss, softcap) if altered else ()))
-        of_chunk = _compiled_losses() if compiled and hidden.dtype not in _WIDE else _losses
+            if products not in _WIDE:
+                chunk = CHUNK_IN_PLACE["cuda" if hidden.is_cuda else "cpu"]
+            return _MeanLoss.apply(hidden, rows, targets, chunk, *((z_loss, softcap) if altered else ()))
+        of_chunk = _compiled(_losses) if compiled and hidden.dtype not in _WIDE else _losses
         parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
         return torch.cat([of_chunk(x @ rows.T, y, softcap) for x, y in parts])
 
@@ -165,24 +166,24 @@ class _MeanLoss(torch.autograd.Function):
         z_loss: float = 0.0,
         softcap: float = 0.0,
     ) -> torch.Tensor:
-        learn = any(ctx.needs_input_grad)
         count = (targets != IGNORED_TARGET).sum()
         wide = hidden.dtype if hidden.dtype in _WIDE else torch.float32
-        of_chunk: Callable[..., torch.Tensor]
-        if z_loss or softcap:
-            altered = _of_altered_chunk if hidden.dtype in _WIDE else _compiled_of_altered_chunk()
-            of_chunk = functools.partial(altered, z_loss=z_loss, softcap=softcap)
-        else:
-            of_chunk = _of_chunk if hidden.dtype in _WIDE else _compiled_of_chunk()
+        given = (z_loss, softcap) if z_loss or softcap else ()
+        to_gradient: Callable[..., None] = _to_altered_gradient if given else _to_gradient
+        statistics = _statistics
+        if hidden.dtype not in _WIDE:
+            statistics, to_gradient = _compiled(statistics), _compiled(to_gradient)
         loss = hidden.new_zeros((), dtype=wide)
-        grad_hidden = torch.empty_like(hidden) if learn else None
+        grad_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad) else None
         grad_rows: torch.Tensor | None = None
         chunk = even_chunk(len(hidden), most_rows)
         for start in range(0, len(hidden), chunk):
             x, y = hidden[start : start + chunk], targets[start : start + chunk]
             logits = x @ rows.T
-            loss += of_chunk(logits, y, count)  # what were logits is their gradient now
+            log_sum_exp, of_chunk = statistics(logits, y, *given[1:])
+            loss += of_chunk / count
             if grad_hidden is not None:
+                to_gradient(logits, log_sum_exp, y, count, *given)  # what were logits is their gradient now
                 torch.mm(logits, rows, out=grad_hidden[start : start + chunk])
                 alone = chunk >= len(hidden)
                 grad_rows = logits.T @ x if alone else _plus_product(grad_rows, logits.T, x)
@@ -229,50 +230,50 @@ def _scaled(gradient: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> 
     return scaled
 
 
-def _of_chunk(logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """A chunk's share of the mean loss, fp32; its gradient takes the place of the logits (rows, V)."""
-    live = targets != IGNORED_TARGET
-    wide = _widened(logits)
+def _statistics(
+    logits: torch.Tensor, targets: torch.Tensor, softcap: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, V), (rows,) -> the logits' log-sum-exp (rows, 1) and the sum of the losses (), both in fp32."""
+    wide = softcapped(_widened(logits), softcap) if softcap else _widened(logits)
     log_sum_exp = wide.logsumexp(dim=-1, keepdim=True)
-    index = targets.clamp(min=0)[:, None]
-    loss = torch.where(live, (log_sum_exp - wide.gather(1, index))[:, 0], 0.0).sum() / count
-    hit = torch.arange(logits.shape[1], device=logits.device) == index
-    gradient = ((wide - log_sum_exp).exp() - hit.to(wide.dtype)) * (live.to(wide.dtype) / count)[:, None]
-    logits.copy_(gradient)
-    return loss
+    losses = (log_sum_exp - wide.gather(1, targets.clamp(min=0)[:, None]))[:, 0]
+    return log_sum_exp, torch.where(targets != IGNORED_TARGET, losses, 0.0).sum()
 
 
-def _of_altered_chunk(
-    logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor, z_loss: float, softcap: float
-) -> torch.Tensor:
-    """`_of_chunk` of logits that are softcapped where `softcap` is not 0, with z_loss's gradient added."""
-    live = targets != IGNORED_TARGET
+def _to_gradient(
+    logits: torch.Tensor, log_sum_exp: torch.Tensor, targets: torch.Tensor, count: torch.Tensor
+) -> None:
+    """Put the gradient of their share of the mean loss, over `count` targets, in the place of the logits."""
+    wide = _widened(logits)
+    hit = torch.arange(logits.shape[1], device=logits.device) == targets.clamp(min=0)[:, None]
+    share = (targets != IGNORED_TARGET).to(wide.dtype) / count
+    logits.copy_(((wide - log_sum_exp).exp() - hit.to(wide.dtype)) * share[:, None])
+
+
+def _to_altered_gradient(
+    logits: torch.Tensor,
+    log_sum_exp: torch.Tensor,
+    targets: torch.Tensor,
+    count: torch.Tensor,
+    z_loss: float,
+    softcap: float,
+) -> None:
+    """`_to_gradient` of logits that are softcapped where `softcap` is not 0, with z_loss's gradient added."""
     wide = _widened(logits)
     capped = softcapped(wide, softcap) if softcap else wide
-    log_sum_exp = capped.logsumexp(dim=-1, keepdim=True)
-    index = targets.clamp(min=0)[:, None]
-    loss = torch.where(live, (log_sum_exp - capped.gather(1, index))[:, 0], 0.0).sum() / count
-    hit = torch.arange(logits.shape[1], device=logits.device) == index
+    hit = torch.arange(logits.shape[1], device=logits.device) == targets.clamp(min=0)[:, None]
     gradient = (capped - log_sum_exp).exp() * (1 + 2 * z_loss * log_sum_exp) - hit.to(wide.dtype)
     if softcap:
         gradient = gradient * (1 - (capped / softcap).square())  # tanh' = 1 - tanh^2
-    logits.copy_(gradient * (live.to(wide.dtype) / count)[:, None])
-    return loss
+    share = (targets != IGNORED_TARGET).to(wide.dtype) / count
+    logits.copy_(gradient * share[:, None])
 
 
 @functools.cache
-def _compiled_of_chunk() -> Callable[..., torch.Tensor]:
-    """`_of_chunk` compiled: two or three passes over bf16 logits in place of eight over fp32 ones."""
-    return torch.compile(_of_chunk, dynamic=_DYNAMIC)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled: one or two passes over bf16 logits in place of several over fp32 ones.
 
-
-@functools.cache
-def _compiled_of_altered_chunk() -> Callable[..., torch.Tensor]:
-    """`_of_altered_chunk` compiled, apart, so that it changes nothing for models without those options."""
-    return torch.compile(_of_altered_chunk, dynamic=_DYNAMIC)
-
-
-@functools.cache
-def _compiled_losses() -> Callable[..., torch.Tensor]:
-    """`_losses` compiled: no logits in fp32 in memory."""
-    return torch.compile(_losses, dynamic=_DYNAMIC)
+    What reads logits and what overwrites them are compiled apart: together, torch 2.11 on a CPU took the
+    losses from what was there already.
+    """
+    return torch.compile(function, dynamic=_DYNAMIC)

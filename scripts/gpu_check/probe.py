@@ -160,18 +160,18 @@ def head(p: Probe) -> None:
     for chunk in sorted({4096, 8192, 16384, p.N}):
         p.measure(f"loss, chunks of {chunk}", partial(both, chunk), p.flops(count))
         p.say_peak_memory()
-    compiled_of_chunk = loss._compiled_of_chunk
-    dynamic, static = compiled_of_chunk(), torch.compile(loss._of_chunk, dynamic=False)
-    loss._compiled_of_chunk = lambda: static  # type: ignore[assignment]
-    for chunk in (4096, 8192):
-        p.measure(f"loss, chunks of {chunk}, static shapes", partial(both, chunk), p.flops(count))
-    loss._compiled_of_chunk = compiled_of_chunk
-
-    size = min(4096, p.N)
+    compiled, size = loss._compiled, min(4096, p.N)
     logits, y, all_of_them = p.randn(size, p.V), targets[:size], torch.tensor(p.N, device=p.device)
-    moved = p.bytes(3 * logits.nbytes)
-    p.measure("  a chunk's softmax, dynamic shapes", lambda: dynamic(logits, y, all_of_them), moved)
-    p.measure("  a chunk's softmax, static shapes", lambda: static(logits, y, all_of_them), moved)
+    for shapes, dynamic in (("dynamic", True), ("static", False)):
+        parts = {f: torch.compile(f, dynamic=dynamic) for f in (loss._statistics, loss._to_gradient)}
+        loss._compiled = parts.__getitem__  # type: ignore[assignment]
+        p.measure(f"loss, chunks of 4096, {shapes} shapes", partial(both, 4096), p.flops(count))
+        log_sum_exp, _ = parts[loss._statistics](logits, y)
+        gradient = partial(parts[loss._to_gradient], logits, log_sum_exp, y, all_of_them)
+        reads = partial(parts[loss._statistics], logits, y)
+        p.measure(f"  a chunk's sums, {shapes} shapes", reads, p.bytes(logits.nbytes))
+        p.measure(f"  a chunk's gradient, {shapes} shapes", gradient, p.bytes(2 * logits.nbytes))
+    loss._compiled = compiled
     g, x, total = logits.T, hidden.detach()[:size], torch.zeros(p.V, p.C, device=p.device)
     one = p.flops(2 * size * p.V * p.C)
     fp32 = torch.float32

@@ -66,7 +66,7 @@ def test_a_compiled_models_batches_have_one_shape(
     torch._dynamo.reset()
     compile_with = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **given: compile_with(f, backend="aot_eager", **given))
-    monkeypatch.setattr(loss, "_compiled_losses", lambda: torch.compile(loss._losses, dynamic=True))
+    monkeypatch.setattr(loss, "_compiled", lambda function: torch.compile(function, dynamic=True))
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(n_layer=2, n_head=1, n_embd=8, block_size=16, vocab_size=257)).to(dtype)
     validation = validation_set("bytes")

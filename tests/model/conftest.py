@@ -10,6 +10,5 @@ from model import loss
 def bf16_products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both kinds of CPU, whichever this one is: without bf16 instructions, and with them, as on a GPU."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: request.param)
-    monkeypatch.setattr(loss, "_compiled_of_chunk", lambda: loss._of_chunk, raising=False)
-    monkeypatch.setattr(loss, "_compiled_of_altered_chunk", lambda: loss._of_altered_chunk)
+    monkeypatch.setattr(loss, "_compiled", lambda function: function, raising=False)
     return request.param

@@ -45,7 +45,7 @@ def operator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param == "torch 2.11":
         monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
         monkeypatch.delattr(nn, "LinearCrossEntropyOptions", raising=False)
-        monkeypatch.delattr(loss, "_compiled_of_chunk")
+        monkeypatch.delattr(loss, "_compiled")
 
 
 @pytest.mark.usefixtures("operator")

@@ -205,7 +205,7 @@ def test_the_probe_measures_the_loss_and_the_model(tmp_path: Path) -> None:
         "attention, default, forward and backward",
         "loss, chunks of 4096",
     } <= set(times)
-    assert "  a chunk's softmax, static shapes" in times
+    assert "  a chunk's gradient, static shapes" in times
     assert "model, compiled, flash: forward and backward" in times
 
 
