@@ -10,19 +10,19 @@ from scripts.plan import main
 from tests.scripts.test_plan import DS_CONFIG, RECIPE
 from training.plan.measure import Try, search
 
-ROOM = 1000
+AVAILABLE = 1000
 
 
 def sized(
     peak: Callable[[int], float], rate: Callable[[int], float], tried: list[int]
 ) -> Callable[[int], Try]:
-    """Steps of a device with `ROOM` bytes, where a micro-batch has this peak and these tokens per second."""
+    """Steps of a device with `AVAILABLE` bytes, where a micro-batch has this peak and these tokens per second."""
 
     def run(size: int) -> Try:
         tried.append(size)
-        if peak(size) > ROOM:
-            return Try(size, 1, planned=10 * size, room=ROOM)
-        return Try(size, 1, 10 * size, ROOM, peak=round(peak(size)), tokens_per_s=rate(size))
+        if peak(size) > AVAILABLE:
+            return Try(size, 1, planned=10 * size, available=AVAILABLE)
+        return Try(size, 1, 10 * size, AVAILABLE, peak=round(peak(size)), tokens_per_s=rate(size))
 
     return run
 
@@ -36,7 +36,7 @@ def test_the_largest_that_fits_is_found_in_few_tries(true_bytes: int, first: int
     run = sized(lambda size: true_bytes * size, lambda size: size, order)
     tried = search(sizes, first, run, planned=lambda size: 10 * size)
     fitting = [one.micro_batch for one in tried if one.peak]
-    assert max(fitting) == max(size for size in sizes if true_bytes * size <= ROOM)
+    assert max(fitting) == max(size for size in sizes if true_bytes * size <= AVAILABLE)
     assert len(order) <= 6 and len(order) == len(set(order))
     assert [one.micro_batch for one in tried] == sorted(order)
 
@@ -68,8 +68,8 @@ def test_steps_are_made_and_a_try_that_takes_too_much_is_ended(
     said = capsys.readouterr().out
     small, whole = json.loads((tmp_path / "out").read_text())["measured"]
     assert (small["micro_batch"], small["accumulation"], whole["micro_batch"]) == (1, 4001, 4001)
-    assert whole["peak"] is None and whole["planned"] > whole["room"] > small["planned"]
-    assert 0 < small["peak"] < small["room"] and small["tokens_per_s"] > 0
+    assert whole["peak"] is None and whole["planned"] > whole["available"] > small["planned"]
+    assert 0 < small["peak"] < small["available"] and small["tokens_per_s"] > 0
     assert "does not fit" in said
     assert said.strip().endswith("the fastest 1: --ds.train_micro_batch_size_per_gpu 1")
 

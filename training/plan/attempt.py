@@ -34,10 +34,10 @@ class Started:
     """What is said before the model is built.
 
     Attributes:
-        room: bytes that the model and its step may take
+        available: bytes that the model and its step may take
     """
 
-    room: int
+    available: int
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ def _measured(
     with bf16_arithmetic():
         if device.type == "cuda":
             free, whole = torch.cuda.mem_get_info()
-            room = min(free, limit or int((1 - RESERVE) * whole))
-            torch.cuda.set_per_process_memory_fraction(min(1.0, room / whole))
-            pipe.send(Started(room))
+            available = min(free, limit or int((1 - RESERVE) * whole))
+            torch.cuda.set_per_process_memory_fraction(min(1.0, available / whole))
+            pipe.send(Started(available))
             seconds = _steps(recipe.model, recipe, deepspeed, device, STEPS)
             return Measured(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), *seconds)
         # What is imported and allocated once is no part of the model.

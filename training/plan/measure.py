@@ -30,7 +30,7 @@ class Try:
         micro_batch: sequences
         accumulation: micro-batches per step of the run
         planned: bytes at the peak, as the plan has them
-        room: bytes that there were
+        available: bytes that there were
         peak: bytes at the measured peak; None where they did not suffice
         tokens_per_s: of one rank, over a whole step of the run
     """
@@ -38,7 +38,7 @@ class Try:
     micro_batch: int
     accumulation: int
     planned: int
-    room: int
+    available: int
     peak: int | None = None
     tokens_per_s: float | None = None
 
@@ -93,9 +93,9 @@ class Measurement:
                 raise RuntimeError(f"a step at micro-batch {micro_batch} failed:\n{text}")
             raise UserError(f"a step at micro-batch {micro_batch} cannot be made: {text}")
         of_run = self.sequences // micro_batch
-        tried = Try(micro_batch, of_run, self.planned(micro_batch), started.room)
+        tried = Try(micro_batch, of_run, self.planned(micro_batch), started.available)
         measured = next((one for one in said if isinstance(one, Measured)), None)
-        if measured is None or measured.reserved > started.room:
+        if measured is None or measured.reserved > started.available:
             return tried
         seconds = of_run * measured.micro_batch_s + measured.optimizer_s
         tokens = self.sequences * self.recipe.model.block_size
@@ -159,8 +159,8 @@ def search(
         if largest and largest.peak:
             scale = largest.peak / largest.planned
         else:  # twice what would have made the smallest of them fail
-            scale = max(1.0, 2 * max(one.room / one.planned for one in tried))
-        expected = {i: scale * planned(sizes[i]) / found.room for i in range(low + 1, high)}
+            scale = max(1.0, 2 * max(one.available / one.planned for one in tried))
+        expected = {i: scale * planned(sizes[i]) / found.available for i in range(low + 1, high)}
         if largest and expected.get(low + 1, 0) > TOO_LARGE:
             break
         guess = max((i for i, share in expected.items() if share <= 1), default=low + 1)
@@ -203,7 +203,7 @@ def describe_tries(tried: Sequence[Try], where: str) -> tuple[str, list[dict[str
             one.micro_batch,
             one.accumulation,
             f"{one.tokens_per_s:,.0f}" if one.tokens_per_s else "does not fit",
-            f"{one.peak / 2**30:.2f} GiB" if one.peak else f"> {one.room / 2**30:.2f} GiB",
+            f"{one.peak / 2**30:.2f} GiB" if one.peak else f"> {one.available / 2**30:.2f} GiB",
             f"{one.planned / 2**30:.2f} GiB",
             f"{one.planned / one.peak:.2f}" if one.peak else "",
         ]
