@@ -16,7 +16,7 @@ AVAILABLE = 1000
 def sized(
     peak: Callable[[int], float], rate: Callable[[int], float], tried: list[int]
 ) -> Callable[[int], Try]:
-    """Steps of a device with `AVAILABLE` bytes, where a micro-batch has this peak and these tokens per second."""
+    """Steps with `AVAILABLE` bytes, where a micro-batch has this peak and these tokens per second."""
 
     def run(size: int) -> Try:
         tried.append(size)
