@@ -101,11 +101,11 @@ def linear_cross_entropy(
         compiled: whether what `none` makes of the logits is compiled; `mean` always is, in bf16.
     """
     products = dtype_of_products(hidden)
-    chunk = CHUNK["cpu" if hidden.device.type == "cpu" else "cuda"]
+    kind = "cpu" if hidden.device.type == "cpu" else "cuda"
     altered = bool(softcap) or (bool(z_loss) and reduction == "mean")
     if products in _WIDE and not altered and hasattr(F, "linear_cross_entropy"):
         options = nn.LinearCrossEntropyOptions(
-            acc_policy="compact", chunking_method=None, batch_chunk_size=chunk
+            acc_policy="compact", chunking_method=None, batch_chunk_size=CHUNK[kind]
         )
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear_cross_entropy(
@@ -119,11 +119,12 @@ def linear_cross_entropy(
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, rows = hidden.to(products), weight.to(products)
         if reduction == "mean":
-            if products not in _WIDE:
-                chunk = CHUNK_IN_PLACE["cuda" if hidden.is_cuda else "cpu"]
-            return _MeanLoss.apply(hidden, rows, targets, chunk, *((z_loss, softcap) if altered else ()))
-        of_chunk = _compiled(_losses) if compiled and hidden.dtype not in _WIDE else _losses
-        parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+            most = (CHUNK if products in _WIDE else CHUNK_IN_PLACE)[
+                kind
+            ]  # uncompiled it makes copies in fp32
+            return _MeanLoss.apply(hidden, rows, targets, most, *((z_loss, softcap) if altered else ()))
+        of_chunk = _compiled(_losses) if compiled and products not in _WIDE else _losses
+        parts = zip(hidden.split(CHUNK[kind]), targets.split(CHUNK[kind]), strict=True)
         return torch.cat([of_chunk(x @ rows.T, y, softcap) for x, y in parts])
 
 

@@ -115,7 +115,7 @@ class Worker(Iterator[LaneSequence]):
             raise made
         assert self._connection is not None
         with suppress(OSError):
-            self._connection.send(b"1")  # there is room for one more
+            self._connection.send(b"1")  # one more may be made
         sequences = made.sequences()
         self._place = self._place.after(sequences)
         self._deaths = 0
@@ -155,16 +155,16 @@ class Worker(Iterator[LaneSequence]):
 def make_for(connection: socket.socket, maker: Maker) -> NoReturn:
     """What the process does: it is told where to begin, and how much it may make ahead."""
     place, chunk_size, chunks_ahead = _first_message(connection)
-    room = threading.Semaphore(chunks_ahead)
+    allowed = threading.Semaphore(chunks_ahead)
     outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_take_orders, args=(connection, room), daemon=True).start()
+    threading.Thread(target=_take_orders, args=(connection, allowed), daemon=True).start()
     threading.Thread(target=_send_all, args=(connection, outbox), daemon=True).start()
     chunk: list[LaneSequence] = []
     try:
         for sequence in maker.sequences(place):
             chunk.append(sequence)
             if len(chunk) == chunk_size:
-                room.acquire()
+                allowed.acquire()
                 outbox.put(Chunk.of(chunk))
                 chunk = []
     except Exception as error:
@@ -185,11 +185,11 @@ def _first_message(connection: socket.socket) -> tuple[Place, int, int]:
     return message
 
 
-def _take_orders(connection: socket.socket, room: threading.Semaphore) -> NoReturn:
-    """Each byte is room for one more chunk; the end of the stream is that of the training process."""
+def _take_orders(connection: socket.socket, allowed: threading.Semaphore) -> NoReturn:
+    """Each byte allows one more chunk; the end of the stream is that of the training process."""
     with suppress(OSError):
         while orders := connection.recv(64):
-            room.release(len(orders))
+            allowed.release(len(orders))
     os._exit(0)
 
 

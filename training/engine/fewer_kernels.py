@@ -35,12 +35,12 @@ class _Accumulation:
     def __call__(self, parameter: nn.Parameter, group: int, index: int, clear_lp_grads: bool) -> None:
         if parameter.grad is None:
             return
-        total: Any = self._sums[group][index]
+        total: Any = self._sums[group][index]  # flat
         gradient = parameter.grad.view(total.shape)
-        if gradient.is_cuda or gradient.numel() <= _SLICE:
-            total.add_(gradient)  # a GPU converts on the way; a CPU makes a copy, here a small one
+        if gradient.is_cuda:
+            total.add_(gradient)  # which converts on the way; a CPU makes a copy, here a small one
         else:
-            for part, of in zip(total.view(-1).split(_SLICE), gradient.view(-1).split(_SLICE), strict=True):
+            for part, of in zip(total.split(_SLICE), gradient.split(_SLICE), strict=True):
                 part.add_(of)
         parameter._hp_grad = total  # type: ignore[attr-defined]
         self._has[group][index] = True
