@@ -8,17 +8,13 @@ from .shared_contexts import SharedContexts
 
 DocumentMask = torch.Tensor | BlockMask | SharedContexts
 
-# Uncompiled it holds all scores in memory. Each shape is compiled once, and a run has few.
-_compiled = torch.cuda.is_available()
-_flex_attention = torch.compile(flex_attention, dynamic=False) if _compiled else flex_attention
-
 
 def document_mask(documents: torch.Tensor, dropout: bool) -> DocumentMask:
     """The mask of `documents` (B, T) on their device; `dropout` says whether attention will have any.
 
     FlexAttention skips the tiles in which no position sees another, but it has no dropout.
     """
-    return block_mask(documents) if documents.is_cuda and not dropout else dense_mask(documents)
+    return _block_mask(documents) if documents.is_cuda and not dropout else dense_mask(documents)
 
 
 def dense_mask(documents: torch.Tensor) -> torch.Tensor:
@@ -34,6 +30,13 @@ def block_mask(documents: torch.Tensor) -> BlockMask:
 
     B, T = documents.shape
     return create_block_mask(sees, B, None, T, T, device=documents.device)
+
+
+# Uncompiled, the one holds all scores in memory and the other goes over all pairs of positions several times.
+# Each shape is compiled once, and a run has few; another batch's mask compiles nothing.
+_is_compiled = torch.cuda.is_available()
+_flex_attention = torch.compile(flex_attention, dynamic=False) if _is_compiled else flex_attention
+_block_mask = torch.compile(block_mask, dynamic=False) if _is_compiled else block_mask
 
 
 def attend(

@@ -74,6 +74,21 @@ def test_a_gpt_with_flex_attention_trains_as_one_with_sdpa(eager_flex, monkeypat
         torch.testing.assert_close(flex, sdpa, atol=1e-5, rtol=1e-4)
 
 
+def test_one_compilation_serves_the_masks_of_all_batches() -> None:
+    """Compiled, as on a GPU, and within a compiled part of the model, which reads the mask."""
+    torch.manual_seed(0)
+    masks = torch.compile(block_mask, dynamic=False)
+    attends = torch.compile(attend, dynamic=False)
+    q, k, v = (torch.randn(2, 2, 300, 16) for _ in range(3))
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for length in (40, 70, 300):
+            documents = torch.randint(0, 2, (2, 300)).cumsum(1) // length
+            mask = masks(documents)
+            assert torch.equal(mask.to_dense(), block_mask(documents).to_dense())
+            expected = attend(q, k, v, dense_mask(documents), 0.0)
+            torch.testing.assert_close(attends(q, k, v, mask, 0.0), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_a_gpt_trains_as_on_the_cpu(gpu: torch.device) -> None:
     idx, losses, gradients = tokens(), [], []
@@ -88,7 +103,7 @@ def test_on_a_gpu_a_gpt_trains_as_on_the_cpu(gpu: torch.device) -> None:
 
 
 def test_a_gpu_gets_flex_attentions_mask_unless_there_is_dropout(monkeypatch) -> None:
-    monkeypatch.setattr("model.document_mask.block_mask", lambda documents: "flex")
+    monkeypatch.setattr("model.document_mask._block_mask", lambda documents: "flex")
     monkeypatch.setattr("model.document_mask.dense_mask", lambda documents: "dense")
     on_gpu, on_cpu = SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)
     assert [document_mask(on_gpu, False), document_mask(on_gpu, True)] == ["flex", "dense"]
