@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from data import BAD_REASONS, Interrupted
 
+from .timing.mark import Mark, on_device
+
 
 class OfAllRanks(NamedTuple):
     """What the ranks' parts of a step add up to."""
@@ -27,6 +29,32 @@ class OfAllRanks(NamedTuple):
     """Whether a rank was asked to stop, or its data ended."""
     bad_documents: dict[str, int]
     """Documents left out since the run began, by reason."""
+
+
+class Gathered:
+    """What the ranks have sent each other of a step, on its way to this rank's host.
+
+    Args:
+        parts: what each rank sent, (ranks, numbers) float64, perhaps still being computed on a GPU.
+        bad_before: documents left out before this process, by reason.
+        reasons: of the counts behind the first four numbers.
+    """
+
+    def __init__(self, parts: torch.Tensor, bad_before: Mapping[str, int], reasons: Sequence[str]) -> None:
+        self._bad_before, self._reasons = bad_before, reasons
+        self._parts = parts.to("cpu", non_blocking=True)
+        self._copied = Mark(parts.device)
+
+    def read(self) -> OfAllRanks:
+        """What they add up to. On a GPU it waits for what came before, and not for what was begun since."""
+        self._copied.wait()
+        loss, tokens, stops, _, *counts = self._parts.sum(dim=0).tolist()
+        bad = {
+            reason: self._bad_before.get(reason, 0) + int(count)
+            for reason, count in zip(self._reasons, counts, strict=True)
+        }
+        bad = {reason: count for reason, count in bad.items() if count}
+        return OfAllRanks(loss / max(tokens, 1), int(tokens), self._parts[:, 3].max().item(), stops > 0, bad)
 
 
 class Feed:
@@ -63,20 +91,25 @@ class Feed:
         self._bad_of_next: Counter[str] = Counter()
         self._wait = 0.0
 
-    def fetch(self) -> None:
+    def fetch(self, computed: Mark | None = None) -> None:
         """Fetch the next global batch; an error is kept in `error`, until all ranks know of it.
 
-        Where this rank is asked to stop meanwhile, there is none: the ranks stop before it is needed.
+        Where this rank is asked to stop meanwhile, there is none: the ranks stop before it is needed. Nothing
+        waited for a micro-batch that comes before the device is at `computed`.
         """
-        started = time.perf_counter()
+        batch = []
         try:
-            self._batch = [next(self._loader) for _ in range(self._accumulation)]
+            for _ in range(self._accumulation):
+                started = time.perf_counter()
+                batch.append(next(self._loader))
+                if computed is None or computed.is_reached():
+                    self._wait += time.perf_counter() - started
+            self._batch = batch
         except Interrupted:
             pass
         except (ValueError, OSError) as error:
             self.error, self.cause = str(error), error
         self._bad_of_next = Counter(self._loader.bad)
-        self._wait = time.perf_counter() - started
 
     def take(self) -> list[Any]:
         """The global batch that was fetched."""
@@ -85,21 +118,17 @@ class Feed:
         self.taken = batch
         return batch
 
-    def of_all_ranks(self, loss_and_targets: torch.Tensor, stop: bool) -> OfAllRanks:
-        """Put together what the ranks have: sums of loss (nats) and targets, (2,) float64, and the rest."""
+    def gather(self, loss_and_targets: torch.Tensor, stop: bool) -> Gathered:
+        """Put together what the ranks have: sums of loss (nats) and targets, (2,) float64, and the rest.
+
+        All ranks call it. It does not wait for a GPU.
+        """
         counts = [self._bad[reason] for reason in self._reasons]
-        others = loss_and_targets.new_tensor([stop or self.error is not None, self._wait, *counts])
-        mine = torch.cat([loss_and_targets, others])
+        others = torch.tensor([stop or self.error is not None, self._wait, *counts], dtype=torch.float64)
+        mine = torch.cat([loss_and_targets, on_device(others, loss_and_targets.device)])
         gathered = mine.new_empty(dist.get_world_size() * len(mine))
         dist.all_gather_into_tensor(gathered, mine)
-        ranks = gathered.view(-1, len(mine)).cpu()
-        loss, tokens, stops, _, *counts = ranks.sum(dim=0).tolist()
-        bad = {
-            reason: self._bad_before.get(reason, 0) + int(count)
-            for reason, count in zip(self._reasons, counts, strict=True)
-        }
-        bad = {reason: count for reason, count in bad.items() if count}
-        return OfAllRanks(loss / max(tokens, 1), int(tokens), ranks[:, 3].max().item(), stops > 0, bad)
+        return Gathered(gathered.view(-1, len(mine)), self._bad_before, self._reasons)
 
     def error_of_any_rank(self) -> str | None:
         """Why the data ended, if it did on a rank. All ranks call it."""

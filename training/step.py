@@ -13,6 +13,7 @@ from model import IGNORED_TARGET
 
 from .engine.build import gradient_norm, set_learning_rate
 from .feed import Feed
+from .timing.mark import Mark, on_device
 from .watch.stop import Stopped, StopRequest
 
 
@@ -82,11 +83,12 @@ def train_step(
     started = time.perf_counter()
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss in nats, targets
     cursors: dict[int, Sequence[int]] = {}
+    micro_batches = feed.take()
     with stop.phase("step"), _undone_where_stopped(engine, device):
-        for number, (tokens, moved) in enumerate(feed.take()):
-            if number > 0:  # before the first one they have agreed at the end of the last step
+        for number, (tokens, moved) in enumerate(micro_batches, start=1):
+            if number > 1:  # before the first one they have agreed at the end of the last step
                 stop.check()
-            tokens = tokens.to(device, non_blocking=True).long()  # (B, T + 1)
+            tokens = on_device(tokens, device).long()  # (B, T + 1)
             inputs, targets = inputs_and_targets(tokens, eot)
             documents = document_ids(inputs, eot) if document_mask else None
             with phase("forward"):
@@ -97,17 +99,22 @@ def train_step(
             loss = loss * (live / targets.numel())
             with phase("backward"):
                 engine.backward(loss)
-            with phase("optimizer"):
-                engine.step()  # the weights move at the last micro-batch
             sums += torch.stack([loss.detach().double() * targets.numel(), live])
             cursors.update(moved)
-    # The CPU tokenises the next batch while a GPU still computes this one: nothing above waits for it.
+            if number < len(micro_batches):
+                engine.step()  # which counts the micro-batch
+    # Up to here a GPU is only told what to compute. While it computes, the host gets the next batch, and what
+    # the ranks tell each other is on its way: the loss, the counts, and whether anybody wants to stop.
     if fetch_next:
+        computed = Mark(device)
         with phase("data"), stop.phase("data"):
-            feed.fetch()
-    # The first and only wait: one gather brings the loss, the counts, and whether anybody wants to stop.
+            feed.fetch(computed)
     with stop.phase("step"):
-        ranks = feed.of_all_ranks(sums, stop.asked())
+        gathered = feed.gather(sums, stop.asked())
+        # The only wait: DeepSpeed reads the gradients' norm, and then tells the GPU how to move the weights.
+        with phase("optimizer"):
+            engine.step()
+        ranks = gathered.read()
     return StepResult(
         loss=ranks.loss,
         tokens=ranks.tokens,

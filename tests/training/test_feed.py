@@ -10,6 +10,7 @@ import torch
 from tests.clock import Clock
 from tests.distributed import run_on_ranks
 from training.feed import Feed, OfAllRanks
+from training.timing.mark import Mark
 
 REASONS = ("empty", "too_long")
 
@@ -49,13 +50,13 @@ def step(feed: Feed, loss: float = 1, targets: int = 1) -> tuple[list[int], OfAl
     """The batch that is taken, and what the ranks make of it while the next one is fetched."""
     batch = feed.take()
     feed.fetch()
-    return batch, feed.of_all_ranks(sums(loss, targets), stop=False)
+    return batch, feed.gather(sums(loss, targets), stop=False).read()
 
 
 def add_up(rank: int) -> None:
     feed = Feed(Loader(REASONS[rank]), 3, {"too_long": 10}, REASONS)
     feed.fetch()
-    result = feed.of_all_ranks(sums(loss=6, targets=2 + rank), stop=False)
+    result = feed.gather(sums(loss=6, targets=2 + rank), stop=False).read()
     assert (result.loss, result.tokens, result.stop) == (12 / 5, 5, False)
     assert result.bad_documents == {"too_long": 10}  # nothing of the first batch is taken yet
     for number in range(2):
@@ -64,7 +65,7 @@ def add_up(rank: int) -> None:
         assert (result.loss, result.tokens) == ((2e9 + 1) / 2e9, 2 * 10**9)  # which fp32 cannot hold
         assert result.bad_documents == {"empty": 3 * (number + 1), "too_long": 10 + 3 * (number + 1)}
     assert step(feed, loss=0, targets=0)[1].loss == 0
-    assert feed.of_all_ranks(sums(0, 1), stop=rank == 1).stop
+    assert feed.gather(sums(0, 1), stop=rank == 1).read().stop
     assert feed.error_of_any_rank() is None
 
 
@@ -83,7 +84,7 @@ def stop_together(rank: int) -> None:
         assert feed.error_of_any_rank() == str(error)
     feed = Feed(Loader(end=0 if rank == 1 else 99), 2, {}, REASONS)
     feed.fetch()
-    assert feed.of_all_ranks(sums(0, 0), stop=False).stop
+    assert feed.gather(sums(0, 0), stop=False).read().stop
 
 
 def test_two_ranks_stop_together_when_the_data_of_one_ends() -> None:
@@ -97,11 +98,36 @@ def wait_for_the_slower(rank: int) -> None:
     feed.fetch()
     assert step(feed)[1].data_wait == pytest.approx(0.2)
     feed.take()  # the last batch: no other is fetched, nor waited for
-    assert feed.of_all_ranks(sums(1, 1), stop=False).data_wait == 0
+    assert feed.gather(sums(1, 1), stop=False).read().data_wait == 0
 
 
 def test_two_ranks_wait_as_long_as_the_slower_one() -> None:
     run_on_ranks(wait_for_the_slower, 2)
+
+
+class Gpu(Mark):
+    """A device that computes until a time of the clock."""
+
+    def __init__(self, clock: Clock, until: float) -> None:
+        self._clock, self._until = clock, until
+
+    def is_reached(self) -> bool:
+        return self._clock.now >= self._until
+
+
+def count_what_a_gpu_waited_for(_rank: int) -> None:
+    clock = Clock()
+    time.perf_counter = clock  # of this process alone
+    feed = Feed(Loader(clock=clock, seconds=0.05), 4, {}, REASONS)
+    feed.fetch()
+    for computes, waits in ((0.12, 0.1), (1.0, 0.0), (0.0, 0.2)):
+        feed.take()
+        feed.fetch(Gpu(clock, until=clock.now + computes))
+        assert feed.gather(sums(1, 1), stop=False).read().data_wait == pytest.approx(waits)
+
+
+def test_what_comes_while_the_gpu_computes_was_not_waited_for() -> None:
+    run_on_ranks(count_what_a_gpu_waited_for, 1)
 
 
 def test_an_error_that_is_a_mistake_of_ours_is_not_swallowed() -> None:

@@ -58,31 +58,43 @@ def test_mfu_divides_by_the_peak_of_all_ranks(clock: Clock) -> None:
     assert throughput.summary()["mfu"] == pytest.approx(0.5) and "MFU 50.0%" in throughput.sentence()
 
 
-def test_on_a_gpu_times_come_from_events_and_the_peak_from_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_a_phase_counts_once_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     class Event:
-        now = 0.0
+        """In a stream that is told of 7 ms of work before each event, and is always one event behind."""
+
+        told = 0.0
 
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
 
         def record(self) -> None:
-            Event.now += 7.0
-            self.at = Event.now
+            Event.told += 7.0
+            self.at = Event.told
+
+        def query(self) -> bool:
+            return self.at < Event.told
 
         def synchronize(self) -> None:
-            pass
+            Event.told += 1.0
 
         def elapsed_time(self, end: Any) -> float:
+            assert end.query(), "torch raises"
             return end.at - self.at  # milliseconds
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(module, "peak_memory", lambda cuda: 2**30)
     throughput = Throughput(flops_per_token=10**9, device=torch.device("cuda", 0), ranks=4)
-    with throughput.phase("forward"):
-        pass
-    line = throughput.step(tokens=989_000, seconds=1.0)
-    assert line["forward_s"] == 0.007 and line["mfu"] == pytest.approx(0.25)
+    lines = []
+    for _ in range(2):
+        for name in ("forward", "optimizer"):
+            with throughput.phase(name):  # type: ignore[arg-type]
+                pass
+        lines.append(throughput.step(tokens=989_000, seconds=1.0))
+    assert lines[0]["forward_s"] == 0.007 and lines[0]["mfu"] == pytest.approx(0.25)
+    assert "optimizer_s" not in lines[0] and lines[1]["optimizer_s"] == 0.007
+    throughput.summary()
+    assert throughput._seconds == {"forward": 0.014, "optimizer": 0.014}  # the last one is waited for
 
 
 def see_what_was_freed() -> None:

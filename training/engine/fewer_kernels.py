@@ -49,8 +49,11 @@ class _Accumulation:
 
 
 def _global_norm(input_tensors: Iterable[torch.Tensor], **_: Any) -> torch.Tensor:
-    """The L2 norm of all fp32 tensors together, (), or -1 where it is not finite, as DeepSpeed has it."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(input_tensors))))
+    """The L2 norm of all fp32 tensors together, (), or -1 where it is not finite, as DeepSpeed has it.
+
+    It is on the host: DeepSpeed, `_clip` and the log look at it, and a GPU is waited for once.
+    """
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(input_tensors)))).cpu()
     return torch.where(norm.isfinite(), norm, -1.0)
 
 
@@ -58,6 +61,6 @@ def _clip(
     input_tensors: Iterable[torch.Tensor], max_norm: float, global_norm: torch.Tensor, **_: Any
 ) -> torch.Tensor:
     """Scale the gradients, in place, so that their norm is at most `max_norm`."""
-    if (factor := max_norm / (global_norm + 1e-6)) < 1:
+    if (factor := float(max_norm / (global_norm + 1e-6))) < 1:
         torch._foreach_mul_(list(input_tensors), factor)
     return global_norm

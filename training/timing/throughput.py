@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..engine.hardware import peak_flops
+from .mark import Mark
 
 Phase = Literal["data", "forward", "backward", "optimizer", "validation", "checkpoint", "diagnostics"]
 DATA_WAIT_LIMIT = 0.05
@@ -21,8 +22,8 @@ DATA_WAIT_STEPS = 20
 class Throughput:
     """Times the phases of a loop and says what they add up to, since this process started to train.
 
-    On a GPU a phase's ends are events in its stream, read after the step, when the loop has waited for the
-    step's loss anyway: timing adds no synchronisation.
+    On a GPU a phase ends where its stream ends it, and is counted once that is over: the optimizer's with the
+    next step. So timing waits for nothing.
 
     Args:
         flops_per_token: the model's, forward and backward.
@@ -31,11 +32,12 @@ class Throughput:
     """
 
     def __init__(self, flops_per_token: int, device: torch.device, ranks: int) -> None:
-        self._cuda = device.type == "cuda"
-        peak = peak_flops(torch.cuda.get_device_name(device)) if self._cuda else None
+        self._device = device
+        is_gpu = device.type == "cuda"
+        peak = peak_flops(torch.cuda.get_device_name(device)) if is_gpu else None
         self._peak = peak * ranks if peak else None
         self._flops_per_token = flops_per_token
-        self._pending: list[tuple[Phase, Any, Any]] = []
+        self._pending: deque[tuple[Phase, Mark, Mark]] = deque()
         self._seconds: dict[Phase, float] = {}
         self._steps: list[float] = []
         self._tokens = 0
@@ -44,9 +46,9 @@ class Throughput:
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
         """Count what happens inside as `name`."""
-        begin = self._now()
+        begin = Mark(self._device)
         yield
-        self._pending.append((name, begin, self._now()))
+        self._pending.append((name, begin, Mark(self._device)))
 
     def step(self, tokens: int, seconds: float) -> dict[str, float]:
         """What metrics.jsonl says of the speed of a step that is over.
@@ -70,11 +72,15 @@ class Throughput:
         step, which compiles. MFU is there where the GPU's peak is known. Shares are of the time since the
         start.
         """
+        if self._pending:
+            self._pending[-1][2].wait()
         self._collect()
         whole = time.perf_counter() - self._started
         later = self._steps[1:] or self._steps
         share = {name: round(spent / whole, 4) for name, spent in self._seconds.items()}
-        facts: dict[str, Any] = {"peak_memory_gib": round(peak_memory(self._cuda) / 2**30, 3)}
+        facts: dict[str, Any] = {
+            "peak_memory_gib": round(peak_memory(self._device.type == "cuda") / 2**30, 3)
+        }
         if later:
             mean_tokens = self._tokens / len(self._steps)
             rate = mean_tokens * len(later) / sum(later)
@@ -97,24 +103,12 @@ class Throughput:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in facts["time_share"].items())
         return "; ".join([*words, f"time: {shares}"])
 
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def _collect(self) -> dict[Phase, float]:
-        """Seconds by phase since the last call."""
+        """Seconds by phase since the last call, of those that are over."""
         seconds: dict[Phase, float] = {}
-        for name, begin, end in self._pending:
-            if self._cuda:
-                end.synchronize()  # it is over already: the step's loss has been read
-                spent = begin.elapsed_time(end) / 1000
-            else:
-                spent = end - begin
-            seconds[name] = seconds.get(name, 0.0) + spent
-        self._pending.clear()
+        while self._pending and self._pending[0][2].is_reached():
+            name, begin, end = self._pending.popleft()
+            seconds[name] = seconds.get(name, 0.0) + begin.seconds_until(end)
         for name, spent in seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
         return {name: round(spent, 5) for name, spent in seconds.items()}
