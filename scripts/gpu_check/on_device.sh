@@ -76,6 +76,11 @@ import train, eval.__main__, eval.jobs, eval.scoring.lm, eval.report, eval.score
 from deepspeed.accelerator import get_accelerator
 print('DeepSpeed', deepspeed.__version__, 'on', get_accelerator().device_name(), get_accelerator().communication_backend_name())"
     tail -n 3 "$logs/imports.log"
+    # What a start imports before its first step, in seconds by package.
+    stage import_times 60 python3 -X importtime -c "import training; training.load_libraries(True)"
+    grep -a '^import time:' "$logs/import_times.log" | awk -F '[:|]' '
+        $2 > 0 { split($4, name, "."); gsub(/ /, "", name[1]); of[name[1]] += $2; all += $2 }
+        END { for (n in of) if (of[n] > all / 50) printf "%6.2f s  %s\n", of[n] / 1e6, n; printf "%6.2f s  all\n", all / 1e6 }' | sort -n
 }
 part_docmask() {
     train docmask gpt2_small "${small[0]}" 8 --skip_preflight --data.document_mask true
