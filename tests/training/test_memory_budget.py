@@ -137,6 +137,15 @@ def test_the_plan_knows_what_compiled_blocks_keep(runs: list[Run]) -> None:
         assert planned_to_be_kept(SHAPE, compiled=True, budget=budget) == pytest.approx(run.kept, rel=0.02)
 
 
+@pytest.mark.slow
+def test_the_plan_knows_what_compiled_streams_keep(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A topology's own code, compiled between the blocks, keeps as much as they do."""
+    streams = replace(SHAPE, n_layer=1, topology="hyper_connections")
+    (run,) = runs_of(streams, (1.0,), tmp_path_factory)
+    assert planned_to_be_kept(streams, compiled=True) == pytest.approx(run.kept, rel=0.02)
+    assert run.kept > 1.5 * planned_to_be_kept(replace(SHAPE, n_layer=1), compiled=True)
+
+
 @pytest.mark.parametrize(
     ("options", "documents", "checkpoint"),
     [

@@ -1,4 +1,4 @@
-"""What only a GPU shows of training: the CPU's losses, a resumed run, a checkpoint's copy."""
+"""What only a GPU shows of training: a CPU's losses, a resumed run, a checkpoint's copy, marks."""
 
 import os
 import subprocess
@@ -11,6 +11,7 @@ from tests.jobs import arguments, command, lines_of, make_job
 from tests.processes import ENVIRONMENT, ROOT
 from tests.short_lines import TEXTS
 from training.checkpoints.host_copy import HostCopies
+from training.timing.mark import Mark, on_device
 
 pytestmark = pytest.mark.gpu
 STEPS = 6
@@ -85,3 +86,20 @@ def test_a_checkpoints_copy_is_the_state_before_the_next_step(gpu: torch.device)
         assert copied["weights"].eq(value).all() and copied["tied"].eq(value).all()
         assert copies.bytes == 4 << 22
         copies.give_back()
+
+
+def test_a_mark_is_reached_with_what_came_before_it(gpu: torch.device) -> None:
+    """What is read there is right while the stream is busy with what came later."""
+    size = 4096 if gpu.type == "cuda" else 64
+    numbers = on_device(torch.arange(1 << 16), gpu)
+    matrix = torch.randn(size, size, device=gpu)
+    begin = Mark(gpu)
+    total = numbers.sum().to("cpu", non_blocking=True)
+    copied = Mark(gpu)
+    for _ in range(20):
+        matrix = matrix @ matrix / size
+    end = Mark(gpu)
+    copied.wait()
+    assert copied.is_reached() and total == (1 << 15) * ((1 << 16) - 1)
+    end.wait()
+    assert end.is_reached() and 0 <= begin.seconds_until(copied) < begin.seconds_until(end) < 60
