@@ -18,7 +18,7 @@ TEXTS = made_up(150, seed=1)
 
 
 def test_every_kind_of_source_is_exact() -> None:
-    made = check(TEXTS, lanes=[1, 4, 7, 60], ways=3, chains=1)
+    made = check(TEXTS, lanes=[1, 7, 60], ways=3, chains=1)
     assert made["kinds of source"] == made["stopped and resumed runs"] == 17
 
 

