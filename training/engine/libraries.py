@@ -17,10 +17,7 @@ def load_libraries(compiled: bool) -> None:
     Args:
         compiled: whether torch.compile will be used.
     """
-    if not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):  # its older name
-        os.environ.setdefault(
-            "PYTORCH_ALLOC_CONF", "expandable_segments:True"
-        )  # read when a GPU is first used
+    set_allocators()
     # Modules are objects that stay: to look through half a million of them again and again takes a quarter of
     # the time of the imports, and as much of DeepSpeed's start, which collects garbage six times.
     gc.disable()
