@@ -119,9 +119,8 @@ def linear_cross_entropy(
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, rows = hidden.to(products), weight.to(products)
         if reduction == "mean":
-            most = (CHUNK if products in _WIDE else CHUNK_IN_PLACE)[
-                kind
-            ]  # uncompiled it makes copies in fp32
+            # Uncompiled, as it is there, it makes copies in fp32.
+            most = (CHUNK if products in _WIDE else CHUNK_IN_PLACE)[kind]
             return _MeanLoss.apply(hidden, rows, targets, most, *((z_loss, softcap) if altered else ()))
         of_chunk = _compiled(_losses) if compiled and products not in _WIDE else _losses
         parts = zip(hidden.split(CHUNK[kind]), targets.split(CHUNK[kind]), strict=True)

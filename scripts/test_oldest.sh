@@ -6,8 +6,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=.cache/oldest
 
-"${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
-    echo "error: $("${PYTHON:-python3}" --version) is not the oldest Python, 3.11 (set PYTHON to one)" >&2
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
+    echo "error: $("$python" --version) is not the oldest Python, 3.11 (set PYTHON to one)" >&2
     exit 2
 }
 mkdir -p .cache

@@ -121,7 +121,7 @@ def test_the_guides_examples_run(tmp_path: Path) -> None:
     assert len(commands) == 5
     printed = []
     for number, command in enumerate(commands):
-        if number > 0:  # at full size the check takes half a minute, and does the same
+        if number > 0:  # the check in full, of the first, takes half a minute
             command = command.replace("--model.preset gpt2_small", "--quick")
         done = typed(command, tmp_path, HF_HOME=str(tmp_path / "huggingface"))
         assert done.returncode == 0, (command, done.stdout, done.stderr)

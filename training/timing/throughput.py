@@ -32,9 +32,8 @@ class Throughput:
     """
 
     def __init__(self, flops_per_token: int, device: torch.device, ranks: int) -> None:
-        self._device = device
-        is_gpu = device.type == "cuda"
-        peak = peak_flops(torch.cuda.get_device_name(device)) if is_gpu else None
+        self._device, self._cuda = device, device.type == "cuda"
+        peak = peak_flops(torch.cuda.get_device_name(device)) if self._cuda else None
         self._peak = peak * ranks if peak else None
         self._flops_per_token = flops_per_token
         self._pending: deque[tuple[Phase, Mark, Mark]] = deque()
@@ -78,9 +77,7 @@ class Throughput:
         whole = time.perf_counter() - self._started
         later = self._steps[1:] or self._steps
         share = {name: round(spent / whole, 4) for name, spent in self._seconds.items()}
-        facts: dict[str, Any] = {
-            "peak_memory_gib": round(peak_memory(self._device.type == "cuda") / 2**30, 3)
-        }
+        facts: dict[str, Any] = {"peak_memory_gib": round(peak_memory(self._cuda) / 2**30, 3)}
         if later:
             mean_tokens = self._tokens / len(self._steps)
             rate = mean_tokens * len(later) / sum(later)
